@@ -1,0 +1,113 @@
+"""Speech recognition whose decoder is a diffusion language model.
+
+import diffusion_gemma_asr as asr
+
+model = asr.load("mini")
+print(asr.transcribe("talk.mp3", model).text)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_gemma_asr.errors import (
+    AsrError,
+    AudioError,
+    CheckpointError,
+    DataError,
+    RecipeError,
+    SynthesisError,
+)
+from diffusion_gemma_asr.results import Segment, Transcript, Word
+
+# `transcribe` is a module and its chief function: importing both here leaves the function under the name.
+from diffusion_gemma_asr.transcribe import Progress, TranscribeOptions, transcribe, transcribe_many
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion_gemma_asr.model import DiffusionGemmaASR
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsrError",
+    "AudioError",
+    "CheckpointError",
+    "DataError",
+    "Progress",
+    "RecipeError",
+    "Segment",
+    "SynthesisError",
+    "TranscribeOptions",
+    "Transcript",
+    "Word",
+    "__version__",
+    "load",
+    "transcribe",
+    "transcribe_many",
+]
+
+PRESETS = Path(__file__).parent / "presets"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load(
+    name_or_path: str | Path = "mini",
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    local_files_only: bool = False,
+) -> DiffusionGemmaASR:
+    """Load a model that transcribes.
+
+    Args:
+        name_or_path: "mini", the model that travels inside the package; a checkpoint folder; or a hub
+            repository. A folder that is called mini itself is "./mini".
+        device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
+        dtype: "float32", "bfloat16", "float16" or torch's own name for one; None leaves it to the checkpoint.
+        local_files_only: never ask the network for the parts of a hub model.
+
+    Raises:
+        CheckpointError: the model is missing, incomplete, or its parts do not fit each other.
+        AsrError: there is no such device or dtype.
+    """
+    from diffusion_gemma_asr.checkpoint import load_checkpoint
+
+    return load_checkpoint(
+        PRESETS / "mini" if str(name_or_path) == "mini" else name_or_path,
+        device=_device(device),
+        dtype=_dtype(dtype),
+        local_files_only=local_files_only,
+    )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """A device that can be used, checked here so that the answer comes before the weights are read."""
+    import torch
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise AsrError(
+            f"device {device} cannot be used ({reason}); give auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    import torch
+
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise AsrError(f"dtype {dtype} is not known; give one of {', '.join(DTYPES)}")
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen

@@ -1,0 +1,235 @@
+"""The denoising backbone: the only module that knows how transformers' DiffusionGemma looks inside.
+
+DiffusionGemma is an encoder and a decoder with tied weights. The encoder reads the prompt causally and leaves a key/value
+cache; the decoder sees a canvas in both directions and reads that cache without changing it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import Cache, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
+
+from .errors import CheckpointError
+
+LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What the encoder leaves behind for the canvas.
+
+    cache: keys and values (B, kv_heads, P, head_dim) of every layer; visible (B, P) bool: cache positions the canvas may
+    read; lengths (B,) long: prompt tokens, the canvas continues at this position.
+    """
+
+    cache: Cache
+    visible: Tensor
+    lengths: Tensor
+
+
+class Backbone(nn.Module):
+    """DiffusionGemma as the rest of the system sees it: embed, prefill, denoise, logits, LoRA.
+
+    Every batch is padded on the right: a causal encoder then never reads padding, and no position shifts.
+    """
+
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion):
+        super().__init__()
+        model.set_experts_implementation("grouped_mm")  # by far the fastest, on GPU and CPU
+        self.model = model
+        self.config = model.config.text_config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        quantization: str | None = None,
+        local_files_only: bool = False,
+    ) -> Backbone:
+        """Loads a DiffusionGemma checkpoint from a hub name or a folder, frozen.
+
+        Args:
+            quantization: None, or a name that `quantization.quantization_config` knows (4 and 8 bit).
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found or read, or the quantisation package is missing.
+        """
+        options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        if quantization is not None:
+            from .quantization import quantization_config
+
+            options |= {"quantization_config": quantization_config(quantization), "device_map": {"": str(device)}}
+        try:
+            model = DiffusionGemmaForBlockDiffusion.from_pretrained(name_or_path, dtype=dtype, **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"cannot load the backbone {name_or_path}: {reason}") from error
+        if quantization is None:
+            model.to(device)
+        return cls(model).eval().requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, config: DiffusionGemmaConfig) -> Backbone:
+        """A backbone with random weights."""
+        return cls(DiffusionGemmaForBlockDiffusion(config))
+
+    # -- shape and scale ------------------------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding and of lm_head."""
+        return self.config.vocab_size
+
+    @property
+    def softcap(self) -> float:
+        """Logits are `softcap * tanh(x / softcap)`."""
+        return self.config.final_logit_softcapping
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """(V, H), tied with the embeddings."""
+        return self.model.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head_weight.device
+
+    @torch.no_grad()
+    def embedding_scale(self) -> float:
+        """Root mean square of one component of the token rows as the layers see them, after the factor sqrt(hidden)."""
+        mean_square = sum(float(rows.float().pow(2).sum()) for rows in self.lm_head_weight.split(8192))
+        return (mean_square / self.lm_head_weight.numel() * self.hidden_size) ** 0.5
+
+    # -- LoRA ---------------------------------------------------------------------------------------------------------
+
+    def add_lora(self, rank: int = 16, alpha: int = 32, dropout: float = 0.0) -> None:
+        """Freezes the model and puts LoRA on q, k, v, o of every layer of both stacks.
+
+        The stacks share their weights but not their LoRA, so each learns its own part.
+        """
+        self.model.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, bias="none")
+        inject_adapter_in_model(config, self.model)
+
+    def lora_state_dict(self) -> dict[str, Tensor]:
+        """The LoRA matrices by name; empty without LoRA."""
+        return {
+            name.replace(".default", ""): p.detach() for name, p in self.model.named_parameters() if "lora_" in name
+        }
+
+    def load_lora_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Fills the LoRA matrices; `add_lora` comes first.
+
+        Raises:
+            CheckpointError: a matrix is missing, left over, or of another shape.
+        """
+        own = {name.replace(".default", ""): p for name, p in self.model.named_parameters() if "lora_" in name}
+        if odd := sorted(own.keys() ^ state.keys()):
+            raise CheckpointError(f"the LoRA matrices do not fit this backbone: {len(odd)} names differ, first {odd[0]}")
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise CheckpointError(f"{name} is {tuple(state[name].shape)} in the adapter, but this backbone needs "
+                                      f"{tuple(parameter.shape)}; use the backbone that the adapter was trained on")
+            parameter.data.copy_(state[name])
+
+    def merge_lora(self) -> None:
+        """Adds LoRA into the attention weights, for inference; the two stacks' attention is no longer tied afterwards."""
+        parents = dict(self.model.named_modules())
+        for name, layer in list(parents.items()):
+            if isinstance(layer, LoraLayer):
+                base = layer.get_base_layer()
+                base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+                layer.merge()
+                parent, _, child = name.rpartition(".")
+                setattr(parents[parent], child, base)
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, P) ids → (B, P, H) rows, scaled as the layers expect them."""
+        return self.model.model.decoder.embed_tokens(ids)
+
+    def prefill(self, embeds: Tensor, mask: Tensor, lengths: Tensor | None = None) -> tuple[Prefill, Tensor]:
+        """Reads prompts causally.
+
+        Args:
+            embeds: (B, P, H) from `embed`, audio slots overwritten.
+            mask: (B, P) bool, real tokens, padding on the right.
+            lengths: (B,) prompt tokens, where the row goes on with a transcript that the canvas must not see (training);
+                by default the whole row is prompt.
+
+        Returns:
+            the Prefill, and the encoder's last hidden states (B, P, H).
+
+        Raises:
+            ValueError: the prompt is longer than the sliding window, where the cache would forget its beginning.
+        """
+        if embeds.shape[1] >= self.config.sliding_window:
+            raise ValueError(f"a prompt of {embeds.shape[1]} tokens; the backbone's window is {self.config.sliding_window}")
+        if lengths is None:
+            lengths = mask.sum(1)
+        # No masks: within the window causal attention is plain, and padding stands behind everything real.
+        out = self.model.model.encoder(
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            past_key_values=DynamicCache(config=self.config),
+        )
+        visible = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
+        return Prefill(out.past_key_values, visible, lengths), out.last_hidden_state
+
+    def denoise_hidden(
+        self,
+        canvas: Tensor,
+        prefill: Prefill,
+        self_conditioning: Tensor | None = None,
+        self_conditioning_mask: Tensor | None = None,
+    ) -> Tensor:
+        """One pass of the decoder over the canvas.
+
+        Args:
+            canvas: (B, C) ids.
+            prefill: of the same B rows.
+            self_conditioning: (B, C, V) logits of the pass before, None at the first.
+            self_conditioning_mask: (B,) bool, rows that get the signal (training).
+
+        Returns:
+            (B, C, H) last hidden states, before lm_head.
+        """
+        batch, length = canvas.shape
+        attention_mask = None
+        if not bool(prefill.visible.all()):
+            seen = torch.cat([prefill.visible, prefill.visible.new_ones(batch, length)], 1)  # (B, P + C)
+            attention_mask = seen[:, None, None, :].expand(-1, 1, length, -1)
+        return self.model.model.decoder(
+            decoder_input_ids=canvas,
+            past_key_values=prefill.cache,
+            self_conditioning_logits=self_conditioning,
+            self_conditioning_mask=self_conditioning_mask,
+            decoder_attention_mask={"full_attention": attention_mask, "sliding_attention": attention_mask},
+            decoder_position_ids=prefill.lengths[:, None] + torch.arange(length, device=canvas.device),
+        ).last_hidden_state
+
+    def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
+        """One pass of the decoder over the canvas → (B, C, V) float32 logits, soft-capped."""
+        return self.logits(self.denoise_hidden(canvas, prefill, self_conditioning))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., H) hidden states → (..., V) float32 logits through lm_head, soft-capped."""
+        return self.softcap * torch.tanh(self.model.lm_head(hidden).float() / self.softcap)

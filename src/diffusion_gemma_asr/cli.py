@@ -1,0 +1,260 @@
+"""The command `diffusion-gemma-asr`: transcribe, train, info.
+
+Option names are those of openai/whisper and whisperX, with underscores; dashes are understood too. Results go
+to standard output, everything else to standard error. Exit status: 0 all went well, 1 something failed (named
+in one line on standard error), 2 the command was not understood.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
+
+import diffusion_gemma_asr as asr
+
+if TYPE_CHECKING:
+    from diffusion_gemma_asr.denoise import DenoiseOptions
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("-", "_"),  # --batch-size is --batch_size
+    },
+    help="Speech recognition whose decoder is a diffusion language model.",
+)
+
+
+class OutputFormat(str, Enum):
+    txt = "txt"
+    json = "json"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with `arguments` (None is those of the process) and leave with its exit status."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="diffusion-gemma-asr")
+    except asr.AsrError as error:
+        _complain(str(error))
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"diffusion-gemma-asr {asr.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Sound or video files.", show_default=False)],
+    model: Annotated[
+        str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository.")
+    ] = "mini",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", "--compute_type", help=f"auto (the model's own), {', '.join(asr.DTYPES)}."),
+    ] = "auto",
+    language: Annotated[
+        str, typer.Option(help="Code of the language spoken.")
+    ] = asr.TranscribeOptions.language,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps at most.")] = 8,
+    seed: Annotated[
+        int, typer.Option(help="The same seed gives the same transcript.")
+    ] = asr.TranscribeOptions.seed,
+    batch_size: Annotated[
+        int, typer.Option("--batch_size", min=1, help="Chunks of at most 30 s taken at once.")
+    ] = asr.TranscribeOptions.batch_size,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor threads.", show_default="torch's choice")
+    ] = None,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--output_format", "-f", help="txt, or one line of JSON for each file.")
+    ] = OutputFormat.txt,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output_dir", "-o", help="Write NAME.txt or NAME.json here.", show_default="print"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show segments with times and scores.")] = False,
+) -> None:
+    """Transcribe sound files: the text of one, or path, tab and text of each of several."""
+    outputs = _output_files(files, output_dir, output_format)
+    if threads is not None:
+        _set_threads(threads)
+    loaded = asr.load(model, device=device, dtype=None if dtype == "auto" else dtype)
+    chosen = asr.TranscribeOptions(language, _denoise_options(steps), seed, batch_size)
+
+    began, heard_s, failed = time.perf_counter(), 0.0, 0
+    with _progress_bar() as bar:
+        results = asr.transcribe_many(loaded, files, chosen, on_progress=bar.update)
+        for file, output, result in zip(files, outputs, results, strict=True):
+            with bar.aside():
+                if isinstance(result, asr.AsrError):
+                    _complain(str(result))
+                    failed += 1
+                    continue
+                heard_s += result.duration
+                if verbose:
+                    _show_segments(file, result)
+                line = _format(file, result, output_format, with_path=len(files) > 1 and output is None)
+                if output is None:
+                    print(line, flush=True)
+                else:
+                    _write(output, line + "\n")
+    _report_speed(heard_s, time.perf_counter() - began)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    recipe: Annotated[
+        str, typer.Option(help="Name of a recipe of the package, or a YAML file.", show_default=False)
+    ],
+) -> None:
+    """Count the parameters of a recipe's model: what is frozen, what is trained."""
+    from diffusion_gemma_asr.info import render
+
+    print(render(recipe))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The run to do.", show_default=False)],
+) -> None:
+    """Train an adapter by a recipe; a run that was interrupted goes on where it stood."""
+    from diffusion_gemma_asr.train.adapter import train_from_recipe
+
+    train_from_recipe(recipe)
+
+
+def _complain(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _denoise_options(steps: int) -> DenoiseOptions:
+    from diffusion_gemma_asr.denoise import DenoiseOptions
+
+    return DenoiseOptions(steps=steps)
+
+
+def _output_files(files: list[Path], folder: Path | None, output_format: OutputFormat) -> list[Path | None]:
+    """Where each result goes, None being standard output; two inputs never share a file."""
+    if folder is None:
+        return [None] * len(files)
+    outputs: dict[Path, Path] = {}
+    for file in files:
+        output = folder / f"{file.stem}.{output_format.value}"
+        if output in outputs:
+            raise typer.BadParameter(f"{outputs[output]} and {file} would both be written to {output}")
+        outputs[output] = file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{folder}: cannot be made ({error.strerror})") from None
+    return list(outputs)
+
+
+def _write(output: Path, text: str) -> None:
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise asr.AsrError(f"{output}: cannot be written ({error.strerror}); see --output_dir") from None
+
+
+def _format(file: Path, result: asr.Transcript, output_format: OutputFormat, *, with_path: bool) -> str:
+    if output_format is OutputFormat.json:
+        return json.dumps({"audio": str(file)} | result.to_dict(), ensure_ascii=False)
+    return f"{file}\t{result.text}" if with_path else result.text
+
+
+def _show_segments(file: Path, result: asr.Transcript) -> None:
+    print(f"{file}: {result.duration:.1f} s, {len(result.segments)} segments", file=sys.stderr)
+    for segment in result.segments:
+        score = (
+            "silence" if segment.no_speech_prob == 1.0 else f"mean log-probability {segment.avg_logprob:.2f}"
+        )
+        times = f"[{_clock(segment.start)} --> {_clock(segment.end)}]"
+        print(f"{times} {segment.text} ({score})", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as mm:ss.mmm, with hours in front where there are any."""
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours:02d}:" if hours else "") + f"{minutes:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
+
+
+def _report_speed(heard_s: float, took_s: float) -> None:
+    if heard_s:
+        speed = f"{heard_s / took_s:.1f} times real time"
+        print(f"{heard_s:.1f} s of sound in {took_s:.1f} s: {speed}", file=sys.stderr)
+
+
+class _Bar:
+    """A progress bar over seconds of sound, on standard error and only where that is a terminal."""
+
+    def __init__(self, display: ProgressBar) -> None:
+        self._display = display
+        self._task = display.add_task("", total=0.0)
+
+    def update(self, progress: asr.Progress) -> None:
+        self._display.update(self._task, completed=progress.done_s, total=progress.read_s)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar off the screen while something else is printed."""
+        self._display.stop()
+        try:
+            yield
+        finally:
+            self._display.start()
+
+
+@contextmanager
+def _progress_bar() -> Iterator[_Bar]:
+    console = Console(stderr=True)
+    display = ProgressBar(
+        TextColumn("transcribing"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} s"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=False,  # results are not to end up on standard error
+        redirect_stderr=False,
+    )
+    with display:
+        yield _Bar(display)

@@ -1,0 +1,1 @@
+"""Training data: manifests, synthetic speech, cached features, batches."""

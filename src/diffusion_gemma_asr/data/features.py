@@ -1,0 +1,85 @@
+"""A cache on disk for features that never change: log-mel spectrograms, frames of a frozen encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from .manifest import Utterance
+
+
+class FeatureCache:
+    """Frames (n, width) of many utterances in one float16 file, read through a memory map.
+
+    Args:
+        path: folder that holds `frames.f16` and `index.json`, as `build` writes them.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+        self._spans: dict[str, tuple[int, int]] = {key: (start, n) for key, start, n in index["spans"]}
+        self._frames = np.memmap(path / "frames.f16", np.float16, "r").reshape(-1, index["width"])
+
+    @classmethod
+    def build(
+        cls,
+        path: str | Path,
+        utterances: Sequence[Utterance],
+        width: int,
+        compute: Callable[[list[Utterance]], list[np.ndarray]],
+        batch_size: int = 16,
+    ) -> FeatureCache:
+        """Opens the cache in `path`, computing first what it lacks.
+
+        Args:
+            compute: utterances → one array (n, width) each.
+            width: size of a frame.
+
+        A cache that was interrupted while it was built keeps what is indexed; new utterances are appended.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        spans: list[tuple[str, int, int]] = []
+        if (path / "index.json").exists():
+            spans = [tuple(s) for s in json.loads((path / "index.json").read_text(encoding="utf-8"))["spans"]]
+        have = {key for key, _, _ in spans}
+        todo = sorted((u for u in utterances if u.audio_filepath not in have), key=lambda u: u.duration)
+        position = max((start + n for _, start, n in spans), default=0)
+        if todo:
+            mode = "r+b" if spans else "wb"
+            with (path / "frames.f16").open(mode) as file:
+                file.truncate(position * width * 2)
+                file.seek(position * width * 2)
+                batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
+                for number, batch in enumerate(track(batches, f"features → {path.name}"), 1):
+                    for utterance, frames in zip(batch, compute(batch), strict=True):
+                        file.write(frames.astype(np.float16).tobytes())
+                        spans.append((utterance.audio_filepath, position, len(frames)))
+                        position += len(frames)
+                    if number % 200 == 0 or number == len(batches):
+                        file.flush()
+                        _write_index(path, width, spans)
+        return cls(path)
+
+    def __contains__(self, utterance: Utterance) -> bool:
+        return utterance.audio_filepath in self._spans
+
+    def __getitem__(self, utterance: Utterance) -> np.ndarray:
+        """(n, width) float16 frames of one utterance."""
+        start, n = self._spans[utterance.audio_filepath]
+        return self._frames[start : start + n]
+
+    def length(self, utterance: Utterance) -> int:
+        """Frames of one utterance, without reading them."""
+        return self._spans[utterance.audio_filepath][1]
+
+
+def _write_index(path: Path, width: int, spans: list[tuple[str, int, int]]) -> None:
+    part = path / "index.part"
+    part.write_text(json.dumps({"width": width, "spans": spans}), encoding="utf-8")
+    part.replace(path / "index.json")

@@ -1,0 +1,100 @@
+"""Imitated audio tokens: what a CTC-trained projector writes into the slots, made from text alone.
+
+A projector trained by CTC through lm_head turns sound into rows that resemble token embeddings: some tokens twice, blanks
+between them, now and then a wrong one, none or one too many, and all of them blurred. A backbone that has learnt to read
+such slots has the skill that the adapter later builds on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rapidfuzz import fuzz, process
+from torch import Tensor
+from torch.nn import functional as F
+
+REPEATS = ((1, 0.68), (2, 0.27), (3, 0.05))  # slots that show one token
+BLANKS = ((0, 0.45), (1, 0.3), (2, 0.15), (3, 0.07), (5, 0.03))  # blanks behind it
+
+
+@dataclass(frozen=True)
+class SlotNoise:
+    """Largest levels; each example draws its own, uniformly from 0.
+
+    wrong, missing, extra: probability a token; blur: share of another token mixed into a slot; gaussian: noise relative to
+    the slot's size.
+    """
+
+    wrong: float = 0.3
+    missing: float = 0.1
+    extra: float = 0.1
+    blur: float = 0.6
+    gaussian: float = 0.7
+
+
+def lookalikes(tokens: Sequence[str], first: int, count: int = 8) -> np.ndarray:
+    """(V, count) ids of the most similarly spelled tokens of each token; ids below `first` are special and never chosen."""
+    names = list(tokens[first:])
+    similarity = process.cdist(names, names, scorer=fuzz.ratio, dtype=np.uint8)
+    np.fill_diagonal(similarity, 0)
+    nearest = np.argpartition(-similarity.astype(np.int16), count, axis=1)[:, :count] + first
+    special = np.tile(np.arange(first, first + count), (first, 1))
+    return np.concatenate([special, nearest])
+
+
+def imitate(
+    target: Sequence[int], similar: np.ndarray, blank: int, noise: SlotNoise, rng: random.Random
+) -> tuple[list[int], list[int], float, float]:
+    """Spreads a transcript over slots as CTC would, with errors.
+
+    Args:
+        target: token ids of the transcript.
+        similar: from `lookalikes`.
+        blank: the CTC blank, the pad token.
+
+    Returns:
+        ids of the slots; ids of the tokens blurred into them; the example's blur and gaussian levels.
+    """
+    wrong, missing, extra = (rng.uniform(0, level) for level in (noise.wrong, noise.missing, noise.extra))
+
+    def other(token: int) -> int:
+        return int(rng.choice(similar[token])) if rng.random() < 0.7 else rng.randrange(len(similar))
+
+    slots = [blank] * rng.randint(0, 3)
+    for token in target:
+        if rng.random() < missing:
+            slots += [blank] * rng.randint(0, 2)
+            continue
+        shown = other(token) if rng.random() < wrong else token
+        slots += [shown] * _draw(REPEATS, rng)
+        slots += [blank] * _draw(BLANKS, rng)
+        if rng.random() < extra:
+            slots.append(other(token))
+    slots += [blank] * rng.randint(0, 3)
+    mixed = [rng.randrange(len(similar)) if slot == blank else other(slot) for slot in slots]
+    return slots or [blank], mixed or [blank], rng.uniform(0, noise.blur), rng.uniform(0, noise.gaussian)
+
+
+def _draw(table: Sequence[tuple[int, float]], rng: random.Random) -> int:
+    return rng.choices([value for value, _ in table], [weight for _, weight in table])[0]
+
+
+def slot_rows(shown: Tensor, mixed: Tensor, blur: Tensor, gaussian: Tensor, scale: float) -> Tensor:
+    """Blurs token rows into slots of one size, as the projector's output is normalised.
+
+    Args:
+        shown, mixed: (N, H) embeddings of the slots' tokens and of those blurred into them.
+        blur, gaussian: (N, 1) levels; each slot draws its share of another token up to its blur level.
+        scale: root mean square of one component.
+
+    Returns:
+        (N, H).
+    """
+    share = blur * torch.rand_like(blur)
+    rows = F.rms_norm(shown, shown.shape[-1:]) * (1 - share) + F.rms_norm(mixed, mixed.shape[-1:]) * share
+    rows = rows + gaussian * torch.randn_like(rows)
+    return F.rms_norm(rows, rows.shape[-1:]) * scale

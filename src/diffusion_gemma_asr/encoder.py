@@ -1,0 +1,127 @@
+"""Frozen acoustic encoders: Whisper of any size, run over the frames that hold sound instead of a padded 30 s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .errors import AudioError, CheckpointError
+
+SAMPLE_RATE = 16_000
+HOP = 160  # samples a mel frame: 10 ms; the encoder's second convolution halves that to 20 ms frames
+
+
+class AcousticEncoder(nn.Module):
+    """A Whisper encoder over sound of any length up to 30 s.
+
+    Whisper was trained on clips padded to 30 s. Here the convolutions and the attention see only a clip's own frames, and a
+    batch of clips of different lengths is masked so that each gives what it gives alone.
+    """
+
+    def __init__(self, encoder: WhisperEncoder, extractor: WhisperFeatureExtractor):
+        super().__init__()
+        if encoder.config.num_mel_bins != extractor.feature_size:
+            raise CheckpointError(
+                f"the encoder takes {encoder.config.num_mel_bins} mel bins, but its preprocessor_config.json makes "
+                f"{extractor.feature_size}; take both from the same checkpoint"
+            )
+        self.encoder = encoder
+        self.extractor = extractor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        local_files_only: bool = False,
+    ) -> AcousticEncoder:
+        """Loads a Whisper checkpoint (hub name or folder, with or without its decoder) and keeps the encoder.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be found or read.
+        """
+        where = {"revision": revision, "local_files_only": local_files_only}
+        try:
+            whisper = WhisperModel.from_pretrained(name_or_path, dtype=dtype, **where)
+            extractor = WhisperFeatureExtractor.from_pretrained(name_or_path, **where)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"cannot load the encoder {name_or_path}: {reason}") from error
+        return cls(whisper.encoder, extractor).to(device).eval().requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, config: WhisperConfig) -> AcousticEncoder:
+        """An encoder with random weights."""
+        return cls(WhisperEncoder(config), WhisperFeatureExtractor(feature_size=config.num_mel_bins))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a frame."""
+        return self.encoder.config.d_model
+
+    @property
+    def max_frames(self) -> int:
+        """The most 20 ms frames that the encoder's positions allow (1500 in every Whisper: 30 s)."""
+        return self.encoder.config.max_source_positions
+
+    def features(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Whisper's log-mel spectrogram of each clip, without padding to 30 s.
+
+        Args:
+            audio: float32 arrays (n,), 16 kHz, at most 30 s each.
+
+        Returns:
+            mel (B, bins, T) float32, padded with zeros; lengths (B,) long in mel frames of 10 ms.
+
+        Raises:
+            AudioError: a clip is longer than the encoder's positions or too short for one frame.
+        """
+        spectra = []
+        for clip in audio:
+            if len(clip) < 2 * HOP or len(clip) > self.max_frames * 2 * HOP:
+                raise AudioError(f"a clip of {len(clip) / SAMPLE_RATE:.2f} s; the encoder takes 0.02 s to "
+                                 f"{self.max_frames * 0.02:.0f} s: cut long sound into chunks first")
+            out = self.extractor(clip, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
+            spectra.append(out["input_features"][0])  # (bins, T)
+        lengths = torch.tensor([s.shape[1] for s in spectra])
+        mel = nn.utils.rnn.pad_sequence([s.T for s in spectra], batch_first=True)  # (B, T, bins)
+        return mel.transpose(1, 2).contiguous(), lengths
+
+    def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes log-mel spectrograms.
+
+        Args:
+            mel: (B, bins, T), zeros behind each clip's end.
+            lengths: (B,) mel frames that hold sound.
+
+        Returns:
+            frames (B, ceil(T/2), hidden), zeros behind each end; frame_lengths (B,), frames of 20 ms.
+        """
+        enc = self.encoder
+        mel = mel.to(enc.conv1.weight.dtype)
+        frame_lengths = (lengths + 1) // 2
+        # A lone clip meets the convolutions' zero padding at its end: give every clip of the batch the same.
+        x = F.gelu(enc.conv1(mel)) * length_mask(lengths, mel.shape[2])[:, None].to(mel.dtype)  # (B, D, T)
+        x = F.gelu(enc.conv2(x)).transpose(1, 2)  # (B, F, D)
+        x = x + enc.embed_positions.weight[: x.shape[1]]
+        x = F.dropout(x, p=enc.dropout, training=self.training)
+        mask = length_mask(frame_lengths, x.shape[1])  # (B, F)
+        attention_mask = None if bool(mask.all()) else mask[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        for layer in enc.layers:
+            x = layer(x, attention_mask)
+        return enc.layer_norm(x) * mask[..., None].to(x.dtype), frame_lengths
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """(B,) lengths → (B, size) bool, True inside each row's length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -1,0 +1,85 @@
+"""Loading of frozen parts through transformers, strictly: what transformers only warns about is an error here.
+
+transformers fills weights that a checkpoint lacks with random numbers, and lets a damaged file's exception through. A frozen
+part with random weights would transcribe nonsense without a word of explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .errors import CheckpointError
+
+
+def read_config(
+    name_or_path: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> PreTrainedConfig:
+    """The configuration of a frozen part: `config.json` of a folder or a hub repository.
+
+    Raises:
+        CheckpointError: there is no such folder or repository, or its config.json cannot be read.
+    """
+    _check_folder(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, local_files_only=local_files_only)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the configuration of {name_or_path}: {_first_line(error)}") from None
+
+
+def load_pretrained(
+    model_class: type[PreTrainedModel], name_or_path: str | Path, part: str, **options: Any
+) -> PreTrainedModel:
+    """`model_class.from_pretrained(name_or_path, **options)`, but with every weight in its place or an error.
+
+    Weights that the class has no place for are left out in silence: a Whisper's decoder, when its encoder is loaded.
+
+    Args:
+        part: "encoder" or "backbone", for messages.
+
+    Raises:
+        CheckpointError: the checkpoint is not found, incomplete, damaged, or of another model; in one line.
+    """
+    _check_folder(name_or_path)
+    try:
+        with _quiet():
+            model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load the {part} {name_or_path}: {_first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"the {part} {name_or_path} is incomplete: {len(missing)} weights are missing, first {missing[0]}; "
+            f"fetch it again, and check that it is a {model_class.__name__}"
+        )
+    return model
+
+
+def _check_folder(name_or_path: str | Path) -> None:
+    """A message better than transformers' own ("is not a valid repository") for what can only be a folder."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json; give a folder in the layout of a hub repository")
+    elif folder.is_absolute() or str(name_or_path).startswith((".", "~")):
+        raise CheckpointError(f"{folder}: no such folder; check the name, or make this part first")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of left-out weights; what matters in it becomes an error."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

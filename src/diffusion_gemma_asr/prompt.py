@@ -1,0 +1,102 @@
+"""The chat turn that carries the audio: ids with placeholder slots, and the mask of the slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .errors import AsrError, CheckpointError
+
+LANGUAGES = {
+    "en": "English", "de": "German", "fr": "French", "es": "Spanish", "hi": "Hindi", "zh": "Mandarin",
+}  # fmt: skip
+SPECIAL_TOKENS = {
+    "pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "turn": "<|turn>", "end_of_turn": "<turn|>",
+    "begin_audio": "<|audio>", "audio": "<|audio|>", "end_audio": "<audio|>",
+}  # fmt: skip
+
+
+def instruction(language: str) -> str:
+    """What the prompt asks for; `language` is its English name."""
+    return f"Transcribe the {language} speech."
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Prompts of a batch, padded on the right.
+
+    ids (B, P) long; mask (B, P) bool: real tokens; slot_mask (B, P) bool: placeholders that audio tokens overwrite;
+    lengths (B,) long: real tokens a row.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    slot_mask: Tensor
+    lengths: Tensor
+
+
+class PromptBuilder:
+    """Writes `<bos><|turn>user\\n INSTRUCTION <|audio> SLOTS <audio|><turn|>\\n<|turn>model\\n` for a tokenizer.
+
+    The instruction stands before the audio, so that all utterances of a language share their first tokens.
+
+    Raises:
+        CheckpointError: the tokenizer lacks one of the special tokens.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
+        if missing:
+            raise CheckpointError(f"the backbone's tokenizer lacks {', '.join(missing)}; "
+                                  "it is not the tokenizer of a DiffusionGemma that knows audio")
+        self.special = {name: vocabulary[token] for name, token in SPECIAL_TOKENS.items()}
+        self._newline = self._plain("\n")
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a transcript on the canvas: end of turn and end of sequence."""
+        return (self.special["end_of_turn"], self.special["eos"])
+
+    def row(self, slots: int, language: str = "en") -> list[int]:
+        """The prompt of one utterance of `slots` audio tokens.
+
+        Raises:
+            AsrError: `language` is none of the six.
+        """
+        if language not in LANGUAGES:
+            raise AsrError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
+        s = self.special
+        return [
+            s["bos"], s["turn"], *self._plain("user\n" + instruction(LANGUAGES[language])),
+            s["begin_audio"], *[s["audio"]] * slots, s["end_audio"], s["end_of_turn"], *self._newline,
+            s["turn"], *self._plain("model\n"),
+        ]  # fmt: skip
+
+    def build(self, slot_lengths: Sequence[int], languages: Sequence[str]) -> Prompt:
+        """Prompts of a batch: one row per utterance, padded on the right with the pad token."""
+        return pad_prompts(
+            [self.row(n, language) for n, language in zip(slot_lengths, languages, strict=True)], self.special
+        )
+
+    def target(self, text: str) -> list[int]:
+        """The tokens a canvas should hold for `text`: the transcript and the end of the turn."""
+        return [*self._plain(text), self.special["end_of_turn"]]
+
+
+def pad_prompts(rows: Sequence[Sequence[int]], special: dict[str, int]) -> Prompt:
+    """Rows of ids → Prompt; every `<|audio|>` in a row is a slot."""
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), int(lengths.max())), special["pad"])
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+    return Prompt(ids, mask, (ids == special["audio"]) & mask, lengths)

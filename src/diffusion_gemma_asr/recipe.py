@@ -1,0 +1,342 @@
+"""Recipes: one YAML file says which parts a model is made of, what is trained, how, and on what.
+
+`load_recipe("small")` reads the file that ships with the package, `load_recipe("my/own.yaml")` any other. The file becomes
+frozen dataclasses; each option is described, and has its one default, where its field is declared below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import types
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .data.augment import Masking
+from .errors import RecipeError
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent
+# The package carries the recipes inside itself: a copy in a wheel, a symbolic link to the repository's `recipes/` in a
+# checkout. Where a checkout has no symbolic links, the second folder finds them.
+RECIPE_FOLDERS = (PACKAGE_FOLDER / "recipes", PACKAGE_FOLDER.parents[1] / "recipes")
+
+
+@dataclass(frozen=True)
+class SourceRecipe:
+    """Where a frozen part comes from: a hub repository, or a folder in the same layout."""
+
+    name: str  # hub name or folder; see `resolve_source` for how the two are told apart
+    revision: str | None = None  # branch, tag or commit on the hub; None is its main branch
+
+
+@dataclass(frozen=True)
+class ProjectorRecipe:
+    """The trained bridge from encoder frames (20 ms) to audio tokens (160 ms)."""
+
+    hidden_size: int = 1280  # channels of both convolutions
+    scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
+
+    def __post_init__(self) -> None:
+        _require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """Low-rank updates of q, k, v and o in both stacks of the backbone (Hu et al., 2021)."""
+
+    rank: int = 16
+    alpha: int = 32  # the update is scaled by alpha / rank
+    dropout: float = 0.0  # on the input of the update, while training
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        _require(self.alpha >= 1, "lora.alpha", self.alpha, "at least 1")
+        _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class LossRecipe:
+    """Weights of the three losses; 0 switches a loss off."""
+
+    diffusion: float = 1.0
+    autoregressive: float = 1.0
+    ctc: float = 1.0
+    self_conditioning: float = 0.5  # probability of a first pass whose logits the second sees; not a weight
+
+    def __post_init__(self) -> None:
+        weights = {"diffusion": self.diffusion, "autoregressive": self.autoregressive, "ctc": self.ctc}
+        for key, weight in weights.items():
+            _require(weight >= 0, f"losses.{key}", weight, "at least 0")
+        _require(any(weights.values()), "losses", "three weights of 0", "positive for at least one of them")
+        _require(
+            0 <= self.self_conditioning <= 1, "losses.self_conditioning", self.self_conditioning, "from 0 to 1"
+        )
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """The optimiser (AdamW), its schedule (linear warm-up, then cosine), and what happens every so many steps."""
+
+    steps: int  # optimiser steps
+    batch_size: int  # utterances in one forward pass
+    accumulation: int = 1  # forward passes in one optimiser step
+    lr: float = 1.5e-4  # peak learning rate
+    betas: tuple[float, float] = (0.95, 0.99)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0  # steps over which the rate rises linearly from 0 to `lr`
+    min_lr_ratio: float = 0.0  # the cosine ends at this share of `lr`
+    clip: float = 1.0  # largest norm of the gradient
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; trained weights stay float32
+    spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
+    eval_every: int = 500  # steps between transcriptions of `monitor_samples` utterances
+    save_every: int = 500  # steps between checkpoints
+    log_every: int = 10  # steps between lines on the screen; the JSON log has every step
+    monitor_samples: int = 32  # utterances of the dev lists that are transcribed to judge the run
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "accumulation", "eval_every", "save_every", "log_every"):
+            _require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
+        for key in ("warmup_steps", "seed", "weight_decay", "monitor_samples"):
+            _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "at least 0")
+        for item in fields(self.spec_augment):
+            value = getattr(self.spec_augment, item.name)
+            _require(value >= 0, f"train.spec_augment.{item.name}", value, "at least 0")
+        for key in ("lr", "clip"):
+            _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
+        _require(self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps")
+        _require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
+        _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class TrainList:
+    """One manifest to train on, and its share."""
+
+    manifest: str  # JSONL; a relative path starts from the working directory
+    weight: float = 1.0  # its share of the drawn utterances is weight / sum of all weights
+
+    def __post_init__(self) -> None:
+        _require(self.weight > 0, "data.train.weight", self.weight, "above 0")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Manifests to train on and to judge by. Relative paths start from the working directory."""
+
+    train: tuple[TrainList, ...]
+    dev: tuple[str, ...]  # manifests; never trained on
+    max_duration_s: float = 30.0  # longer utterances are left out
+    cache_dir: str | None = None  # folder for the encoder's output; None computes it anew in every epoch
+    languages: tuple[str, ...] = ("en",)  # codes as Whisper has them; utterances in others are left out
+
+    def __post_init__(self) -> None:
+        for key in ("train", "dev", "languages"):
+            _require(len(getattr(self, key)) >= 1, f"data.{key}", "an empty list", "a list of at least one")
+        _require(0 < self.max_duration_s <= 30, "data.max_duration_s", self.max_duration_s, "above 0 and at most 30")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that defines a model and the run that trains it."""
+
+    name: str
+    encoder: SourceRecipe
+    backbone: SourceRecipe
+    train: TrainRecipe
+    data: DataRecipe
+    projector: ProjectorRecipe = field(default_factory=ProjectorRecipe)
+    lora: LoraRecipe = field(default_factory=LoraRecipe)
+    losses: LossRecipe = field(default_factory=LossRecipe)
+
+
+def load_recipe(path_or_name: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path_or_name: a YAML file, or the name of a recipe that ships with the package ("small").
+
+    Returns:
+        The recipe; `encoder.name` and `backbone.name` are hub names or absolute paths (`resolve_source`).
+
+    Raises:
+        RecipeError: there is no such file, it is not YAML, or a key is unknown, missing, or has an impossible value.
+    """
+    path = find_recipe(path_or_name)
+    content = _read_yaml(path)
+    try:
+        if not isinstance(content, dict):
+            raise RecipeError(f"expected sections (name:, encoder:, ...), found {_kind(content)}")
+        for part in ("encoder", "backbone"):
+            source = content.get(part)
+            if isinstance(source, dict) and isinstance(source.get("name"), str):
+                content[part] = source | {"name": resolve_source(source["name"], path.parent)}
+        return _build(Recipe, content, "")
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def find_recipe(path_or_name: str | Path) -> Path:
+    """The file of a recipe: a path as given, a bare name from the recipes that ship with the package.
+
+    Raises:
+        RecipeError: neither exists; the message lists the known names.
+    """
+    text = str(path_or_name)
+    path = Path(text).expanduser()
+    if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file. {_known()}")
+        return path.resolve()
+    for folder in RECIPE_FOLDERS:
+        if (shipped := folder / f"{text}.yaml").is_file():
+            return shipped
+    raise RecipeError(f"no recipe is called '{text}'{_suggest(text, recipe_names())}. {_known()}")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package, sorted."""
+    return sorted({path.stem for folder in RECIPE_FOLDERS for path in folder.glob("*.yaml")})
+
+
+def resolve_source(name: str, base: Path) -> str:
+    """Tell folders from hub names: the absolute path of a folder, or the hub name unchanged.
+
+    A name that begins with "." or "~", or is absolute, is a path. So is the name of a folder that exists in `base`.
+    Everything else ("openai/whisper-small") is a hub repository.
+
+    Args:
+        name: as written in a recipe or a checkpoint's config.json.
+        base: folder of the file it is written in; relative paths start there.
+    """
+    path = Path(name).expanduser()
+    if name.startswith((".", "~")) or path.is_absolute() or (base / path).is_dir():
+        return str((base / path).resolve())
+    return name
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as 1.2 reads it where 1.1 surprises: `1e-4` is a number, `no` is text (a language), keys are unique."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attribute)
+        letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+
+
+_T = TypeVar("_T")
+
+
+def _build(cls: type[_T], content: Any, where: str) -> _T:
+    """A dataclass from a mapping, strictly: every key known, every required key there, every type right."""
+    if not isinstance(content, dict):
+        raise RecipeError(f"'{where}' must be a section of key: value lines, found {_kind(content)}")
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    for key in content:
+        if key not in known:
+            place = f"in section '{where}'" if where else "at the top level"
+            hint = _suggest(str(key), list(known)) or f"; known here: {', '.join(known)}"
+            raise RecipeError(f"unknown key '{key}' {place}{hint}")
+    hints = get_type_hints(cls)
+    values = {}
+    for key, item in known.items():
+        name = f"{where}.{key}" if where else key
+        if key in content:
+            values[key] = _convert(hints[key], content[key], name)
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise RecipeError(f"'{name}' is missing; add it (recipes/small.yaml shows every key)")
+    return cls(**values)
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`, or a RecipeError that names the key, the value and what is expected."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _build(kind, value, where)  # type: ignore[arg-type]
+    if origin in (Union, types.UnionType):  # only `X | None` occurs
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return None if value is None else _convert(inner, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise RecipeError(f"'{where}' must be one of {', '.join(arguments)}, found {_kind(value)}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(arguments, value, where)
+    expected = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise RecipeError(f"'{where}' must be {expected}, found {_kind(value)}")
+    return value
+
+
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """A YAML list as tuple[X, ...] or tuple[X, Y]."""
+    if not isinstance(value, list):
+        raise RecipeError(f"'{where}' must be a list, found {_kind(value)}")
+    if arguments[-1] is Ellipsis:
+        arguments = (arguments[0],) * len(value)
+    if len(value) != len(arguments):
+        raise RecipeError(f"'{where}' must be a list of {len(arguments)}, found {_kind(value)}")
+    return tuple(
+        _convert(kind, item, f"{where}[{index}]")
+        for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
+    )
+
+
+def _require(holds: bool, key: str, value: Any, must_be: str) -> None:
+    if not holds:
+        raise RecipeError(f"'{key}' must be {must_be}, found {value}")
+
+
+def _kind(value: Any) -> str:
+    """A value for an error message, with its kind where that is not obvious."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, str):
+        return f"the text '{value}'"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, list):
+        return f"the list {value}"
+    return str(value)
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _known() -> str:
+    return f"Give the path of a .yaml file or one of: {', '.join(recipe_names())}"

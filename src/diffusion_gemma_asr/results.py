@@ -1,0 +1,89 @@
+"""What transcription returns. Field names are those of faster-whisper; times are seconds from the start."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and when it was said.
+
+    Attributes:
+        word: the word, with the space that precedes it, if any.
+        start, end: seconds.
+        probability: 0 to 1.
+    """
+
+    word: str
+    start: float
+    end: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of sound that was transcribed at once: a chunk of at most 30 seconds.
+
+    Attributes:
+        id: its number in the transcript, from 0.
+        start, end: seconds.
+        text: without space at either end; empty for silence.
+        tokens: ids in the backbone's vocabulary.
+        avg_logprob: mean natural-log probability of the tokens; 0 where there are none.
+        no_speech_prob: 1 for sound under the silence threshold, which the model is not asked about; else 0.
+        compression_ratio: of the text, see `compression_ratio`; above 2.4 or so the text repeats itself.
+        words: None where no word times were asked for.
+    """
+
+    id: int
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    words: tuple[Word, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The transcript of one recording.
+
+    Attributes:
+        text: of all segments, joined by spaces.
+        language: code of the language that the model was told.
+        duration: of the sound, in seconds.
+        segments: in order of time.
+    """
+
+    text: str
+    language: str
+    duration: float
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def from_segments(cls, segments: tuple[Segment, ...], language: str, duration: float) -> Transcript:
+        """The transcript whose text is that of its segments."""
+        text = " ".join(segment.text for segment in segments if segment.text)
+        return cls(text, language, duration, segments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts and lists, ready for json.dumps."""
+        return _lists(asdict(self))
+
+
+def compression_ratio(text: str) -> float:
+    """UTF-8 bytes of the text over those of its zlib compression, as openai/whisper has it; 0 for no text."""
+    data = text.encode("utf-8")
+    return len(data) / len(zlib.compress(data))
+
+
+def _lists(value: Any) -> Any:
+    """The value with tuples turned to lists at every depth, which is how it would come back from JSON."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value

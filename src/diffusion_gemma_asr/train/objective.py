@@ -1,0 +1,102 @@
+"""What the backbone is trained on: prompt and transcript in one causal row, the transcript once more on a noisy canvas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..losses import autoregressive_loss, diffusion_loss
+from ..noise import q_xt, sample_t
+from ..prompt import PromptBuilder, pad_prompts
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Prompts followed by their transcripts, and the clean canvases.
+
+    ids, mask, slot_mask, target_mask (B, P): tokens, real ones, placeholders of audio tokens, transcript (with its end of
+    turn); lengths (B,): tokens of the prompt alone; canvas (B, C) long: transcript, end of turn, then end of sequence.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    slot_mask: Tensor
+    target_mask: Tensor
+    lengths: Tensor
+    canvas: Tensor
+
+    def to(self, device: torch.device) -> TextBatch:
+        """The same batch on another device."""
+        return TextBatch(**{name: value.to(device) for name, value in self.__dict__.items()})
+
+
+def text_batch(
+    prompts: PromptBuilder, slots: Sequence[int], targets: Sequence[Sequence[int]], languages: Sequence[str], margin: int
+) -> TextBatch:
+    """Joins prompts and targets.
+
+    Args:
+        slots: audio tokens of each row.
+        targets: transcript and end of turn of each row, as `PromptBuilder.target` gives them.
+        margin: canvas positions beyond the longest target.
+    """
+    rows = [prompts.row(n, language) for n, language in zip(slots, languages, strict=True)]
+    joined = pad_prompts([[*row, *target] for row, target in zip(rows, targets, strict=True)], prompts.special)
+    lengths = torch.tensor([len(row) for row in rows])
+    canvas = torch.full((len(rows), max(map(len, targets)) + margin), prompts.special["eos"])
+    for i, target in enumerate(targets):
+        canvas[i, : len(target)] = torch.tensor(target)
+    after_prompt = torch.arange(joined.ids.shape[1]) >= lengths[:, None]
+    return TextBatch(joined.ids, joined.mask, joined.slot_mask, joined.mask & after_prompt, lengths, canvas)
+
+
+@dataclass(frozen=True)
+class BackboneLosses:
+    """Scalars: the diffusion and the autoregressive loss, and the share of tokens that each gets right."""
+
+    diffusion: Tensor
+    autoregressive: Tensor
+    canvas_accuracy: Tensor
+    next_token_accuracy: Tensor
+
+
+def backbone_losses(
+    backbone: Backbone,
+    embeds: Tensor,
+    batch: TextBatch,
+    self_conditioning: float,
+    full_noise: float,
+    generator: torch.Generator | None = None,
+    autoregressive: bool = True,
+) -> BackboneLosses:
+    """Diffusion and autoregressive loss of a batch.
+
+    The encoder reads prompt and transcript in one causal pass; the canvas sees the prompt's part of the cache alone and
+    takes the positions that follow it.
+
+    Args:
+        embeds: (B, P, H), audio slots filled.
+        self_conditioning: probability that a first pass, without gradient, hands its logits to the second.
+        full_noise: probability that a row starts from pure noise instead of t ~ U(eps, 1).
+        autoregressive: leave that loss out (0) where its weight is 0.
+    """
+    weight, softcap = backbone.lm_head_weight, backbone.softcap
+    prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
+    zero = hidden.new_zeros(())
+    ar, ar_accuracy = zero, zero
+    if autoregressive:
+        ar, ar_accuracy = autoregressive_loss(hidden, weight, softcap, batch.ids, batch.target_mask)
+    t = sample_t(len(batch.canvas), generator, device=embeds.device)
+    t = torch.where(torch.rand(t.shape, generator=generator, device=t.device) < full_noise, 1.0, t)
+    noisy = q_xt(batch.canvas, t, backbone.vocab_size, generator)
+    signal = None
+    if float(torch.rand((), generator=generator, device=t.device)) < self_conditioning:
+        with torch.no_grad():
+            signal = backbone.denoise_logits(noisy, prefill)
+    hidden = backbone.denoise_hidden(noisy, prefill, signal)
+    diffusion, accuracy = diffusion_loss(hidden, weight, softcap, batch.canvas, torch.ones_like(noisy, dtype=torch.bool))
+    return BackboneLosses(diffusion, ar, accuracy, ar_accuracy)

@@ -1,0 +1,144 @@
+"""Stage (b) of the mini model: a small DiffusionGemma, trained from nothing on text, then frozen.
+
+It learns to read: every prompt holds a sentence as imitated audio tokens (see data/slots.py), the clean sentence is the
+transcript on the canvas and, for the autoregressive loss, behind the prompt. A share of the prompts holds no sentence at
+all, which keeps the backbone a language model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import jiwer
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoTokenizer, DiffusionGemmaGenerationConfig
+
+from ..backbone import Backbone
+from ..data.batches import LengthBuckets
+from ..data.manifest import read_manifest
+from ..data.slots import SlotNoise, imitate, lookalikes, slot_rows
+from ..data.text import plain_english
+from ..denoise import DenoiseOptions, cut_at_end, denoise
+from ..noise import uniform_canvas
+from ..prompt import PromptBuilder
+from .backbone_config import small_config
+from .loop import LoopOptions, Metrics, run, step_seed
+from .objective import TextBatch, backbone_losses, text_batch
+
+FIRST_WORD_TOKEN = 265  # special tokens and bytes come before it
+
+
+class Reader:
+    """Makes prompts with imitated audio tokens out of sentences."""
+
+    def __init__(self, backbone: Backbone, prompts: PromptBuilder, noise: SlotNoise):
+        self.backbone, self.prompts, self.noise = backbone, prompts, noise
+        tokenizer = prompts.tokenizer
+        self.similar = lookalikes(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), FIRST_WORD_TOKEN)
+
+    def batch(
+        self, targets: list[list[int]], rng: random.Random, margin: int, unheard: float
+    ) -> tuple[Tensor, TextBatch]:
+        """Embeddings (B, P, H) with filled slots, and their batch; a share `unheard` of the rows has slots of noise only."""
+        special = self.prompts.special
+        rows = [imitate(target[:-1], self.similar, special["pad"], self.noise, rng) for target in targets]
+        batch = text_batch(self.prompts, [len(row[0]) for row in rows], targets, ["en"] * len(rows), margin)
+        embeds = self.backbone.embed(batch.ids)
+        shown = self.backbone.embed(torch.tensor([i for row in rows for i in row[0]]))
+        mixed = self.backbone.embed(torch.tensor([i for row in rows for i in row[1]]))
+        blur, gaussian = (torch.tensor([[row[k]] for row in rows for _ in row[0]]) for k in (2, 3))
+        deaf = [rng.random() < unheard for _ in rows]
+        gaussian = torch.where(torch.tensor([[d] for d, row in zip(deaf, rows, strict=True) for _ in row[0]]), 9.0, gaussian)
+        slots = slot_rows(shown, mixed, blur, gaussian, self.backbone.embedding_scale())
+        return embeds.masked_scatter(batch.slot_mask[..., None], slots), batch
+
+
+def train_text(recipe: dict, folder: Path) -> None:
+    """Trains by a stage recipe and writes the backbone, in the real layout, to `folder/backbone`."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    prompts = PromptBuilder(tokenizer)
+    data = recipe["data"]
+    dev = [u.text for u in read_manifest(data["dev"])][:64]
+    texts = [plain_english(line) for line in Path(data["text"]).read_text(encoding="utf-8").splitlines()]
+    texts += [plain_english(u.text) for u in read_manifest(data["speech"], ["en"])]
+    texts = sorted({t for t in texts if 1 <= len(t.split()) <= data["max_words"]} - set(dev))
+    targets = [prompts.target(text) for text in texts]
+    torch.manual_seed(recipe["loop"]["seed"])
+    backbone = Backbone.from_config(small_config(tokenizer, **recipe["model"]))
+    # Token 0 stands for "nothing heard" in the slots; the library's zero row would have no direction.
+    torch.nn.init.normal_(backbone.lm_head_weight.data[tokenizer.pad_token_id], std=backbone.hidden_size**-0.5)
+    reader = Reader(backbone, prompts, SlotNoise(**recipe["slots"]))
+    buckets = LengthBuckets([len(t) for t in targets], recipe["batch_tokens"], recipe["batch_size"], recipe["loop"]["seed"])
+    trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name}
+
+    def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
+        backbone.train()
+        rng = random.Random(step_seed(recipe["loop"]["seed"], step, micro))
+        embeds, batch = reader.batch([targets[i] for i in buckets.at(step)], rng, rng.randint(0, 6), recipe["unheard"])
+        losses = backbone_losses(backbone, embeds, batch, recipe["self_conditioning"], recipe["full_noise"])
+        metrics = {name: float(value.detach()) for name, value in losses.__dict__.items()}
+        return losses.diffusion + recipe["autoregressive"] * losses.autoregressive, metrics
+
+    def evaluate(step: int) -> Metrics:
+        backbone.eval()
+        return _read_back(reader, dev, step)
+
+    start = time.time()
+    run(trained, loss_of, folder / "backbone-run", LoopOptions(**recipe["loop"]), evaluate)
+    save_backbone(backbone, prompts, folder / "backbone")
+    print(json.dumps({"stage": "text", "sentences": len(texts), "minutes": (time.time() - start) / 60}))
+
+
+@torch.no_grad()
+def _read_back(reader: Reader, sentences: list[str], step: int) -> Metrics:
+    """Word error rates of sentences read from imitated slots: what the slots show, and 8 denoising steps from noise."""
+    backbone, prompts = reader.backbone, reader.prompts
+    torch.manual_seed(1)
+    targets = [prompts.target(s) for s in sentences]
+    shown = [imitate(t[:-1], reader.similar, 0, reader.noise, random.Random(i))[0] for i, t in enumerate(targets)]
+    drafts = [[t for k, t in enumerate(row) if t and (k == 0 or row[k - 1] != t)] for row in shown]
+    texts, first = [], []
+    for i, target in enumerate(targets):  # one by one: each row with the seed of its slots
+        embeds, batch = reader.batch([target], random.Random(i), 4, 0.0)
+        mask = batch.mask & ~batch.target_mask
+        prefill, _ = backbone.prefill(embeds[:, : int(mask.sum())], mask[:, : int(mask.sum())])
+        generator = torch.Generator().manual_seed(i)
+        canvas = uniform_canvas(1, batch.canvas.shape[1], backbone.vocab_size, generator)
+        for steps, found in ((8, texts), (1, first)):
+            result = denoise(backbone, prefill, canvas, DenoiseOptions(steps=steps), generator)
+            found.append(prompts.tokenizer.decode(cut_at_end(result.canvas, prompts.end_ids)[0], skip_special_tokens=True))
+    drafted = [prompts.tokenizer.decode(d, skip_special_tokens=True) for d in drafts]
+    for line in list(zip(sentences, drafted, texts, strict=True))[:4]:
+        print(f"step {step} | " + " | ".join(line), flush=True)
+    figures = {"wer_of_slots": jiwer.wer(sentences, drafted), "wer_8_steps": jiwer.wer(sentences, texts),
+               "wer_1_step": jiwer.wer(sentences, first)}
+    print(figures, flush=True)
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def save_backbone(backbone: Backbone, prompts: PromptBuilder, folder: Path) -> None:
+    """Writes weights (float16), tokenizer and generation settings as google/diffusiongemma-26B-A4B-it lays them out."""
+    model = backbone.model
+    model.generation_config = DiffusionGemmaGenerationConfig(
+        max_new_tokens=64, max_denoising_steps=48, t_min=0.4, t_max=0.8, stability_threshold=1, confidence_threshold=0.005,
+        sampler_config={"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.1},
+        bos_token_id=prompts.special["bos"], pad_token_id=prompts.special["pad"],
+        eos_token_id=[prompts.special["eos"], prompts.special["end_of_turn"]],
+    )  # fmt: skip
+    model.half().save_pretrained(folder)
+    model.float()
+    prompts.tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the mini model's backbone on text (stage b).")
+    parser.add_argument("recipe", help="stage recipe, YAML")
+    parser.add_argument("folder", help="run folder that holds tokenizer/")
+    args = parser.parse_args()
+    train_text(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder))

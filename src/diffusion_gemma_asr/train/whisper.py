@@ -1,0 +1,187 @@
+"""Stage (a) of the mini model: a small Whisper, trained from nothing, whose encoder is then frozen.
+
+The encoder learns from two sides at once: the autoregressive decoder's cross-entropy, as Whisper does, and a character CTC
+on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017), without which so small a model takes far longer to find the
+alignment between sound and text. The CTC head is thrown away, the decoder is kept as the yardstick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+
+from ..audio import load_audio
+from ..data.augment import Masking, mask_bands
+from ..data.batches import LengthBuckets
+from ..data.features import FeatureCache
+from ..data.manifest import Utterance, read_manifest
+from ..data.text import plain_english
+from ..encoder import AcousticEncoder
+from .loop import LoopOptions, Metrics, run
+
+CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"  # index 0 is the CTC blank
+
+
+class HybridWhisper(nn.Module):
+    """Whisper with a character CTC head on its encoder, run over the frames that hold sound."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__()
+        self.whisper = WhisperForConditionalGeneration(config)
+        self.acoustic = AcousticEncoder(
+            self.whisper.model.encoder, WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+        )
+        self.ctc_head = nn.Linear(config.d_model, len(CHARACTERS))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All parameters but the encoder's fixed sinusoids."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def losses(
+        self, mel: Tensor, lengths: Tensor, tokens: Tensor, characters: list[list[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Autoregressive and CTC loss of a batch.
+
+        Args:
+            mel: (B, bins, T); lengths: (B,) mel frames.
+            tokens: (B, L) bos, transcript, eos, then -100.
+            characters: transcript of each row as indices into CHARACTERS.
+
+        Returns:
+            cross-entropy a token, CTC loss a character.
+        """
+        frames, frame_lengths = self.acoustic(mel, lengths)
+        hidden = self.whisper.model.decoder(
+            input_ids=tokens[:, :-1].clamp(min=0), encoder_hidden_states=frames
+        ).last_hidden_state
+        logits = self.whisper.proj_out(hidden)  # (B, L-1, V)
+        autoregressive = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-100)
+        log_probs = self.ctc_head(frames).log_softmax(-1).transpose(0, 1)  # (F, B, characters)
+        sizes = torch.tensor([len(c) for c in characters])
+        flat = torch.tensor([index for row in characters for index in row])
+        ctc = F.ctc_loss(log_probs, flat, frame_lengths, sizes, zero_infinity=True)
+        return autoregressive, ctc
+
+    @torch.no_grad()
+    def spell(self, mel: Tensor, lengths: Tensor) -> list[str]:
+        """Greedy character CTC transcripts of a batch."""
+        frames, frame_lengths = self.acoustic(mel, lengths)
+        best = self.ctc_head(frames).argmax(-1)
+        texts = []
+        for row, n in zip(best, frame_lengths, strict=True):
+            indices = torch.unique_consecutive(row[:n]).tolist()
+            texts.append("".join(CHARACTERS[i] for i in indices if i).strip())
+        return texts
+
+
+def mel_cache(path: Path, utterances: Sequence[Utterance], bins: int) -> FeatureCache:
+    """Log-mel spectrograms (T, bins) of all utterances, computed once."""
+    extractor = WhisperFeatureExtractor(feature_size=bins)
+
+    def compute(batch: list[Utterance]) -> list[np.ndarray]:
+        clips = [load_audio(u.audio_filepath) for u in batch]
+        return [
+            extractor(clip, sampling_rate=16_000, padding=False, truncation=False)["input_features"][0].T
+            for clip in clips
+        ]
+
+    return FeatureCache.build(path, utterances, bins, compute)
+
+
+def batch_of(cache: FeatureCache, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
+    """(B, T, bins) float32 padded with zeros, (B,) lengths."""
+    rows = [torch.from_numpy(cache[u].astype(np.float32)) for u in utterances]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows])
+
+
+def whisper_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> WhisperConfig:
+    """A Whisper configuration that writes the mini tokenizer's tokens."""
+    return WhisperConfig(
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, decoder_start_token_id=tokenizer.bos_token_id, max_target_positions=256,
+        suppress_tokens=[], begin_suppress_tokens=[], **sizes,
+    )  # fmt: skip
+
+
+def train_whisper(recipe: dict, folder: Path) -> None:
+    """Trains by a stage recipe and writes the encoder to `folder/encoder`, the whole Whisper to `folder/whisper`."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    data = recipe["data"]
+    train = [u for path in data["train"] for u in read_manifest(path, ["en"], data["max_duration_s"])]
+    dev = {name: read_manifest(path, ["en"], data["max_duration_s"])[: data["dev_count"]]
+           for name, path in data["dev"].items()}
+    torch.manual_seed(recipe["loop"]["seed"])
+    model = HybridWhisper(whisper_config(tokenizer, **recipe["model"]))
+    cache = mel_cache(folder / "mel", [*train, *(u for rows in dev.values() for u in rows)], 80)
+    tokens = [[tokenizer.bos_token_id, *tokenizer.encode(plain_english(u.text), add_special_tokens=False),
+               tokenizer.eos_token_id] for u in train]
+    characters = [[CHARACTERS.index(c) for c in plain_english(u.text)] for u in train]
+    buckets = LengthBuckets([cache.length(u) for u in train], recipe["batch_frames"], 256, recipe["loop"]["seed"])
+    masking = Masking(**recipe["masking"])
+
+    def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
+        model.train()
+        chosen = buckets.at(step)
+        mel, lengths = batch_of(cache, [train[i] for i in chosen])
+        mel = mask_bands(mel, lengths, masking)
+        rows = nn.utils.rnn.pad_sequence([torch.tensor(tokens[i]) for i in chosen], True, -100)
+        ar, ctc = model.losses(mel.transpose(1, 2), lengths, rows, [characters[i] for i in chosen])
+        loss = recipe["weights"]["autoregressive"] * ar + recipe["weights"]["ctc"] * ctc
+        return loss, {"autoregressive": ar.item(), "ctc": ctc.item(), "audio_s": float(lengths.sum()) / 100}
+
+    def evaluate(step: int) -> Metrics:
+        model.eval()
+        figures = {}
+        for name, rows in dev.items():
+            texts = []
+            for i in range(0, len(rows), 20):
+                mel, lengths = batch_of(cache, rows[i : i + 20])
+                texts += model.spell(mel.transpose(1, 2), lengths)
+            references = [plain_english(u.text) for u in rows]
+            figures[f"ctc_wer_{name}"] = round(jiwer.wer(references, texts), 4)
+            figures[f"ctc_cer_{name}"] = round(jiwer.cer(references, texts), 4)
+            print(f"step {step} {name}: {figures}\n  " + "\n  ".join(
+                f"{reference} | {text}" for reference, text in list(zip(references, texts, strict=True))[:3]), flush=True)
+        return figures
+
+    start = time.time()
+    run(model.trained(), loss_of, folder / "whisper-run", LoopOptions(**recipe["loop"]), evaluate)
+    model.whisper.save_pretrained(folder / "whisper")
+    model.acoustic.extractor.save_pretrained(folder / "whisper")
+    save_encoder(model.acoustic, folder / "encoder")
+    print(json.dumps({"stage": "whisper", "hours_of_sound": sum(u.duration for u in train) / 3600,
+                      "minutes": (time.time() - start) / 60}))
+
+
+def save_encoder(acoustic: AcousticEncoder, folder: Path) -> None:
+    """Writes an encoder alone, in float16, in Whisper's layout (`model.encoder.*` keys)."""
+    state = {f"model.encoder.{name}": value.half() for name, value in acoustic.encoder.state_dict().items()}
+    config = acoustic.encoder.config
+    shell = WhisperForConditionalGeneration(config)
+    shell.save_pretrained(folder, state_dict=state)
+    acoustic.extractor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the mini model's Whisper (stage a).")
+    parser.add_argument("recipe", help="stage recipe, YAML")
+    parser.add_argument("folder", help="run folder that holds tokenizer/")
+    args = parser.parse_args()
+    train_whisper(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder))

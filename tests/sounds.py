@@ -1,0 +1,86 @@
+"""Sound made for tests, files of it, and a model that hears pitch instead of words.
+
+A tone of 440 Hz is to the fake model what a spoken sentence is to the real one: its transcript, "440 hertz", depends on
+the samples alone, so a test sees at once when chunks are lost, mixed up or resampled wrongly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_gemma_asr.denoise import DenoiseOptions
+from diffusion_gemma_asr.errors import AsrError
+
+CODECS = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".m4a": "aac", ".ogg": "libopus"}
+
+
+def tone(hertz: float, seconds: float, rate: int = 16_000, amplitude: float = 0.3) -> NDArray[np.float32]:
+    """(n,) a sine."""
+    time_s = np.arange(round(seconds * rate)) / rate
+    return (amplitude * np.sin(2 * np.pi * hertz * time_s)).astype(np.float32)
+
+
+def write(path: Path, samples: NDArray[np.float32], rate: int = 16_000, codec: str | None = None) -> Path:
+    """Write (n,) or (channels, n) floats to a file, in the codec of its ending or the one named."""
+    planes = np.atleast_2d(samples).astype(np.float32)
+    layout = {1: "mono", 2: "stereo"}[len(planes)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec or CODECS[path.suffix], rate=rate)
+        stream.layout = layout
+        resampler = av.AudioResampler(
+            format=stream.format, layout=layout, rate=rate, frame_size=stream.frame_size
+        )
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        for piece in (*resampler.resample(frame), *resampler.resample(None), None):
+            container.mux(stream.encode(piece))
+    return path
+
+
+def pitch(samples: NDArray[np.float32], rate: int = 16_000) -> float:
+    """Hertz of the strongest component."""
+    spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
+    return float(np.argmax(spectrum) * rate / len(samples))
+
+
+@dataclass(frozen=True)
+class HeardPitch:
+    """What the model returns for one sound, as `model.Decoded`."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    steps: int
+
+
+@dataclass
+class PitchModel:
+    """Stands in for DiffusionGemmaASR: transcribes every sound to its pitch, to the nearest 20 Hz."""
+
+    batches: list[list[int]] = field(default_factory=list)  # samples of every sound, batch by batch
+    calls: list[tuple[str, DenoiseOptions, int]] = field(default_factory=list)  # language, options, seed
+
+    def transcribe_batch(
+        self,
+        audio: Sequence[NDArray[np.float32]],
+        language: str = "en",
+        options: DenoiseOptions | None = None,
+        seed: int = 0,
+    ) -> list[HeardPitch]:
+        if language not in ("en", "de"):
+            raise AsrError(f"language {language} is not one of en, de")
+        assert options is not None
+        self.batches.append([len(samples) for samples in audio])
+        self.calls.append((language, options, seed))
+        return [self._hear(samples) for samples in audio]
+
+    def _hear(self, samples: NDArray[np.float32]) -> HeardPitch:
+        assert samples.dtype == np.float32 and samples.ndim == 1
+        hertz = round(pitch(samples) / 20) * 20
+        return HeardPitch(f" {hertz} hertz", [hertz, 7], [-0.25, -0.75], steps=2)

@@ -1,0 +1,56 @@
+"""The parameter counts of the real compositions, built on the meta device, against the published figures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from diffusion_gemma_asr.errors import CheckpointError
+from diffusion_gemma_asr.info import count_parts, render
+from diffusion_gemma_asr.recipe import load_recipe
+
+
+def test_small_trains_42_million_parameters_of_26_billion() -> None:
+    encoder, backbone, projector, lora = count_parts(load_recipe("small"))
+    assert encoder.parameters == pytest.approx(88e6, rel=0.01)
+    assert backbone.parameters == pytest.approx(25.8e9, rel=0.01)
+    assert lora.parameters == 22_978_560  # rank 16 on q, k, v, o of both stacks
+    convolutions = (768 * 7 + 1) * 1280 + (1280 * 5 + 1) * 1280
+    assert projector.parameters == convolutions + (1280 + 1) * 2816
+    assert projector.parameters == pytest.approx(19e6, abs=1e6)
+    trained = projector.parameters + lora.parameters
+    assert trained == pytest.approx(42e6, abs=0.5e6)
+    assert f"{trained / 26e9:.2%}" == "0.16%"
+    assert [part.trained for part in (encoder, backbone, projector, lora)] == [False, False, True, True]
+
+
+def test_large_v3_differs_in_the_encoder_and_the_projectors_input() -> None:
+    small, large = count_parts(load_recipe("small")), count_parts(load_recipe("large-v3"))
+    assert large[0].parameters == pytest.approx(637e6, rel=0.01)
+    assert large[1].parameters == small[1].parameters
+    assert large[2].parameters - small[2].parameters == (1280 - 768) * 7 * 1280
+    assert large[3].parameters == small[3].parameters
+
+
+def test_table_names_every_part_with_its_count_and_share() -> None:
+    lines = render("small").splitlines()
+    assert lines[0] == "recipe small"
+    assert re.search(r"LoRA +22,978,560 +0\.09% +trained +rank 16", "\n".join(lines))
+    assert re.search(r"^trained +41,661,696 +0\.16%$", lines[-1])
+    assert not any(line.endswith(" ") for line in lines)
+
+
+def test_table_of_local_parts(tmp_path: Path, backbone_folder: Path, whisper_folder: Path) -> None:
+    recipe = (Path(__file__).parents[1] / "recipes" / "small.yaml").read_text()
+    recipe = recipe.replace("openai/whisper-small", str(whisper_folder))
+    recipe = recipe.replace("google/diffusiongemma-26B-A4B-it", str(backbone_folder))
+    path = tmp_path / "local.yaml"
+    path.write_text(recipe)
+    assert str(backbone_folder) in render(path)
+    path.write_text(recipe.replace(str(backbone_folder), str(whisper_folder)))
+    with pytest.raises(CheckpointError, match="is a whisper; the backbone must be a DiffusionGemma"):
+        render(path)
+    path.write_text(recipe.replace(str(whisper_folder), "./not-there"))
+    with pytest.raises(CheckpointError, match="not-there: no such folder"):
+        render(path)

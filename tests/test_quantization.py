@@ -1,0 +1,97 @@
+"""Packed experts: shared between the stacks, smaller, close to the original, and clear when a library is missing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusion_gemma_asr.backbone import Backbone
+from diffusion_gemma_asr.errors import CheckpointError
+from diffusion_gemma_asr.quantization import QUANTIZATIONS, Quantizer, find_quantizer, quantize_experts
+from torch import Tensor, nn
+
+
+class Halves(nn.Module):
+    """Unpacks what `halve` packed: a quantizer that needs no library."""
+
+    def forward(self, packed: Tensor) -> Tensor:
+        return packed.float()
+
+
+def halve(weight: Tensor) -> tuple[Tensor, nn.Module]:
+    return weight.half(), Halves()
+
+
+def logits(backbone: Backbone) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(backbone.vocab_size, (2, 6), generator=generator)
+    canvas = torch.randint(backbone.vocab_size, (2, 8), generator=generator)
+    with torch.no_grad():
+        prefill, _ = backbone.prefill(backbone.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        return backbone.denoise_logits(canvas, prefill)
+
+
+def test_only_the_experts_are_packed_and_the_stacks_share_them(backbone_folder: Path) -> None:
+    backbone = Backbone.from_pretrained(backbone_folder)
+    before = logits(backbone)
+    quantize_experts(backbone.model, Quantizer("halves", halve), "cpu")
+    assert torch.allclose(logits(backbone), before, atol=0.05)
+    assert not torch.equal(logits(backbone), before)
+    parameters = dict(backbone.model.named_parameters(remove_duplicate=False))
+    packed = [name for name, parameter in parameters.items() if parameter.dtype == torch.half]
+    assert len(packed) == 2 * 2 * backbone.config.num_hidden_layers  # two stacks, two matrices a layer
+    assert all(".experts." in name for name in packed)
+    for name in packed:
+        if ".decoder." in name:
+            assert parameters[name] is parameters[name.replace(".decoder.", ".encoder.language_model.")]
+
+
+def test_lora_trains_on_packed_experts(backbone_folder: Path) -> None:
+    backbone = Backbone.from_pretrained(backbone_folder)
+    quantize_experts(backbone.model, Quantizer("halves", halve), "cpu")
+    backbone.add_lora(rank=2)
+    ids = torch.arange(8)[None]
+    prefill, _ = backbone.prefill(backbone.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+    backbone.denoise_logits(ids, prefill).sum().backward()
+    gradients = [parameter.grad for name, parameter in backbone.named_parameters() if "lora_B" in name]
+    assert gradients and any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize(("name", "error_bound"), [("4", 0.12), ("8", 0.02)])
+@pytest.mark.parametrize("library", ["bitsandbytes", "torchao"])
+def test_packing_loses_little(backbone_folder: Path, library: str, name: str, error_bound: float) -> None:
+    pytest.importorskip(library)
+    quantizer = find_quantizer(next(q for q in QUANTIZATIONS if q[0] == library[0] and name in q))
+    weight = torch.randn(4, 64, 96, generator=torch.Generator().manual_seed(0))
+    packed, unpack = quantizer.pack(weight)
+    assert packed.dtype == torch.uint8 and packed.numel() == weight.numel() * int(name) // 8
+    error = (unpack(packed) - weight).pow(2).mean() / weight.pow(2).mean()
+    assert error.sqrt() < error_bound
+    backbone = Backbone.from_pretrained(backbone_folder)
+    before = logits(backbone)
+    quantize_experts(backbone.model, quantizer, "cpu")
+    after = logits(backbone)
+    assert ((after - before).pow(2).mean() / before.var()).sqrt() < 5 * error_bound
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_a_missing_library_is_named_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = "bitsandbytes" if name.startswith("bnb") else "torchao"
+    for module in [key for key in sys.modules if key.split(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(CheckpointError, match=rf"'{name}' needs {library}.*pip install 'diffusion-gemma-asr\[quanti"):
+        find_quantizer(name)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(CheckpointError, match="'int3' is unknown; choose one of bnb-4bit, bnb-8bit, torchao-int4"):
+        find_quantizer("int3")
+
+
+def test_torchao_refuses_rows_that_groups_do_not_divide() -> None:
+    pytest.importorskip("torchao")
+    with pytest.raises(CheckpointError, match="groups of 32 weights, but an expert has rows of 40"):
+        find_quantizer("torchao-int4").pack(torch.zeros(2, 8, 40))
