@@ -10,12 +10,12 @@ PIP_INSTALL := $(VENV)/bin/python -m pip install --quiet --quiet --disable-pip-v
 .PHONY: help install install-dev transcribe test mini
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# make/make/p' Makefile
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
-# The version pins are part of the stamp's prerequisites: repeated makes install nothing until one of them changes.
+# A stamp file: repeated makes install nothing until the requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing the package into $(VENV) (once; torch is the largest part, so this takes a few minutes) ..." >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

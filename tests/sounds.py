@@ -1,7 +1,7 @@
 """Sound made for tests, files of it, and a model that hears pitch instead of words.
 
-A tone of 440 Hz is to the fake model what a spoken sentence is to the real one: its transcript, "440 hertz", depends on
-the samples alone, so a test sees at once when chunks are lost, mixed up or resampled wrongly.
+A tone of 440 Hz is to the fake model what a spoken sentence is to the real one: its transcript, "440 hertz",
+depends on the samples alone, so a test sees at once when chunks are lost, mixed up or resampled wrongly.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def test_a_video_without_sound(tmp_path: Path) -> None:
 )
 def test_other_sources_that_are_no_sound(source: object, says: str) -> None:
     with pytest.raises(AudioError, match=says):
-        load_audio(source)  # type: ignore[arg-type]
+        load_audio(source)
 
 
 def test_a_rate_in_kilohertz_is_refused() -> None:

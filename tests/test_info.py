@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.info import count_parts, render
 from diffusion_gemma_asr.recipe import load_recipe

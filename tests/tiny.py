@@ -1,10 +1,12 @@
 """Tiny checkpoints in exactly the layout of the real ones, written with random weights into a folder.
 
-The real weights are tens of gigabytes; these take a fraction of a second to write and to load, and they have the same
-file names, key names, configuration keys and special tokens:
+The real weights are tens of gigabytes; these take a fraction of a second to write and to load, and they have the
+same file names, key names, configuration keys and special tokens:
 
 - `write_backbone`: as google/diffusiongemma-26B-A4B-it
 - `write_whisper`: as openai/whisper-small (80 mel bins) or openai/whisper-large-v3 (128)
+
+`build_model` joins two such folders into a model with a random adapter.
 """
 
 from __future__ import annotations
@@ -19,12 +21,19 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
+    AutoTokenizer,
     DiffusionGemmaConfig,
     DiffusionGemmaForBlockDiffusion,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
+
+from diffusion_gemma_asr.backbone import Backbone
+from diffusion_gemma_asr.encoder import AcousticEncoder
+from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.projector import AudioProjector
+from diffusion_gemma_asr.recipe import LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe
 
 SENTENCES = (
     "the quick brown fox jumps over the lazy dog",
@@ -36,8 +45,8 @@ SENTENCES = (
     "user\nmodel\nthe weather is fine and the night is young",
 )
 
-# Special tokens of the published tokenizer. The small ids are the real ones; the others stand at the end of the
-# vocabulary in the real order (really 255999, 256000, 258880, 258881, 258882 and 258883).
+# Special tokens of the published tokenizer. The small ids are the real ones; the others stand at the end of
+# the vocabulary in the real order (really 255999, 256000, 258880, 258881, 258882 and 258883).
 LOW_SPECIAL_TOKENS = {
     "<pad>": 0,
     "<eos>": 1,
@@ -56,13 +65,17 @@ CANVAS_LENGTH = 32
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
-    """Write `tokenizer.json` and `tokenizer_config.json`: BPE with byte fallback and "▁" for spaces, as Gemma has it."""
+    """Write `tokenizer.json` and `tokenizer_config.json`: as Gemma's, BPE with byte fallback and "▁" for spaces."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = _vocabulary()
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     special = [*LOW_SPECIAL_TOKENS, *HIGH_SPECIAL_TOKENS]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -117,7 +130,7 @@ def write_backbone(folder: Path, *, hidden_size: int = HIDDEN_SIZE, layers: int 
         model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**published))
         _enliven(model)
     model.save_pretrained(folder, max_shard_size="100KB")
-    # transformers now writes `per_layer_config`; the published file has the two `global` keys that it grew from
+    # transformers now writes `per_layer_config`; the published file has the two `global` keys it grew from
     config = json.loads((folder / "config.json").read_text())
     config["text_config"].pop("per_layer_config", None)
     for key in ("global_head_dim", "num_global_key_value_heads"):
@@ -184,8 +197,37 @@ def write_whisper(
     return folder
 
 
+def model_recipe(encoder: Path, backbone: Path, *, scaled: bool = True) -> ModelRecipe:
+    """The recipe of a tiny model on two folders, with a small projector and LoRA of rank 4."""
+    return ModelRecipe(
+        name="tiny",
+        encoder=SourceRecipe(str(encoder)),
+        backbone=SourceRecipe(str(backbone)),
+        projector=ProjectorRecipe(hidden_size=24, scaled=scaled),
+        lora=LoraRecipe(rank=4, alpha=8),
+        languages=("en", "de"),
+    )
+
+
+def build_model(recipe: ModelRecipe, seed: int = 0) -> DiffusionGemmaASR:
+    """The model of `recipe`, as after training: no LoRA matrix is zero, so a lost one would show in the logits."""
+    encoder = AcousticEncoder.from_pretrained(recipe.encoder.name)
+    backbone = Backbone.from_pretrained(recipe.backbone.name)
+    backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        scale = backbone.embedding_scale() if recipe.projector.scaled else None
+        projector = AudioProjector(
+            encoder.hidden_size, backbone.hidden_size, recipe.projector.hidden_size, scale
+        )
+        for matrix in backbone.lora_state_dict().values():
+            matrix.normal_(std=0.2)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.backbone.name)
+    return DiffusionGemmaASR(encoder, projector, backbone, tokenizer).eval()
+
+
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token to id, and the merges: special tokens, 256 bytes, the letters of SENTENCES, then trained merges."""
+    """Token to id, and the merges: special tokens, 256 bytes, the letters of SENTENCES, then merges."""
     learner = Tokenizer(BPE())
     learner.normalizer = normalizers.Replace(" ", "▁")
     learner.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_next")
@@ -249,7 +291,7 @@ def _backbone_config(hidden_size: int, layers: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def _enliven(model: DiffusionGemmaForBlockDiffusion) -> None:
-    """Make random weights loud enough that a mistake anywhere shows in the logits (initialisers whisper at 0.02)."""
+    """Make random weights loud enough that a mistake anywhere shows in the logits (initial ones are 0.02)."""
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2 and "vision" not in name:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)

@@ -9,7 +9,7 @@ print(asr.transcribe("talk.mp3", model).text)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_gemma_asr.errors import (
     AsrError,
@@ -49,7 +49,6 @@ __all__ = [
     "transcribe_many",
 ]
 
-PRESETS = Path(__file__).parent / "presets"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -58,7 +57,7 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
-    local_files_only: bool = False,
+    **others: Any,
 ) -> DiffusionGemmaASR:
     """Load a model that transcribes.
 
@@ -67,39 +66,31 @@ def load(
             repository. A folder that is called mini itself is "./mini".
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: "float32", "bfloat16", "float16" or torch's own name for one; None leaves it to the checkpoint.
-        local_files_only: never ask the network for the parts of a hub model.
+        **others: what else `checkpoint.load_checkpoint` takes, for instance `quantization="bnb-4bit"`.
 
     Raises:
         CheckpointError: the model is missing, incomplete, or its parts do not fit each other.
         AsrError: there is no such device or dtype.
     """
+    _check_device(device)  # before the weights are read
+    chosen_dtype = _dtype(dtype)
     from diffusion_gemma_asr.checkpoint import load_checkpoint
 
-    return load_checkpoint(
-        PRESETS / "mini" if str(name_or_path) == "mini" else name_or_path,
-        device=_device(device),
-        dtype=_dtype(dtype),
-        local_files_only=local_files_only,
-    )
+    return load_checkpoint(name_or_path, device=device, dtype=chosen_dtype, **others)
 
 
-def _device(device: str | torch.device) -> torch.device:
-    """A device that can be used, checked here so that the answer comes before the weights are read."""
+def _check_device(device: str | torch.device) -> None:
     import torch
 
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return
     try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
         reason = str(error).splitlines()[0]
         raise AsrError(
             f"device {device} cannot be used ({reason}); give auto, cpu, cuda, cuda:1 or mps"
         ) from None
-    return chosen
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

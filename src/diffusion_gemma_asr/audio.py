@@ -186,7 +186,7 @@ def _decoded_frames(container: av.container.InputContainer, name: str) -> Iterat
 def _planes(frame: av.AudioFrame) -> NDArray[np.generic]:
     """(channels, samples) of a decoded frame; packed formats come interleaved as (1, samples * channels)."""
     data = frame.to_ndarray()
-    return data if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels).T
+    return data if frame.format.is_planar else data.reshape(-1, len(frame.layout.channels)).T
 
 
 def _channels_first(array: NDArray[np.generic], name: str) -> NDArray[np.generic]:

@@ -79,6 +79,10 @@ def transcribe(
         str,
         typer.Option("--dtype", "--compute_type", help=f"auto (the model's own), {', '.join(asr.DTYPES)}."),
     ] = "auto",
+    quantization: Annotated[
+        str | None,
+        typer.Option(help="Of the backbone, for instance bnb-4bit.", show_default="none"),
+    ] = None,
     language: Annotated[
         str, typer.Option(help="Code of the language spoken.")
     ] = asr.TranscribeOptions.language,
@@ -105,7 +109,8 @@ def transcribe(
     outputs = _output_files(files, output_dir, output_format)
     if threads is not None:
         _set_threads(threads)
-    loaded = asr.load(model, device=device, dtype=None if dtype == "auto" else dtype)
+    wanted_dtype = None if dtype == "auto" else dtype
+    loaded = asr.load(model, device=device, dtype=wanted_dtype, quantization=quantization)
     chosen = asr.TranscribeOptions(language, _denoise_options(steps), seed, batch_size)
 
     began, heard_s, failed = time.perf_counter(), 0.0, 0

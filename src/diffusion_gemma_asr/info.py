@@ -1,4 +1,4 @@
-"""What a recipe's model is made of: parameter counts of every part, without weights and without a download."""
+"""What a recipe's model is made of: the parameter count of every part, without weights or a download."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def count_parts(recipe: Recipe) -> list[Part]:
     """
     encoder_config, backbone_config = source_config(recipe.encoder), source_config(recipe.backbone)
     if not isinstance(encoder_config, WhisperConfig):
-        raise CheckpointError(f"{recipe.encoder.name} is a {encoder_config.model_type}; the encoder must be a Whisper")
+        raise CheckpointError(
+            f"{recipe.encoder.name} is a {encoder_config.model_type}; the encoder must be a Whisper"
+        )
     if not isinstance(backbone_config, DiffusionGemmaConfig):
         raise CheckpointError(
             f"{recipe.backbone.name} is a {backbone_config.model_type}; the backbone must be a DiffusionGemma"
@@ -79,16 +81,16 @@ def render(path_or_name: str | Path) -> str:
         rows.append((part.name, f"{part.parameters:,}", f"{part.parameters / total:.2%}", state, part.source))
     rows.append(("total", f"{total:,}", f"{1:.2%}", "", ""))
     rows.append(("trained", f"{trained:,}", f"{trained / total:.2%}", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    w = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
-        f"{name:<{widths[0]}}  {count:>{widths[1]}}  {share:>{widths[2]}}  {state:<{widths[3]}}  {source}".rstrip()
+        f"{name:<{w[0]}}  {count:>{w[1]}}  {share:>{w[2]}}  {state:<{w[3]}}  {source}".rstrip()
         for name, count, share, state, source in rows
     ]
     return "\n".join([f"recipe {recipe.name}", *lines])
 
 
 def source_config(source: SourceRecipe) -> PreTrainedConfig:
-    """The configuration of a frozen part: the published one if it is known here, else from its folder or the hub."""
+    """The configuration of a frozen part: the published one if known here, else from its folder or the hub."""
     if source.name in KNOWN and source.revision is None:
         return KNOWN[source.name]()
     return read_config(source.name, revision=source.revision)

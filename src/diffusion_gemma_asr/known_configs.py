@@ -1,7 +1,7 @@
 """Published configurations of the real frozen parts, so that they can be counted and built without a download.
 
-Sources: `config.json` of google/diffusiongemma-26B-A4B-it, openai/whisper-small and openai/whisper-large-v3. Only what differs
-from the defaults of transformers' configuration classes is written down.
+Sources: `config.json` of google/diffusiongemma-26B-A4B-it, openai/whisper-small and openai/whisper-large-v3. Only
+what differs from the defaults of transformers' configuration classes is written down.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def diffusiongemma_26b() -> DiffusionGemmaConfig:
         "num_attention_heads": 16,
         "num_key_value_heads": 8,
         "head_dim": 256,
-        "num_global_key_value_heads": 2,  # full layers: fewer and wider heads, and no v_proj (values are the keys)
+        "num_global_key_value_heads": 2,  # full layers: fewer and wider heads; their values are the keys
         "global_head_dim": 512,
         "num_experts": 128,
         "top_k_experts": 8,
@@ -77,4 +77,3 @@ KNOWN = {
     "openai/whisper-small": whisper_small,
     "openai/whisper-large-v3": whisper_large_v3,
 }
-

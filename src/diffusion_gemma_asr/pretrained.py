@@ -1,7 +1,7 @@
 """Loading of frozen parts through transformers, strictly: what transformers only warns about is an error here.
 
-transformers fills weights that a checkpoint lacks with random numbers, and lets a damaged file's exception through. A frozen
-part with random weights would transcribe nonsense without a word of explanation.
+transformers fills weights that a checkpoint lacks with random numbers, and lets a damaged file's exception through.
+A frozen part with random weights would transcribe nonsense without a word of explanation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def read_config(
     try:
         return AutoConfig.from_pretrained(name_or_path, revision=revision, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read the configuration of {name_or_path}: {_first_line(error)}") from None
+        raise CheckpointError(
+            f"cannot read the configuration of {name_or_path}: {first_line(error)}"
+        ) from None
 
 
 def load_pretrained(
@@ -51,7 +53,7 @@ def load_pretrained(
         with _quiet():
             model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load the {part} {name_or_path}: {_first_line(error)}") from error
+        raise CheckpointError(f"cannot load the {part} {name_or_path}: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
             f"the {part} {name_or_path} is incomplete: {len(missing)} weights are missing, first {missing[0]}; "
@@ -61,11 +63,13 @@ def load_pretrained(
 
 
 def _check_folder(name_or_path: str | Path) -> None:
-    """A message better than transformers' own ("is not a valid repository") for what can only be a folder."""
+    """A better message than transformers' own ("not a valid repository") for what can only be a folder."""
     folder = Path(name_or_path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder}: no config.json; give a folder in the layout of a hub repository")
+            raise CheckpointError(
+                f"{folder}: no config.json; give a folder in the layout of a hub repository"
+            )
     elif folder.is_absolute() or str(name_or_path).startswith((".", "~")):
         raise CheckpointError(f"{folder}: no such folder; check the name, or make this part first")
 
@@ -81,5 +85,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message; other libraries write paragraphs."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,7 +1,7 @@
 """Recipes: one YAML file says which parts a model is made of, what is trained, how, and on what.
 
-`load_recipe("small")` reads the file that ships with the package, `load_recipe("my/own.yaml")` any other. The file becomes
-frozen dataclasses; each option is described, and has its one default, where its field is declared below.
+`load_recipe("small")` reads the file that ships with the package, `load_recipe("my/own.yaml")` any other. The file
+becomes frozen dataclasses; each option is described, and has its one default, where its field is declared below.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from .data.augment import Masking
 from .errors import RecipeError
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
-# The package carries the recipes inside itself: a copy in a wheel, a symbolic link to the repository's `recipes/` in a
-# checkout. Where a checkout has no symbolic links, the second folder finds them.
+# The package carries the recipes inside itself: a copy in a wheel, a symbolic link to the repository's `recipes/`
+# in a checkout. Where a checkout has no symbolic links, the second folder finds them.
 RECIPE_FOLDERS = (PACKAGE_FOLDER / "recipes", PACKAGE_FOLDER.parents[1] / "recipes")
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,15 @@ class LossRecipe:
     autoregressive: float = 1.0
     ctc: float = 1.0
     self_conditioning: float = 0.5  # probability of a first pass whose logits the second sees; not a weight
+    full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1); not a weight
 
     def __post_init__(self) -> None:
         weights = {"diffusion": self.diffusion, "autoregressive": self.autoregressive, "ctc": self.ctc}
         for key, weight in weights.items():
             _require(weight >= 0, f"losses.{key}", weight, "at least 0")
         _require(any(weights.values()), "losses", "three weights of 0", "positive for at least one of them")
-        _require(
-            0 <= self.self_conditioning <= 1, "losses.self_conditioning", self.self_conditioning, "from 0 to 1"
-        )
+        for key in ("self_conditioning", "full_noise"):
+            _require(0 <= getattr(self, key) <= 1, f"losses.{key}", getattr(self, key), "from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -92,14 +95,15 @@ class TrainRecipe:
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; trained weights stay float32
-    spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
+    spec_augment: Masking = field(
+        default_factory=Masking
+    )  # masks on the encoder's frames (20 ms) while training
     eval_every: int = 500  # steps between transcriptions of `monitor_samples` utterances
     save_every: int = 500  # steps between checkpoints
-    log_every: int = 10  # steps between lines on the screen; the JSON log has every step
     monitor_samples: int = 32  # utterances of the dev lists that are transcribed to judge the run
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "accumulation", "eval_every", "save_every", "log_every"):
+        for key in ("steps", "batch_size", "accumulation", "eval_every", "save_every"):
             _require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
         for key in ("warmup_steps", "seed", "weight_decay", "monitor_samples"):
             _require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "at least 0")
@@ -108,9 +112,13 @@ class TrainRecipe:
             _require(value >= 0, f"train.spec_augment.{item.name}", value, "at least 0")
         for key in ("lr", "clip"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
-        _require(self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps")
+        _require(
+            self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps"
+        )
         _require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
-        _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1"
+        )
 
 
 @dataclass(frozen=True)
@@ -133,11 +141,31 @@ class DataRecipe:
     max_duration_s: float = 30.0  # longer utterances are left out
     cache_dir: str | None = None  # folder for the encoder's output; None computes it anew in every epoch
     languages: tuple[str, ...] = ("en",)  # codes as Whisper has them; utterances in others are left out
+    transcript: Literal["written", "plain"] = (
+        "written"  # as the manifest has it, or plain words (data/text.py)
+    )
 
     def __post_init__(self) -> None:
         for key in ("train", "dev", "languages"):
             _require(len(getattr(self, key)) >= 1, f"data.{key}", "an empty list", "a list of at least one")
-        _require(0 < self.max_duration_s <= 30, "data.max_duration_s", self.max_duration_s, "above 0 and at most 30")
+        _require(
+            0 < self.max_duration_s <= 30,
+            "data.max_duration_s",
+            self.max_duration_s,
+            "above 0 and at most 30",
+        )
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """The part of a recipe that defines the model; a checkpoint carries it on."""
+
+    name: str
+    encoder: SourceRecipe
+    backbone: SourceRecipe
+    projector: ProjectorRecipe
+    lora: LoraRecipe
+    languages: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -152,6 +180,13 @@ class Recipe:
     projector: ProjectorRecipe = field(default_factory=ProjectorRecipe)
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     losses: LossRecipe = field(default_factory=LossRecipe)
+
+    @property
+    def model(self) -> ModelRecipe:
+        """What a checkpoint has to remember of this recipe."""
+        return ModelRecipe(
+            self.name, self.encoder, self.backbone, self.projector, self.lora, self.data.languages
+        )
 
 
 def load_recipe(path_or_name: str | Path) -> Recipe:
@@ -175,9 +210,18 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
             source = content.get(part)
             if isinstance(source, dict) and isinstance(source.get("name"), str):
                 content[part] = source | {"name": resolve_source(source["name"], path.parent)}
-        return _build(Recipe, content, "")
+        return from_mapping(Recipe, content)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
+
+
+def from_mapping(cls: type[_T], content: dict[Any, Any]) -> _T:
+    """A dataclass of this module's kind from nested mappings, as YAML or JSON gives them.
+
+    Raises:
+        RecipeError: a key is unknown, missing, or has an impossible value. The caller adds the file's name.
+    """
+    return _build(cls, content, "")
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
@@ -206,8 +250,8 @@ def recipe_names() -> list[str]:
 def resolve_source(name: str, base: Path) -> str:
     """Tell folders from hub names: the absolute path of a folder, or the hub name unchanged.
 
-    A name that begins with "." or "~", or is absolute, is a path. So is the name of a folder that exists in `base`.
-    Everything else ("openai/whisper-small") is a hub repository.
+    A name that begins with "." or "~", or is absolute, is a path. So is the name of a folder that exists in
+    `base`. Everything else ("openai/whisper-small") is a hub repository.
 
     Args:
         name: as written in a recipe or a checkpoint's config.json.
@@ -220,7 +264,7 @@ def resolve_source(name: str, base: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as 1.2 reads it where 1.1 surprises: `1e-4` is a number, `no` is text (a language), keys are unique."""
+    """YAML as 1.2 reads it where 1.1 surprises: `1e-4` is a number, `no` is text; and keys are unique."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attribute)
         letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
@@ -231,7 +275,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is given twice", key.start_mark)
+                problem = f"'{key.value}' is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -246,14 +291,11 @@ _Loader.add_implicit_resolver(
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
-
-
-_T = TypeVar("_T")
 
 
 def _build(cls: type[_T], content: Any, where: str) -> _T:
@@ -278,7 +320,7 @@ def _build(cls: type[_T], content: Any, where: str) -> _T:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type `kind`, or a RecipeError that names the key, the value and what is expected."""
+    """`value` as the annotated type `kind`, or an error that names the key, the value and what is expected."""
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _build(kind, value, where)  # type: ignore[arg-type]

@@ -27,7 +27,8 @@ class TranscribeOptions:
     Attributes:
         language: code of the language spoken.
         denoise: how to denoise; None is `DenoiseOptions()`.
-        seed: of the random draws; the same seed and recordings give the same transcripts.
+        seed: of the random draws; the same seed and recording give the same transcript, whatever
+            else is in the batch.
         batch_size: chunks of at most 30 s that the model takes at once.
         sampling_rate: of sound given as an array, in Hz. A file says its own.
     """

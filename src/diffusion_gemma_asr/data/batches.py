@@ -6,6 +6,9 @@ import random
 from collections.abc import Sequence
 
 
+UNLIMITED = 2**62  # a batch_total that leaves the size to batch_size alone
+
+
 class LengthBuckets:
     """Cuts utterances into batches of like length, anew for every epoch.
 
@@ -47,3 +50,37 @@ class LengthBuckets:
             self._current += 1
             self._batches = self._draw(self._current)
         return self._batches[step - self._epochs[self._current]]
+
+
+class Mixture:
+    """Draws from several lists of utterances by their weights, in batches of like length.
+
+    Eight passes are drawn ahead, each as long as all lists together; a list that is drawn more often than it is long is
+    repeated in a new order, one that is drawn less often is shown in parts.
+
+    Args:
+        sizes: utterances in each list; the lists are thought of as joined.
+        weights: share of each list.
+        lengths: size of every utterance of the joined lists.
+        batch_total, batch_size, seed: see `LengthBuckets`.
+    """
+
+    PASSES = 8
+
+    def __init__(
+        self, sizes: Sequence[int], weights: Sequence[float], lengths: Sequence[int], batch_total: int, batch_size: int, seed: int
+    ):
+        rng = random.Random(seed)
+        start, chosen = 0, []
+        for size, weight in zip(sizes, weights, strict=True):
+            count = round(sum(sizes) * self.PASSES * weight / sum(weights))
+            while count > 0:
+                chosen += [start + i for i in rng.sample(range(size), min(size, count))]
+                count -= size
+            start += size
+        self._chosen = chosen
+        self._buckets = LengthBuckets([lengths[i] for i in chosen], batch_total, batch_size, seed)
+
+    def at(self, step: int) -> list[int]:
+        """Indices into the joined lists of one batch; steps are asked for in rising order."""
+        return [self._chosen[i] for i in self._buckets.at(step)]

@@ -26,9 +26,10 @@ class SlotNoise:
     """Largest levels; each example draws its own, uniformly from 0.
 
     wrong, missing, extra: probability a token; blur: share of another token mixed into a slot; gaussian: noise relative to
-    the slot's size.
+    the slot's size. spread is a plain probability: that a token takes as many slots, blanks included, as in speech, not one.
     """
 
+    spread: float = 1.0
     wrong: float = 0.3
     missing: float = 0.1
     extra: float = 0.1
@@ -64,17 +65,18 @@ def imitate(
     def other(token: int) -> int:
         return int(rng.choice(similar[token])) if rng.random() < 0.7 else rng.randrange(len(similar))
 
-    slots = [blank] * rng.randint(0, 3)
+    slots = [blank] * (rng.randint(0, 3) if rng.random() < noise.spread else 0)
     for token in target:
         if rng.random() < missing:
             slots += [blank] * rng.randint(0, 2)
             continue
         shown = other(token) if rng.random() < wrong else token
-        slots += [shown] * _draw(REPEATS, rng)
-        slots += [blank] * _draw(BLANKS, rng)
+        spread = rng.random() < noise.spread
+        slots += [shown] * (_draw(REPEATS, rng) if spread else 1)
+        slots += [blank] * (_draw(BLANKS, rng) if spread else 0)
         if rng.random() < extra:
             slots.append(other(token))
-    slots += [blank] * rng.randint(0, 3)
+    slots += [blank] * (rng.randint(0, 3) if rng.random() < noise.spread else 0)
     mixed = [rng.randrange(len(similar)) if slot == blank else other(slot) for slot in slots]
     return slots or [blank], mixed or [blank], rng.uniform(0, noise.blur), rng.uniform(0, noise.gaussian)
 

@@ -28,7 +28,7 @@ from .text import plain_english
 
 SAMPLE_RATE = 16_000
 ESPEAK_RATE = 22_050
-ACCENTS = {"en": ("en-us", "en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-029")}
+ACCENTS = {"en": ("en-us", "en-us", "en-gb")}  # drawn from uniformly: two American voices to one British
 # espeak-ng's voice variants that sound like a person; the monsters, robots and whispers are left out.
 HELD_OUT_VARIANTS = (
     "Alicia", "Andy", "Denis", "Hugo", "Linda", "Mike", "Paul", "Steph2", "Zac", "female3", "male4", "klatt3",

@@ -2,7 +2,8 @@
 
 It learns to read: every prompt holds a sentence as imitated audio tokens (see data/slots.py), the clean sentence is the
 transcript on the canvas and, for the autoregressive loss, behind the prompt. A share of the prompts holds no sentence at
-all, which keeps the backbone a language model.
+all, which keeps the backbone a language model. Training begins with clean slots and many sentences of random tokens, where
+nothing but reading helps; once it can read, the slots grow noisy and real sentences take over.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import argparse
 import json
 import random
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import jiwer
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoTokenizer, DiffusionGemmaGenerationConfig
+from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaGenerationConfig
 
 from ..backbone import Backbone
 from ..data.batches import LengthBuckets
@@ -32,6 +34,7 @@ from .loop import LoopOptions, Metrics, run, step_seed
 from .objective import TextBatch, backbone_losses, text_batch
 
 FIRST_WORD_TOKEN = 265  # special tokens and bytes come before it
+VOCABULARY = 3072
 
 
 class Reader:
@@ -43,11 +46,18 @@ class Reader:
         self.similar = lookalikes(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), FIRST_WORD_TOKEN)
 
     def batch(
-        self, targets: list[list[int]], rng: random.Random, margin: int, unheard: float
+        self, targets: list[list[int]], rng: random.Random, margin: int, unheard: float, level: float = 1.0
     ) -> tuple[Tensor, TextBatch]:
-        """Embeddings (B, P, H) with filled slots, and their batch; a share `unheard` of the rows has slots of noise only."""
+        """Embeddings (B, P, H) with filled slots, and their batch.
+
+        Args:
+            margin: canvas positions beyond the longest target.
+            unheard: share of the rows whose slots hold noise only.
+            level: factor on the noise of the slots.
+        """
         special = self.prompts.special
-        rows = [imitate(target[:-1], self.similar, special["pad"], self.noise, rng) for target in targets]
+        noise = SlotNoise(**{name: level * value for name, value in asdict(self.noise).items()})
+        rows = [imitate(target[:-1], self.similar, special["pad"], noise, rng) for target in targets]
         batch = text_batch(self.prompts, [len(row[0]) for row in rows], targets, ["en"] * len(rows), margin)
         embeds = self.backbone.embed(batch.ids)
         shown = self.backbone.embed(torch.tensor([i for row in rows for i in row[0]]))
@@ -57,6 +67,28 @@ class Reader:
         gaussian = torch.where(torch.tensor([[d] for d, row in zip(deaf, rows, strict=True) for _ in row[0]]), 9.0, gaussian)
         slots = slot_rows(shown, mixed, blur, gaussian, self.backbone.embedding_scale())
         return embeds.masked_scatter(batch.slot_mask[..., None], slots), batch
+
+
+def new_backbone(config: DiffusionGemmaConfig) -> Backbone:
+    """A backbone with random weights that is ready to learn."""
+    backbone = Backbone.from_config(config)
+    # Token 0 stands for "nothing heard" in the slots; the library's zero row would have no direction.
+    torch.nn.init.normal_(backbone.lm_head_weight.data[config.text_config.pad_token_id], std=backbone.hidden_size**-0.5)
+    for name, parameter in backbone.named_parameters():
+        # Queries and keys are normalised and not divided by sqrt(head_dim): at 1 these gains would start attention one-hot.
+        if name.endswith(("q_norm.weight", "k_norm.weight")) and "vision" not in name:
+            torch.nn.init.constant_(parameter, parameter.numel() ** -0.25)
+    return backbone
+
+
+def curriculum_level(step: int, clean: int, until: int) -> float:
+    """0 for the first `clean` steps, then linearly up to 1 at step `until`: noise of the slots, share of real sentences."""
+    return min(1.0, max(0.0, (step - clean) / (until - clean)))
+
+
+def scrambled(target: list[int], rng: random.Random) -> list[int]:
+    """A target of as many random word tokens, with the same end."""
+    return [*(rng.randrange(FIRST_WORD_TOKEN, VOCABULARY) for _ in target[:-1]), target[-1]]
 
 
 def train_text(recipe: dict, folder: Path) -> None:
@@ -70,9 +102,7 @@ def train_text(recipe: dict, folder: Path) -> None:
     texts = sorted({t for t in texts if 1 <= len(t.split()) <= data["max_words"]} - set(dev))
     targets = [prompts.target(text) for text in texts]
     torch.manual_seed(recipe["loop"]["seed"])
-    backbone = Backbone.from_config(small_config(tokenizer, **recipe["model"]))
-    # Token 0 stands for "nothing heard" in the slots; the library's zero row would have no direction.
-    torch.nn.init.normal_(backbone.lm_head_weight.data[tokenizer.pad_token_id], std=backbone.hidden_size**-0.5)
+    backbone = new_backbone(small_config(tokenizer, **recipe["model"]))
     reader = Reader(backbone, prompts, SlotNoise(**recipe["slots"]))
     buckets = LengthBuckets([len(t) for t in targets], recipe["batch_tokens"], recipe["batch_size"], recipe["loop"]["seed"])
     trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name}
@@ -80,7 +110,10 @@ def train_text(recipe: dict, folder: Path) -> None:
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         backbone.train()
         rng = random.Random(step_seed(recipe["loop"]["seed"], step, micro))
-        embeds, batch = reader.batch([targets[i] for i in buckets.at(step)], rng, rng.randint(0, 6), recipe["unheard"])
+        grown = curriculum_level(step, **recipe["curriculum"])
+        rows = [targets[i] for i in buckets.at(step)]
+        rows = [scrambled(row, rng) if rng.random() < 1 - grown else row for row in rows]
+        embeds, batch = reader.batch(rows, rng, rng.randint(0, 6), recipe["unheard"], grown)
         losses = backbone_losses(backbone, embeds, batch, recipe["self_conditioning"], recipe["full_noise"])
         metrics = {name: float(value.detach()) for name, value in losses.__dict__.items()}
         return losses.diffusion + recipe["autoregressive"] * losses.autoregressive, metrics

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ..data.text import plain_english
 from ..prompt import LANGUAGES, SPECIAL_TOKENS, instruction
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -36,3 +38,13 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int, folder: str | Pat
     )  # fmt: skip
     fast.save_pretrained(folder)
     return fast
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the mini tokenizer.")
+    parser.add_argument("text", help="sentences, one a line; English is made plain first")
+    parser.add_argument("folder")
+    parser.add_argument("--vocab_size", type=int, default=3072)
+    args = parser.parse_args()
+    lines = Path(args.text).read_text(encoding="utf-8").splitlines()
+    train_tokenizer(dict.fromkeys(plain_english(line) for line in lines), args.vocab_size, args.folder)

@@ -29,12 +29,12 @@ from transformers import (
 
 from ..audio import load_audio
 from ..data.augment import Masking, mask_bands
-from ..data.batches import LengthBuckets
+from ..data.batches import Mixture
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance, read_manifest
 from ..data.text import plain_english
 from ..encoder import AcousticEncoder
-from .loop import LoopOptions, Metrics, run
+from .loop import LoopOptions, Metrics, load_weights, run
 
 CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"  # index 0 is the CTC blank
 
@@ -124,21 +124,27 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     """Trains by a stage recipe and writes the encoder to `folder/encoder`, the whole Whisper to `folder/whisper`."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     data = recipe["data"]
-    train = [u for path in data["train"] for u in read_manifest(path, ["en"], data["max_duration_s"])]
+    lists = [read_manifest(item["manifest"], ["en"], data["max_duration_s"]) for item in data["train"]]
+    train = [u for rows in lists for u in rows]
     dev = {name: read_manifest(path, ["en"], data["max_duration_s"])[: data["dev_count"]]
            for name, path in data["dev"].items()}
     torch.manual_seed(recipe["loop"]["seed"])
     model = HybridWhisper(whisper_config(tokenizer, **recipe["model"]))
+    if recipe.get("start_from"):
+        load_weights(model.trained(), torch.load(recipe["start_from"], weights_only=True)["weights"], recipe["start_from"])
     cache = mel_cache(folder / "mel", [*train, *(u for rows in dev.values() for u in rows)], 80)
     tokens = [[tokenizer.bos_token_id, *tokenizer.encode(plain_english(u.text), add_special_tokens=False),
                tokenizer.eos_token_id] for u in train]
     characters = [[CHARACTERS.index(c) for c in plain_english(u.text)] for u in train]
-    buckets = LengthBuckets([cache.length(u) for u in train], recipe["batch_frames"], 256, recipe["loop"]["seed"])
+    mixture = Mixture(
+        [len(rows) for rows in lists], [item["weight"] for item in data["train"]],
+        [cache.length(u) for u in train], recipe["batch_frames"], 256, recipe["loop"]["seed"],
+    )  # fmt: skip
     masking = Masking(**recipe["masking"])
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         model.train()
-        chosen = buckets.at(step)
+        chosen = mixture.at(step)
         mel, lengths = batch_of(cache, [train[i] for i in chosen])
         mel = mask_bands(mel, lengths, masking)
         rows = nn.utils.rnn.pad_sequence([torch.tensor(tokens[i]) for i in chosen], True, -100)

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Trains the bundled mini model from nothing. Every stage resumes where it was interrupted and is skipped once it is done.
+#   runs/mini.sh          needs espeak-ng, and the speech and text data described in docs/training.md
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+shared=${DATA:-../shared}
+run=runs/mini
+# Without these PyTorch on CPU spends much of its time handing memory back and spinning.
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
+
+stage() { echo "== $1 ($(date +%H:%M:%S))"; }
+
+stage "synthetic speech: training, monitor and held-out lists"
+synth="$python -m diffusion_gemma_asr.data.synth"
+[ -f $run/synth-en/manifest.jsonl ] || $synth --text "$shared/text/en.txt" --count 30000 --seed 1 --out $run/synth-en
+[ -f $run/dev-en/manifest.jsonl ] || $synth --text "$shared/text/en.txt" --count 200 --seed 77 --held_out_voices \
+  --exclude $run/synth-en/manifest.jsonl --out $run/dev-en
+[ -f $run/heldout-en/manifest.jsonl ] || $synth --text recipes/lists/heldout-en.txt --seed 2026 --held_out_voices \
+  --out $run/heldout-en
+
+stage "tokenizer"
+[ -f $run/tokenizer/tokenizer.json ] || $python -m diffusion_gemma_asr.train.tokenizer "$shared/text/en.txt" $run/tokenizer
+
+stage "(a) encoder, as a small Whisper"
+[ -f $run/encoder/model.safetensors ] || $python -m diffusion_gemma_asr.train.whisper recipes/mini/a-whisper.yaml $run
+
+stage "(b) backbone, on text"
+[ -f $run/backbone/model.safetensors ] || $python -m diffusion_gemma_asr.train.text recipes/mini/b-text.yaml $run
+
+stage "(c) adapter"
+[ -f $run/checkpoint/adapter.safetensors ] || $python -m diffusion_gemma_asr train recipes/mini.yaml
+
+stage "bundle"
+$python -m diffusion_gemma_asr.train.bundle recipes/mini.yaml $run src/diffusion_gemma_asr/presets/mini
+stage "done"

@@ -1,0 +1,426 @@
+"""Checkpoints: the trained adapter alone, and by name the frozen parts that it was trained on.
+
+A checkpoint is a folder, or a hub repository, of three files:
+
+- `adapter.safetensors`: the projector and the LoRA matrices, keys `projector.*` and `lora.*`
+- `config.json`: names, revisions and shapes of encoder and backbone, settings of projector and LoRA
+- `README.md`: the model card
+
+Names of frozen parts are hub names or folders; a relative folder starts from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, DiffusionGemmaConfig, PreTrainedTokenizerBase, WhisperConfig
+
+from . import __version__
+from .backbone import Backbone
+from .encoder import AcousticEncoder
+from .errors import CheckpointError, RecipeError
+from .model import DiffusionGemmaASR
+from .model_card import ModelCard, render_card
+from .pretrained import first_line, read_config
+from .projector import AudioProjector
+from .quantization import find_quantizer
+from .recipe import LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe, from_mapping, resolve_source
+
+FORMAT = 1  # of config.json and of the keys; raised when an older reader would misread them
+PRESETS = Path(__file__).resolve().parent / "presets"
+ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
+
+
+@dataclass(frozen=True)
+class EncoderEntry:
+    """The frozen encoder: where it comes from, and the shapes the projector was trained for."""
+
+    name: str
+    revision: str | None
+    width: int  # of a frame
+    mel_bins: int
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """The frozen backbone: where it comes from, and the shapes projector and LoRA were trained for."""
+
+    name: str
+    revision: str | None
+    width: int  # of a token row
+    vocab_size: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """`config.json` of a checkpoint."""
+
+    format: int
+    package_version: str
+    recipe: str
+    encoder: EncoderEntry
+    backbone: BackboneEntry
+    projector: ProjectorRecipe
+    lora: LoraRecipe
+    languages: tuple[str, ...]
+    drafts: bool  # whether CTC trained the projector, so that its slots spell a draft
+    dtype: Literal[
+        "float32", "bfloat16", "float16"
+    ]  # of the frozen parts in training; the default in loading
+
+    @property
+    def model(self) -> ModelRecipe:
+        """The same as a recipe has it, for saving again."""
+        encoder = SourceRecipe(self.encoder.name, self.encoder.revision)
+        backbone = SourceRecipe(self.backbone.name, self.backbone.revision)
+        return ModelRecipe(self.recipe, encoder, backbone, self.projector, self.lora, self.languages)
+
+
+def save_checkpoint(
+    model: DiffusionGemmaASR, folder: str | Path, recipe: ModelRecipe, card: ModelCard | None = None
+) -> Path:
+    """Write a model's adapter, config.json and model card.
+
+    Everything is written to a folder beside the target first. A new target then appears at once and whole; in an
+    existing one each file is replaced whole, and other files stay. A frozen part inside the target is named
+    relative to it.
+
+    Args:
+        model: with LoRA not merged.
+        folder: where to write; made if missing.
+        recipe: `Recipe.model` of the recipe that the model was built by; its names go into config.json.
+        card: text for README.md beyond the settings.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        CheckpointError: LoRA was merged, so that there is no adapter to save; or the folder is not writable.
+    """
+    folder = Path(folder).resolve()
+    lora = model.backbone.lora_state_dict()
+    if not lora:
+        raise CheckpointError("the model has no LoRA matrices (merged?); save the checkpoint before merging")
+    tensors = {f"projector.{key}": value for key, value in model.projector.state_dict().items()}
+    tensors |= {f"lora.{key}": value for key, value in lora.items()}
+    recipe = _relative_to(recipe, folder)
+    config = _describe(model, recipe)
+    trained = sum(parameter.numel() for parameter in model.trained().values())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        try:
+            detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(detached, partial / ADAPTER, metadata={"format": "pt"})
+            (partial / CARD).write_text(render_card(recipe, card or ModelCard(), trained), encoding="utf-8")
+            (partial / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+            _move_into_place(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the checkpoint {folder}: {error}") from error
+    return folder
+
+
+def load_checkpoint(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | None = None,
+    quantization: str | None = None,
+    encoder: str | Path | None = None,
+    backbone: str | Path | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> DiffusionGemmaASR:
+    """Load a checkpoint with the frozen parts that it names, ready to transcribe.
+
+    Shapes are compared before any large file is read or fetched.
+
+    Args:
+        name_or_path: "mini", which travels inside the package; a checkpoint folder; or a hub repository.
+        device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
+        dtype: of all weights; None is the one of the frozen parts while training.
+        quantization: None, or 4 and 8 bits for the backbone's experts (`quantization.QUANTIZATIONS`).
+        encoder, backbone: folder or hub name to use in place of the one that the checkpoint names.
+        revision: of the checkpoint's repository: branch, tag or commit.
+        local_files_only: never ask the network.
+
+    Raises:
+        CheckpointError: something is missing, damaged, or does not fit; one line says what, and what to do.
+    """
+    if quantization is not None:
+        find_quantizer(quantization)  # before minutes of reading
+    device = _choose_device(device)
+    folder = _find(name_or_path, revision, local_files_only)
+    config = read_checkpoint_config(folder)
+    adapter = _read_adapter(folder / ADAPTER)
+    encoder_source = _source(config.encoder, encoder, folder)
+    backbone_source = _source(config.backbone, backbone, folder)
+    _check_encoder(config.encoder, encoder_source, local_files_only)
+    _check_backbone(config.backbone, backbone_source, local_files_only)
+    dtype = dtype or getattr(torch, config.dtype)
+    projector = _build_projector(config, adapter, folder)
+
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
+    loaded_encoder = AcousticEncoder.from_pretrained(
+        encoder_source.name, revision=encoder_source.revision, **where
+    )
+    loaded_backbone = Backbone.from_pretrained(
+        backbone_source.name, revision=backbone_source.revision, quantization=quantization, **where
+    )
+    tokenizer = load_tokenizer(backbone_source, local_files_only)
+    loaded_backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
+    loaded_backbone.load_lora_state_dict(_strip(adapter, "lora."))
+    model = DiffusionGemmaASR(
+        loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer, drafts=config.drafts
+    )
+    return model.requires_grad_(False).eval()
+
+
+def push_to_hub(
+    folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None
+) -> str:
+    """Upload a checkpoint's three files; frozen parts inside the folder go along.
+
+    Args:
+        folder: of `save_checkpoint`.
+        repository: "owner/name"; made if missing. The token is the one that huggingface_hub finds.
+        private: for a repository that is made.
+        revision: branch; None is the main one.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or the hub refuses.
+    """
+    config = read_checkpoint_config(Path(folder))
+    _read_adapter(Path(folder) / ADAPTER)
+    patterns = [ADAPTER, CONFIG, CARD]
+    for part in (config.encoder, config.backbone):
+        if Path(part.name).is_absolute():
+            raise CheckpointError(
+                f"{folder} names the local folder {part.name}, which nobody else has; "
+                f"copy it into the checkpoint, or write its hub name into {CONFIG}"
+            )
+        if (Path(folder) / part.name).is_dir():
+            patterns.append(f"{part.name}/*")
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, private=private, exist_ok=True)
+        return hub.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=patterns, revision=revision
+        ).commit_url
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot upload to {repository}: {first_line(error)}") from error
+
+
+def read_checkpoint_config(folder: Path) -> CheckpointConfig:
+    """A checkpoint's config.json.
+
+    Raises:
+        CheckpointError: it is missing, no JSON, of another program or a newer version, or a key is wrong.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {CONFIG}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}; fetch or save it again") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise CheckpointError(f"{path} is not of this program; give a folder that save_checkpoint wrote")
+    if content["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content['format']} of version {content.get('package_version')}, "
+            f"this is {__version__} with format {FORMAT}; update diffusion-gemma-asr"
+        )
+    try:
+        return from_mapping(CheckpointConfig, content)
+    except RecipeError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+# -- saving ------------------------------------------------------------------------------------------------
+
+
+def _describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
+    """config.json of a model: the recipe's names and settings, with the shapes that the model really has."""
+    backbone, encoder = model.backbone, model.encoder
+    return CheckpointConfig(
+        format=FORMAT,
+        package_version=__version__,
+        recipe=recipe.name,
+        encoder=EncoderEntry(
+            recipe.encoder.name,
+            recipe.encoder.revision,
+            encoder.hidden_size,
+            encoder.encoder.config.num_mel_bins,
+        ),
+        backbone=BackboneEntry(
+            recipe.backbone.name,
+            recipe.backbone.revision,
+            backbone.hidden_size,
+            backbone.vocab_size,
+            backbone.config.num_hidden_layers,
+        ),
+        projector=recipe.projector,
+        lora=recipe.lora,
+        languages=recipe.languages,
+        drafts=model.drafts,
+        dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+    )
+
+
+def _relative_to(recipe: ModelRecipe, folder: Path) -> ModelRecipe:
+    """Frozen parts inside `folder` named from there, so that the folder can move; other names as they are."""
+
+    def named(source: SourceRecipe) -> SourceRecipe:
+        path = Path(source.name)
+        inside = path.is_absolute() and path.is_relative_to(folder)
+        return replace(source, name=path.relative_to(folder).as_posix()) if inside else source
+
+    return replace(recipe, encoder=named(recipe.encoder), backbone=named(recipe.backbone))
+
+
+def _move_into_place(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.chmod(partial, 0o755)  # mkdtemp makes it private
+        partial.rename(folder)
+        return
+    for name in (ADAPTER, CARD, CONFIG):
+        os.replace(partial / name, folder / name)
+
+
+# -- loading -----------------------------------------------------------------------------------------------
+
+
+def _find(name_or_path: str | Path, revision: str | None, local_files_only: bool) -> Path:
+    """The folder of a checkpoint; a hub repository is fetched into the hub's cache first."""
+    if str(name_or_path) == "mini":
+        folder = PRESETS / "mini"
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(f"the bundled model is missing from {folder}; reinstall, or run: make mini")
+        return folder
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) != 2:
+        raise CheckpointError(
+            f"{name_or_path}: no such checkpoint; "
+            "give 'mini', an existing folder, or a hub repository (owner/name)"
+        )
+    try:
+        return Path(
+            snapshot_download(str(name_or_path), revision=revision, local_files_only=local_files_only)
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name_or_path} is no folder here and cannot be fetched from the hub: {first_line(error)}"
+        ) from error
+
+
+def _read_adapter(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({first_line(error)}); fetch or save it again") from error
+
+
+def _source(entry: EncoderEntry | BackboneEntry, override: str | Path | None, folder: Path) -> SourceRecipe:
+    if override is not None:
+        return SourceRecipe(resolve_source(str(override), Path.cwd()))
+    return SourceRecipe(resolve_source(entry.name, folder), entry.revision)
+
+
+def _check_encoder(entry: EncoderEntry, source: SourceRecipe, local_files_only: bool) -> None:
+    found = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
+    if not isinstance(found, WhisperConfig):
+        raise CheckpointError(f"the encoder {source.name} is a {found.model_type}; it must be a Whisper")
+    if (found.d_model, found.num_mel_bins) != (entry.width, entry.mel_bins):
+        raise CheckpointError(
+            f"the adapter was trained for an encoder {entry.width} wide with {entry.mel_bins} mel bins "
+            f"({entry.name}), but {source.name} is {found.d_model} wide with {found.num_mel_bins}; "
+            "load the one it was trained with"
+        )
+
+
+def _check_backbone(entry: BackboneEntry, source: SourceRecipe, local_files_only: bool) -> None:
+    config = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
+    if not isinstance(config, DiffusionGemmaConfig):
+        kind = config.model_type
+        raise CheckpointError(f"the backbone {source.name} is a {kind}; it must be a DiffusionGemma")
+    text = config.text_config
+    found = (text.hidden_size, text.num_hidden_layers, text.vocab_size)
+    trained = (entry.width, entry.layers, entry.vocab_size)
+    if found != trained:
+        raise CheckpointError(
+            "the adapter was trained for a backbone {} wide with {} layers and a vocabulary of {} ".format(
+                *trained
+            )
+            + f"({entry.name}), but {source.name} is "
+            + "{} wide with {} layers and {}; load the one it was trained with".format(*found)
+        )
+
+
+def _build_projector(config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path) -> AudioProjector:
+    scale = 1.0 if config.projector.scaled else None  # the value itself is among the saved tensors
+    projector = AudioProjector(
+        config.encoder.width, config.backbone.width, config.projector.hidden_size, scale
+    )
+    saved, wanted = _strip(adapter, "projector."), projector.state_dict()
+    if odd := sorted(saved.keys() ^ wanted.keys()):
+        raise CheckpointError(
+            f"{folder / ADAPTER} does not hold this projector: {len(odd)} names differ, "
+            f"first projector.{odd[0]}; "
+            "fetch or save it again"
+        )
+    for key, value in wanted.items():
+        if saved[key].shape != value.shape:
+            raise CheckpointError(
+                f"{folder / ADAPTER}: projector.{key} is {tuple(saved[key].shape)}, but {CONFIG} asks for "
+                f"{tuple(value.shape)}; the two files are of different checkpoints"
+            )
+    projector.load_state_dict(saved)
+    return projector
+
+
+def load_tokenizer(source: SourceRecipe, local_files_only: bool = False) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer.
+
+    Raises:
+        CheckpointError: the backbone has none that can be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.name, revision=source.revision, local_files_only=local_files_only
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the tokenizer of {source.name}: {first_line(error)}") from error
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _choose_device(device: str | torch.device) -> torch.device:
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -1,0 +1,237 @@
+"""The whole system: frozen ear, trained projector, frozen denoiser with LoRA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from .backbone import Backbone, Prefill
+from .ctc import lm_head_ctc_loss, lm_head_draft
+from .denoise import DenoiseOptions, cut_at_end, denoise
+from .encoder import AcousticEncoder, length_mask
+from .noise import uniform_canvas
+from .projector import AudioProjector
+from .prompt import PromptBuilder
+from .train.objective import BackboneLosses, TextBatch, backbone_losses
+
+CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
+
+OnStep = Callable[[int, list[str]], None]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the model made of one clip.
+
+    tokens and their log-probabilities (nats, at temperature 1, in the last pass); draft: the CTC head's transcript, which the
+    canvas' length comes from; steps: denoising passes used.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    draft: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class SpeechBatch:
+    """Training examples: frames (B, F, D) of the frozen encoder, frame_lengths (B,), and the text side of the same rows."""
+
+    frames: Tensor
+    frame_lengths: Tensor
+    text: TextBatch
+
+    def to(self, device: torch.device) -> SpeechBatch:
+        """The same batch on another device."""
+        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device))
+
+
+class DiffusionGemmaASR(nn.Module):
+    """Speech in, transcript out.
+
+    Args:
+        encoder, backbone: frozen.
+        projector: trained; its widths must fit both.
+        tokenizer: the backbone's.
+        drafts: whether the projector was trained by CTC, so that its slots spell a draft through lm_head.
+    """
+
+    def __init__(
+        self,
+        encoder: AcousticEncoder,
+        projector: AudioProjector,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+        drafts: bool = True,
+    ):
+        super().__init__()
+        self.encoder, self.projector, self.backbone = encoder, projector, backbone
+        self.tokenizer = tokenizer
+        self.prompts = PromptBuilder(tokenizer)
+        self.drafts = drafts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.backbone.device
+
+    @property
+    def blank(self) -> int:
+        """The CTC blank: the pad token."""
+        return self.prompts.special["pad"]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What a checkpoint holds and training changes: the projector and the LoRA matrices."""
+        return {
+            name: p
+            for name, p in self.named_parameters()
+            if name.startswith("projector.") or "lora_" in name
+        }
+
+    # -- sound to slots -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_audio(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Clips → audio tokens.
+
+        Args:
+            audio: float32 arrays (n,), 16 kHz, at most 30 s each.
+
+        Returns:
+            slots (B, S, H), one per 160 ms, zeros behind each end; slot_lengths (B,).
+        """
+        mel, lengths = self.encoder.features(audio)
+        frames, frame_lengths = self.encoder(mel.to(self.device), lengths.to(self.device))
+        return self.projector(frames.to(self.projector.linear.weight.dtype), frame_lengths)
+
+    def draft(self, slots: Tensor, slot_lengths: Tensor) -> list[list[int]]:
+        """Greedy CTC transcripts of the slots, straight through lm_head: token ids of each row."""
+        weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
+        rows = lm_head_draft(slots, weight, softcap, slot_lengths, self.blank)
+        return [[token.id for token in row] for row in rows]
+
+    def prefill(self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str]) -> Prefill:
+        """Reads the prompts whose placeholders are overwritten by the slots."""
+        prompt = self.prompts.build(slot_lengths.tolist(), languages)
+        ids, slot_mask = prompt.ids.to(self.device), prompt.slot_mask.to(self.device)
+        embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)
+        return self.backbone.prefill(embeds, prompt.mask.to(self.device))[0]
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def losses(
+        self, batch: SpeechBatch, self_conditioning: float = 0.5, full_noise: float = 0.0, autoregressive: bool = True
+    ) -> tuple[BackboneLosses, Tensor]:
+        """The three losses of a batch; see `backbone_losses` for the options.
+
+        Returns:
+            the diffusion and autoregressive losses, and the CTC loss a token.
+        """
+        slots, slot_lengths = self.projector(batch.frames, batch.frame_lengths)
+        text = batch.text
+        target_lengths = text.target_mask.sum(1) - 1  # without the end of the turn
+        ctc = lm_head_ctc_loss(
+            slots, self.backbone.lm_head_weight, self.backbone.softcap, text.canvas, slot_lengths, target_lengths, self.blank
+        )
+        embeds = fill_slots(self.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
+        return backbone_losses(
+            self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive
+        ), ctc
+
+    # -- transcription ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def transcribe_batch(
+        self,
+        audio: Sequence[np.ndarray],
+        language: str = "en",
+        options: DenoiseOptions | None = None,
+        seed: int = 0,
+        canvas_length: int | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Decoded]:
+        """Transcribes clips; each gives the same whatever else is in the batch.
+
+        Args:
+            audio: float32 arrays (n,), 16 kHz, at most 30 s each.
+            language: code of one of the six.
+            seed: of each clip's own generator.
+            canvas_length: tokens on the canvas; by default as long as the draft suggests.
+            on_step: called after every denoising step with its number and the texts on the canvases of the clips that are
+                denoised together.
+        """
+        slots, slot_lengths = self.encode_audio(audio)
+        return self.transcribe_slots(slots, slot_lengths, language, options, seed, canvas_length, on_step)
+
+    @torch.no_grad()
+    def transcribe_slots(
+        self,
+        slots: Tensor,
+        slot_lengths: Tensor,
+        language: str = "en",
+        options: DenoiseOptions | None = None,
+        seed: int = 0,
+        canvas_length: int | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Decoded]:
+        """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,)."""
+        drafts = self.draft(slots, slot_lengths)
+        groups: dict[int, list[int]] = {}
+        for row, (draft, n) in enumerate(zip(drafts, slot_lengths.tolist(), strict=True)):
+            length = canvas_length or fitted_canvas(n, len(draft) if self.drafts else None)
+            groups.setdefault(length, []).append(row)
+        decoded: dict[int, Decoded] = {}
+        for length, rows in groups.items():
+            lengths = slot_lengths[rows]
+            prefill = self.prefill(slots[rows, : int(lengths.max())], lengths, [language] * len(rows))
+            generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
+            canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
+            found = denoise(
+                self.backbone, prefill, canvas, options or DenoiseOptions(), generators, self._shown(on_step)
+            )
+            tokens = cut_at_end(found.canvas, self.prompts.end_ids)
+            for i, row in enumerate(rows):
+                decoded[row] = Decoded(
+                    text=self._text(tokens[i]),
+                    tokens=tokens[i],
+                    logprobs=found.logprobs[i, : len(tokens[i])].tolist(),
+                    draft=self._text(drafts[row]),
+                    steps=int(found.steps[i]),
+                )
+        return [decoded[row] for row in range(len(drafts))]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+    def _shown(self, on_step: OnStep | None) -> Callable[[int, Tensor, Tensor], None] | None:
+        if on_step is None:
+            return None
+
+        def show(step: int, canvas: Tensor, entropy: Tensor) -> None:
+            on_step(step, [self._text(row) for row in cut_at_end(canvas, self.prompts.end_ids)])
+
+        return show
+
+
+def fill_slots(embeds: Tensor, slot_mask: Tensor, slots: Tensor, slot_lengths: Tensor) -> Tensor:
+    """Overwrites the placeholders of each row with its audio tokens, in order.
+
+    Args:
+        embeds: (B, P, H); slot_mask: (B, P) bool, slot_lengths[b] placeholders in row b.
+        slots: (B, S, H).
+    """
+    real = slots[length_mask(slot_lengths, slots.shape[1])]  # (sum of slot_lengths, H)
+    return embeds.masked_scatter(slot_mask[..., None], real.to(embeds.dtype))
+
+
+def fitted_canvas(slots: int, draft: int | None) -> int:
+    """Tokens a canvas needs: a fifth more than the draft and some, or one a slot (CTC's own limit) without a draft."""
+    room = slots + 2 if draft is None else min(slots + 2, math.ceil(1.2 * draft) + 4)
+    return math.ceil(room / CANVAS_STEP) * CANVAS_STEP

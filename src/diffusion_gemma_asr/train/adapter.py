@@ -1,0 +1,193 @@
+"""Stage (c), and the whole training of the real composition: projector and LoRA on frozen parts, by a recipe."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from ..audio import load_audio
+from ..backbone import Backbone
+from ..checkpoint import save_checkpoint
+from ..data.augment import mask_bands
+from ..data.batches import UNLIMITED, Mixture
+from ..data.features import FeatureCache
+from ..data.manifest import Utterance, read_manifest
+from ..data.text import plain_english
+from ..encoder import AcousticEncoder
+from ..model import DiffusionGemmaASR, SpeechBatch
+from ..projector import AudioProjector, output_length
+from ..recipe import Recipe, load_recipe
+from .loop import LoopOptions, Metrics, run, step_seed
+from .monitor import report
+from .objective import text_batch
+
+MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
+
+
+def build_model(recipe: Recipe, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionGemmaASR:
+    """The model of a recipe with a new projector and LoRA: frozen parts in `dtype`, trained ones in float32."""
+    encoder = AcousticEncoder.from_pretrained(
+        recipe.encoder.name, revision=recipe.encoder.revision, dtype=dtype, device=device
+    )
+    backbone = Backbone.from_pretrained(
+        recipe.backbone.name, revision=recipe.backbone.revision, dtype=dtype, device=device
+    )
+    tokenizer = AutoTokenizer.from_pretrained(recipe.backbone.name, revision=recipe.backbone.revision)
+    torch.manual_seed(recipe.train.seed)
+    backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
+    scale = backbone.embedding_scale() if recipe.projector.scaled else None
+    projector = AudioProjector(encoder.hidden_size, backbone.hidden_size, recipe.projector.hidden_size, scale)
+    model = DiffusionGemmaASR(encoder, projector.to(device), backbone, tokenizer, drafts=recipe.losses.ctc > 0)
+    for parameter in model.trained().values():
+        parameter.data = parameter.data.float()
+    return model
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Utterances with their frozen frames and target tokens."""
+
+    utterances: Sequence[Utterance]
+    cache: FeatureCache
+    targets: list[list[int]]
+
+    def batch(self, model: DiffusionGemmaASR, chosen: Sequence[int], margin: int) -> SpeechBatch:
+        """The chosen rows, padded."""
+        rows = [torch.from_numpy(self.cache[self.utterances[i]].astype(np.float32)) for i in chosen]
+        lengths = torch.tensor([len(row) for row in rows])
+        text = text_batch(
+            model.prompts,
+            output_length(lengths).tolist(),
+            [self.targets[i] for i in chosen],
+            [self.utterances[i].language for i in chosen],
+            margin,
+        )
+        return SpeechBatch(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, text)
+
+
+def frame_cache(folder: Path, model: DiffusionGemmaASR, utterances: Sequence[Utterance]) -> FeatureCache:
+    """Frames (n, hidden) of the frozen encoder for all utterances, computed once and kept in `folder`."""
+
+    def compute(batch: list[Utterance]) -> list[np.ndarray]:
+        mel, lengths = model.encoder.features([load_audio(u.audio_filepath) for u in batch])
+        with torch.no_grad():
+            frames, frame_lengths = model.encoder(mel.to(model.device), lengths.to(model.device))
+        return [row[:n].float().cpu().numpy() for row, n in zip(frames, frame_lengths.tolist(), strict=True)]
+
+    return FeatureCache.build(folder, utterances, model.encoder.hidden_size, compute)
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """"auto" is bfloat16 on a GPU that has it and float32 elsewhere: few processors multiply bfloat16 quickly."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def train_from_recipe(path: str | Path, folder: str | Path | None = None, device: str | None = None) -> Path:
+    """Trains an adapter as a recipe file (or the recipe of that name) says; see `train_adapter`."""
+    recipe = load_recipe(path)
+    return train_adapter(recipe, folder or Path("runs") / recipe.name, device)
+
+
+def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None, drafts: bool | None = None) -> Path:
+    """Trains an adapter, resuming what a killed run left, and writes a checkpoint.
+
+    Args:
+        folder: of the run; gets log.jsonl, state.pt, frames/ and checkpoint/.
+        device: "cpu" or "cuda"; by default the GPU where there is one.
+        drafts: whether canvases are as long as the CTC draft suggests; by default if CTC has a weight.
+
+    Returns:
+        the checkpoint's folder, as `load()` takes it.
+    """
+    folder = Path(folder)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = compute_dtype(recipe.train.dtype, place)
+    model = build_model(recipe, str(place), dtype)
+    if drafts is not None:
+        model.drafts = drafts
+    console = Console(stderr=True)
+    languages, longest = recipe.data.languages, recipe.data.max_duration_s
+    lists = [read_manifest(item.manifest, languages, longest) for item in recipe.data.train]
+    dev = {Path(p).parent.name + "/" + Path(p).stem: read_manifest(p, languages, longest)[: recipe.train.monitor_samples]
+           for p in recipe.data.dev}
+    everything = [u for rows in [*lists, *dev.values()] for u in rows]
+    cache = frame_cache(Path(recipe.data.cache_dir or folder / "frames"), model, everything)
+    spelled = plain_english if recipe.data.transcript == "plain" else str.strip
+    utterances = [u for rows in lists for u in rows]
+    examples = Examples(utterances, cache, [model.prompts.target(spelled(u.text)) for u in utterances])
+    mixture = Mixture(
+        [len(rows) for rows in lists], [item.weight for item in recipe.data.train],
+        [cache.length(u) for u in examples.utterances], UNLIMITED, recipe.train.batch_size, recipe.train.seed,
+    )  # fmt: skip
+
+    def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
+        model.train()
+        rng = random.Random(step_seed(recipe.train.seed, step, micro))
+        chosen = mixture.at(step * recipe.train.accumulation + micro)
+        batch = examples.batch(model, chosen, rng.randint(0, MARGIN))
+        frames = mask_bands(batch.frames, batch.frame_lengths, recipe.train.spec_augment)
+        batch = SpeechBatch(frames, batch.frame_lengths, batch.text).to(place)
+        return weighted_loss(model, batch, recipe, place, dtype)
+
+    def evaluate(step: int) -> Metrics:
+        model.eval()
+        figures = {}
+        for name, rows in dev.items():
+            decoded = transcribe_cached(model, rows, cache)
+            judged = report(console, step, name, [u.text for u in rows], decoded)
+            figures |= {f"{key}_{name}": value for key, value in judged.items()}
+        return figures
+
+    t = recipe.train
+    options = LoopOptions(
+        steps=t.steps, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, warmup_steps=t.warmup_steps,
+        min_lr_ratio=t.min_lr_ratio, clip=t.clip, accumulation=t.accumulation, seed=t.seed, save_every=t.save_every,
+        evaluate_every=t.eval_every,
+    )  # fmt: skip
+    run(model.trained(), loss_of, folder, options, evaluate)
+    model.eval()
+    save_checkpoint(model, folder / "checkpoint", recipe.model)
+    console.print(json.dumps({"checkpoint": str(folder / "checkpoint"),
+                              "hours_of_speech": round(sum(u.duration for rows in lists for u in rows) / 3600, 2)}))
+    return folder / "checkpoint"
+
+
+def weighted_loss(
+    model: DiffusionGemmaASR, batch: SpeechBatch, recipe: Recipe, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Metrics]:
+    """The three losses of a batch with the recipe's weights, computed in `dtype`, and each loss on its own for the log."""
+    weights = recipe.losses
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        losses, ctc = model.losses(batch, weights.self_conditioning, weights.full_noise, weights.autoregressive > 0)
+        total = weights.diffusion * losses.diffusion + weights.ctc * ctc
+        if weights.autoregressive > 0:
+            total = total + weights.autoregressive * losses.autoregressive
+    metrics = {name: float(value.detach()) for name, value in losses.__dict__.items()}
+    return total, metrics | {"ctc": float(ctc.detach())}
+
+
+@torch.no_grad()
+def transcribe_cached(
+    model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache, batch_size: int = 25
+) -> list:
+    """Transcripts of utterances whose frozen frames are cached, in their order."""
+    decoded = []
+    for i in range(0, len(utterances), batch_size):
+        rows = [torch.from_numpy(cache[u].astype(np.float32)) for u in utterances[i : i + batch_size]]
+        lengths = torch.tensor([len(row) for row in rows])
+        frames = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+        slots, slot_lengths = model.projector(frames, lengths.to(model.device))
+        decoded += model.transcribe_slots(slots, slot_lengths, utterances[i].language)
+    return decoded
+

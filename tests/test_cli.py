@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from sounds import PitchModel, tone, write
+
+import diffusion_gemma_asr as asr
+from diffusion_gemma_asr.checkpoint import save_checkpoint
+from diffusion_gemma_asr.cli import _clock, main
+from diffusion_gemma_asr.denoise import DenoiseOptions
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command with these arguments: its exit status and what it printed."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        return Outcome(left.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> PitchModel:
+    """The model that the command loads whatever it is asked for."""
+    pitch_model = PitchModel()
+    monkeypatch.setattr(asr, "load", lambda name, **how: pitch_model)
+    return pitch_model
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    return write(tmp_path / "a.wav", tone(440, 0.5))
+
+
+def test_one_file_prints_its_text_alone(run: Run, model: PitchModel, sound: Path) -> None:
+    outcome = run("transcribe", sound)
+    assert outcome.out == "440 hertz\n"
+    assert outcome.status == 0
+    assert outcome.err.startswith("0.5 s of sound in ")
+
+
+def test_several_files_print_path_and_text_in_order(
+    run: Run, model: PitchModel, sound: Path, tmp_path: Path
+) -> None:
+    silent = write(tmp_path / "silent.flac", np.zeros(16_000, np.float32))
+    other = write(tmp_path / "b.ogg", tone(880, 0.3))
+    outcome = run("transcribe", other, silent, sound)
+    assert outcome.out == f"{other}\t880 hertz\n{silent}\t\n{sound}\t440 hertz\n"
+    assert outcome.status == 0
+
+
+def test_bad_files_are_named_and_the_others_transcribed(
+    run: Run, model: PitchModel, sound: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("hello")
+    empty = tmp_path / "empty.wav"
+    empty.touch()
+    short = write(tmp_path / "short.wav", tone(440, 0.05))
+    nan = write(tmp_path / "nan.wav", np.full(8000, np.nan, np.float32), codec="pcm_f32le")
+    missing = tmp_path / "missing.wav"
+    bad = [missing, text, tmp_path, empty, short, nan]
+    outcome = run("transcribe", *bad[:3], sound, *bad[3:])
+    assert outcome.status == 1
+    assert outcome.out == f"{sound}\t440 hertz\n"
+    complaints = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(complaints) == len(bad)
+    for path, line in zip(bad, complaints, strict=True):
+        assert line.startswith(f"error: {path}: ")
+    assert "Traceback" not in outcome.err
+
+
+def test_a_single_bad_file_prints_no_speed(run: Run, model: PitchModel, tmp_path: Path) -> None:
+    path = tmp_path / "missing.wav"
+    outcome = run("transcribe", path)
+    assert (outcome.status, outcome.out, outcome.err) == (1, "", f"error: {path}: no such file\n")
+
+
+def test_json_lines(run: Run, model: PitchModel, sound: Path) -> None:
+    outcome = run("transcribe", sound, sound, "-f", "json")
+    first, second = (json.loads(line) for line in outcome.out.splitlines())
+    assert first == second
+    assert first["audio"] == str(sound)
+    assert first["text"] == "440 hertz"
+    assert first["segments"][0]["end"] == 0.5
+
+
+def test_output_folder(run: Run, model: PitchModel, sound: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "made" / "here"
+    outcome = run("transcribe", sound, "--output_dir", folder)
+    assert (outcome.status, outcome.out) == (0, "")
+    assert (folder / "a.txt").read_text() == "440 hertz\n"
+    run("transcribe", sound, "-o", folder, "-f", "json")
+    assert json.loads((folder / "a.json").read_text())["text"] == "440 hertz"
+
+
+def test_two_inputs_never_share_an_output(run: Run, model: PitchModel, sound: Path, tmp_path: Path) -> None:
+    twin = write(tmp_path / "a.flac", tone(880, 0.5))
+    outcome = run("transcribe", sound, twin, "-o", tmp_path / "out")
+    assert outcome.status == 2
+    assert "would both be written" in " ".join(outcome.err.replace("│", " ").split())  # out of its box
+    assert model.batches == []
+
+
+def test_an_output_that_cannot_be_written(run: Run, model: PitchModel, sound: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "a.txt").mkdir(parents=True)
+    outcome = run("transcribe", sound, "-o", tmp_path / "out")
+    assert outcome.status == 1
+    assert "a.txt: cannot be written" in outcome.err
+    assert run("transcribe", sound, "-o", sound).status == 2  # a file where the folder should be
+
+
+@pytest.mark.parametrize("style", ["_", "-"])
+def test_options_reach_the_model_with_underscores_or_dashes(
+    run: Run, model: PitchModel, sound: Path, tmp_path: Path, style: str
+) -> None:
+    other = write(tmp_path / "b.wav", tone(880, 0.5))
+    outcome = run(
+        *("transcribe", sound, other, "--language", "de", "--steps", "3", "--seed", "7"),
+        *(f"--batch{style}size", "1", f"--output{style}format", "json"),
+    )
+    assert outcome.status == 0
+    assert model.calls == [("de", DenoiseOptions(steps=3), 7)] * 2
+    assert json.loads(outcome.out.splitlines()[0])["language"] == "de"
+
+
+def test_defaults_are_those_of_the_library(run: Run, model: PitchModel, sound: Path) -> None:
+    run("transcribe", sound)
+    assert model.calls == [("en", DenoiseOptions(), 0)]
+
+
+def test_what_is_loaded(run: Run, model: PitchModel, sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load(name: str, *, device: str, dtype: str | None, quantization: str | None) -> PitchModel:
+        asked.append((name, device, dtype, quantization))
+        return model
+
+    monkeypatch.setattr(asr, "load", load)
+    run("transcribe", sound)
+    run("transcribe", sound, "--model", "folder", "--device", "cpu", "--dtype", "bfloat16")
+    run("transcribe", sound, "--compute_type", "float16", "--quantization", "bnb-4bit")
+    assert asked == [
+        ("mini", "auto", None, None),
+        ("folder", "cpu", "bfloat16", None),
+        ("mini", "auto", "float16", "bnb-4bit"),
+    ]
+
+
+def test_threads(run: Run, model: PitchModel, sound: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        run("transcribe", sound, "--threads", "3")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_verbose_shows_segments_on_standard_error(run: Run, model: PitchModel, sound: Path) -> None:
+    outcome = run("transcribe", sound, "--verbose")
+    assert outcome.out == "440 hertz\n"
+    assert "[00:00.000 --> 00:00.500] 440 hertz (mean log-probability -0.50)" in outcome.err
+
+
+def test_clock() -> None:
+    assert _clock(0.0) == "00:00.000"
+    assert _clock(61.0625) == "01:01.062"
+    assert _clock(59.9999) == "01:00.000"
+    assert _clock(3723.5) == "01:02:03.500"
+
+
+def test_errors_of_the_model_are_one_line(run: Run, model: PitchModel, sound: Path) -> None:
+    outcome = run("transcribe", sound, "--language", "xx")
+    assert (outcome.status, outcome.out) == (1, "")
+    assert outcome.err == "error: language xx is not one of en, de\n"
+
+
+def test_a_model_that_cannot_be_loaded(run: Run, sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run("transcribe", sound, "--device", "abacus")
+    assert outcome.status == 1
+    assert outcome.err.startswith("error: device abacus cannot be used")
+
+    def load(name: str, **how: object) -> None:
+        raise asr.CheckpointError("folder/config.json: no such file")
+
+    monkeypatch.setattr(asr, "load", load)
+    outcome = run("transcribe", sound)
+    assert (outcome.status, outcome.err) == (1, "error: folder/config.json: no such file\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["transcribe"],
+        ["transcribe", "a.wav", "--steps", "0"],
+        ["transcribe", "a.wav", "--batch_size", "0"],
+        ["transcribe", "a.wav", "-f", "docx"],
+        ["transcribe", "a.wav", "--colour"],
+        ["sing"],
+        ["info"],
+        ["train"],
+    ],
+)
+def test_misuse_is_status_2(run: Run, arguments: list[str]) -> None:
+    outcome = run(*arguments)
+    assert outcome.status == 2
+    assert outcome.out == "" and outcome.err
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == Outcome(0, f"diffusion-gemma-asr {asr.__version__}\n", "")
+
+
+def test_help_names_every_command(run: Run) -> None:
+    outcome = run("--help")
+    assert outcome.status == 0
+    for command in ("transcribe", "train", "info"):
+        assert command in outcome.out
+
+
+def test_info_and_train_call_their_modules(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Path] = []
+
+    def train_from_recipe(path: Path) -> None:
+        if path.name == "bad.yaml":
+            raise asr.RecipeError("bad.yaml: steps is -1")
+        trained.append(path)
+
+    info, adapter = ModuleType("info"), ModuleType("adapter")
+    info.render = lambda recipe: f"table of {recipe}"  # type: ignore[attr-defined]
+    adapter.train_from_recipe = train_from_recipe  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "diffusion_gemma_asr.info", info)
+    monkeypatch.setitem(sys.modules, "diffusion_gemma_asr.train.adapter", adapter)
+    assert run("info", "--recipe", "small") == Outcome(0, "table of small\n", "")
+    assert run("train", "small.yaml").status == 0
+    assert trained == [Path("small.yaml")]
+    assert run("train", "bad.yaml") == Outcome(1, "", "error: bad.yaml: steps is -1\n")
+
+
+def test_a_real_checkpoint_with_random_weights(
+    run: Run, sound: Path, tmp_path: Path, whisper_folder: Path, backbone_folder: Path
+) -> None:
+    recipe = tiny.model_recipe(whisper_folder, backbone_folder)
+    checkpoint = save_checkpoint(tiny.build_model(recipe), tmp_path / "checkpoint", recipe)
+    stereo = write(
+        tmp_path / "stereo.mp3", np.stack([tone(440, 1.0, 44_100), tone(880, 1.0, 44_100)]), 44_100
+    )
+    command = (
+        "transcribe",
+        sound,
+        stereo,
+        "--model",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "-f",
+        "json",
+    )
+    both = run(*command)
+    assert both.status == 0, both.err
+    first, second = (json.loads(line) for line in both.out.splitlines())
+    assert first["segments"][0]["tokens"] != second["segments"][0]["tokens"]
+    assert run(*command).out == both.out
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, diffusion_gemma_asr.cli; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_is_a_command() -> None:
+    command = [sys.executable, "-m", "diffusion_gemma_asr", "--version"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.startswith("diffusion-")

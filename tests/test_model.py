@@ -1,0 +1,288 @@
+"""The whole model: a clip's transcript depends on the clip and the seed alone, and training reaches what it should."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_model import clips, speech_batch, tiny_model
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffusion_gemma_asr.ctc import greedy
+from diffusion_gemma_asr.denoise import DenoiseOptions
+from diffusion_gemma_asr.errors import AsrError, AudioError
+from diffusion_gemma_asr.model import CANVAS_STEP, Decoded, DiffusionGemmaASR, fill_slots, fitted_canvas
+from diffusion_gemma_asr.projector import output_length
+from diffusion_gemma_asr.train.objective import BackboneLosses
+
+SAMPLES = [16_000, 4000, 14_500, 320, 9000]
+STEPS = DenoiseOptions(steps=3, entropy_bound=2.0)
+TEXTS = ["the quick brown fox", "she sells", "it is"]
+FRAMES = [150, 90, 41]
+
+Losses = tuple[BackboneLosses, Tensor]
+
+
+@pytest.fixture(scope="module")
+def model(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaASR:
+    return tiny_model(whisper_folder, backbone_folder)
+
+
+@pytest.fixture(scope="module")
+def audio() -> list[np.ndarray]:
+    return clips(SAMPLES)
+
+
+@pytest.fixture
+def canvas_lengths(model: DiffusionGemmaASR, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of the canvases that the backbone denoises."""
+    shapes: list[tuple[int, ...]] = []
+    denoise_logits = model.backbone.denoise_logits
+
+    def noted(canvas: Tensor, *rest: object) -> Tensor:
+        shapes.append(tuple(canvas.shape))
+        return denoise_logits(canvas, *rest)
+
+    monkeypatch.setattr(model.backbone, "denoise_logits", noted)
+    return shapes
+
+
+def assert_same(found: Decoded, expected: Decoded) -> None:
+    assert found.tokens == expected.tokens
+    assert (found.text, found.draft, found.steps) == (expected.text, expected.draft, expected.steps)
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-3)
+
+
+# -- transcription ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("canvas_length", [None, 12])
+def test_batch_is_what_single_calls_give(
+    model: DiffusionGemmaASR, audio: list[np.ndarray], canvas_lengths: list[tuple[int, ...]], canvas_length: int | None
+) -> None:
+    together = model.transcribe_batch(audio, "en", STEPS, seed=5, canvas_length=canvas_length)
+    groups = {shape[1] for shape in canvas_lengths}
+    assert len(groups) > 2 if canvas_length is None else groups == {canvas_length}
+    assert max(shape[0] for shape in canvas_lengths) > 1, "no clip shared a canvas batch"
+    assert len(together) == len(audio)
+    assert len({found.text for found in together}) == len(audio)
+    for clip, found in zip(audio, together, strict=True):
+        (alone,) = model.transcribe_batch([clip], "en", STEPS, seed=5, canvas_length=canvas_length)
+        assert_same(found, alone)
+
+
+def test_slots_are_what_single_calls_give(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    slots, lengths = model.encode_audio(audio)
+    assert lengths.tolist() == [output_length(math.ceil(n // 160 / 2)) for n in SAMPLES]
+    for row, (clip, n) in enumerate(zip(audio, lengths.tolist(), strict=True)):
+        alone, own = model.encode_audio([clip])
+        assert own.tolist() == [n]
+        torch.testing.assert_close(slots[row, :n], alone[0], atol=1e-4, rtol=1e-5)
+        assert not slots[row, n:].any()
+
+
+def test_the_seed_decides(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    first = model.transcribe_batch(audio[:2], options=STEPS, seed=1)
+    torch.rand(3)  # the global state does not matter
+    for found, expected in zip(model.transcribe_batch(audio[:2], options=STEPS, seed=1), first, strict=True):
+        assert_same(found, expected)
+    for found, other in zip(model.transcribe_batch(audio[:2], options=STEPS, seed=2), first, strict=True):
+        assert found.tokens != other.tokens
+        assert found.draft == other.draft
+
+
+def test_sound_and_language_reach_the_transcript(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    english, german = (model.transcribe_batch(audio[:1], code, STEPS, canvas_length=16) for code in ("en", "de"))
+    other = model.transcribe_batch([audio[0][::-1].copy()], "en", STEPS, canvas_length=16)
+    assert len({found[0].text for found in (english, german, other)}) == 3
+
+
+def test_decoded_is_one_whole(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    slots, lengths = model.encode_audio(audio)
+    drafts = greedy(model.backbone.logits(slots), lengths, blank=model.blank)
+    assert model.blank == model.tokenizer.pad_token_id == 0
+    assert model.draft(slots, lengths) == drafts
+    for found, draft in zip(model.transcribe_batch(audio, options=STEPS), drafts, strict=True):
+        assert found.text == model.tokenizer.decode(found.tokens, skip_special_tokens=True).strip()
+        assert found.draft == model.tokenizer.decode(draft, skip_special_tokens=True).strip()
+        assert not set(found.tokens) & set(model.prompts.end_ids)
+        assert len(found.logprobs) == len(found.tokens)
+        assert all(value <= 0 for value in found.logprobs)
+        assert 1 <= found.steps <= STEPS.steps
+
+
+def test_every_step_is_shown(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    shown: list[tuple[int, list[str]]] = []
+    found = model.transcribe_batch(
+        audio[:2], options=STEPS, canvas_length=8, on_step=lambda step, texts: shown.append((step, texts))
+    )
+    assert [step for step, _ in shown] == [1, 2, 3]
+    assert shown[-1][1] == [decoded.text for decoded in found]
+    assert shown[0][1] != shown[-1][1]
+
+
+def test_canvas_fits_the_draft_or_without_one_the_slots(
+    model: DiffusionGemmaASR, audio: list[np.ndarray], canvas_lengths: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    slots, lengths = model.encode_audio(audio[:1])
+    drafted = len(model.draft(slots, lengths)[0])
+    model.transcribe_batch(audio[:1], options=DenoiseOptions(steps=1))
+    monkeypatch.setattr(model, "drafts", False)
+    model.transcribe_batch(audio[:1], options=DenoiseOptions(steps=1))
+    model.transcribe_batch(audio[:1], options=DenoiseOptions(steps=1), canvas_length=5)
+    n = int(lengths[0])
+    assert canvas_lengths == [(1, fitted_canvas(n, drafted)), (1, fitted_canvas(n, None)), (1, 5)]
+
+
+def test_bad_language_and_bad_clip_are_refused(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    with pytest.raises(AsrError, match="'xx'"):
+        model.transcribe_batch(audio[:1], "xx")
+    with pytest.raises(AudioError, match=r"0\.00 s"):
+        model.transcribe_batch([audio[0], np.zeros(10, np.float32)])
+
+
+@given(slots=st.integers(1, 188), share=st.floats(0, 1))
+def test_fitted_canvas_has_room_for_the_draft_and_its_end(slots: int, share: float) -> None:
+    draft = round(share * slots)  # CTC never spells more tokens than slots
+    canvas = fitted_canvas(slots, draft)
+    assert canvas % CANVAS_STEP == 0
+    assert canvas >= min(slots + 2, 1.2 * draft + 4)
+    assert canvas >= draft + 2
+    assert canvas <= fitted_canvas(slots, None) < slots + 2 + CANVAS_STEP
+    assert canvas <= 1.2 * draft + 5 + CANVAS_STEP
+    assert fitted_canvas(slots, None) >= slots + 2
+
+
+# -- slots in the prompt ------------------------------------------------------------------------------------------
+
+
+def test_fill_slots_overwrites_placeholders_in_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeds = torch.randn(3, 9, 4, generator=generator)
+    slots = torch.randn(3, 5, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    lengths = torch.tensor([2, 5, 0])
+    slot_mask = torch.zeros(3, 9, dtype=torch.bool)
+    slot_mask[0, [3, 4]] = slot_mask[1, [1, 2, 3, 5, 8]] = True
+    filled = fill_slots(embeds, slot_mask, slots, lengths)
+    assert filled.dtype == embeds.dtype
+    assert filled[~slot_mask].equal(embeds[~slot_mask])
+    assert filled[0, [3, 4]].equal(slots[0, :2].float())
+    assert filled[1, [1, 2, 3, 5, 8]].equal(slots[1].float())
+    filled.sum().backward()
+    used = torch.arange(5) < lengths[:, None]
+    assert slots.grad is not None
+    assert slots.grad.amax(-1).tolist() == used.double().tolist()
+
+
+def test_prefill_reads_slots_behind_any_padding(model: DiffusionGemmaASR) -> None:
+    """What stands in the slots behind a row's end never reaches the prompt."""
+    slots = torch.randn(2, 6, tiny.HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([6, 2])
+    canvas = torch.arange(10).expand(2, -1)
+    with torch.no_grad():
+        expected = model.backbone.denoise_logits(canvas, model.prefill(slots, lengths, ["en", "fr"]))
+        slots[1, 2:] = 1000.0
+        found = model.backbone.denoise_logits(canvas, model.prefill(slots, lengths, ["en", "fr"]))
+    assert found.equal(expected)
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_projector_and_lora(model: DiffusionGemmaASR) -> None:
+    names = set(model.trained())
+    assert {name for name in names if "lora_" not in name} == {
+        f"projector.{layer}.{kind}" for layer in ("conv1", "conv2", "linear") for kind in ("weight", "bias")
+    }
+    assert sum("lora_" in name for name in names) == len(model.backbone.lora_state_dict()) > 0
+    assert names == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def diffusion(losses: Losses) -> Tensor:
+    return losses[0].diffusion
+
+
+def autoregressive(losses: Losses) -> Tensor:
+    return losses[0].autoregressive
+
+
+def ctc(losses: Losses) -> Tensor:
+    return losses[1]
+
+
+def everything(losses: Losses) -> Tensor:
+    return diffusion(losses) + autoregressive(losses) + ctc(losses)
+
+
+@pytest.mark.parametrize(
+    "loss, reached",
+    [
+        (everything, {"projector", "encoder", "decoder"}),
+        (diffusion, {"projector", "encoder", "decoder"}),
+        (autoregressive, {"projector", "encoder"}),
+        (ctc, {"projector"}),
+    ],
+)
+def test_gradients_reach_what_each_loss_trains(
+    model: DiffusionGemmaASR, loss: Callable[[Losses], Tensor], reached: set[str]
+) -> None:
+    def part(name: str) -> str:
+        return name.split(".")[0] if "lora_" not in name else "decoder" if "model.decoder" in name else "encoder"
+
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)
+    value = loss(model.losses(speech_batch(model, TEXTS, FRAMES), self_conditioning=1.0))
+    assert value.isfinite()
+    value.backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    model.zero_grad(set_to_none=True)
+    expected = {name for name in model.trained() if part(name) in reached}
+    if loss is diffusion:
+        # The canvas reads keys and values: what the encoder's last layer makes of them is not looked at.
+        expected -= {name for name in expected if "language_model.layers.5.self_attn.q_" in name}
+        expected -= {name for name in expected if "language_model.layers.5.self_attn.o_" in name}
+    assert moved == expected
+
+
+def test_losses_are_finite_without_the_options(model: DiffusionGemmaASR) -> None:
+    batch = speech_batch(model, TEXTS, FRAMES)
+    found, loss = model.losses(batch, self_conditioning=0.0, full_noise=1.0, autoregressive=False)
+    assert loss.isfinite()
+    assert found.diffusion.isfinite()
+    assert found.autoregressive == 0
+
+
+@pytest.mark.parametrize("frames", [FRAMES, [150, 9, 41]])  # in the second no path spells the second text
+def test_ctc_part_is_ctc_loss_on_full_logits(model: DiffusionGemmaASR, frames: list[int]) -> None:
+    batch = speech_batch(model, TEXTS, frames)
+    tokens = [model.prompts.target(text)[:-1] for text in TEXTS]
+    with torch.no_grad():
+        found = model.losses(batch)[1]
+        total = []
+        for row, n in enumerate(frames):  # each row alone
+            slots, lengths = model.projector(batch.frames[row : row + 1, :n], torch.tensor([n]))
+            log_probs = model.backbone.logits(slots).log_softmax(-1).transpose(0, 1)  # (S, 1, V)
+            target = torch.tensor(tokens[row : row + 1])
+            total.append(F.ctc_loss(log_probs, target, lengths, torch.tensor([len(target[0])]), model.blank,
+                                    zero_infinity=True))  # fmt: skip
+    assert (total[1] == 0) == (frames[1] == 9)
+    torch.testing.assert_close(found, torch.stack(total).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_padding_does_not_change_the_losses(model: DiffusionGemmaASR) -> None:
+    batch = speech_batch(model, TEXTS, FRAMES)
+    found = model.losses(batch)
+    batch.frames[1, FRAMES[1] :].zero_()
+    wider = type(batch)(F.pad(batch.frames, (0, 0, 0, 40)), batch.frame_lengths, batch.text)
+    again = model.losses(wider)
+    torch.testing.assert_close(again[1], found[1])
+    torch.testing.assert_close(again[0].autoregressive, found[0].autoregressive)

@@ -1,0 +1,210 @@
+"""What the backbone is trained on: the canvas' content, its noise, and which part of a row each loss sees."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from diffusion_gemma_asr.backbone import Backbone, Prefill
+from diffusion_gemma_asr.prompt import PromptBuilder
+from diffusion_gemma_asr.train.objective import BackboneLosses, TextBatch, backbone_losses, text_batch
+
+TEXTS = ["the quick brown fox", "she sells", ""]
+SLOTS = [6, 0, 3]
+MARGIN = 4
+
+
+class Recorded(Backbone):
+    """A backbone that keeps what every pass over the canvas was given and what it returned."""
+
+    calls: list[tuple[Tensor, Tensor | None, Tensor]]
+
+    def denoise_hidden(
+        self,
+        canvas: Tensor,
+        prefill: Prefill,
+        self_conditioning: Tensor | None = None,
+        self_conditioning_mask: Tensor | None = None,
+    ) -> Tensor:
+        hidden = super().denoise_hidden(canvas, prefill, self_conditioning, self_conditioning_mask)
+        self.calls.append((canvas, self_conditioning, hidden))
+        return hidden
+
+
+@pytest.fixture(scope="module")
+def recorded(backbone_folder: Path) -> Recorded:
+    found = Recorded.from_pretrained(backbone_folder)
+    assert isinstance(found, Recorded)
+    return found.requires_grad_(True)
+
+
+@pytest.fixture(scope="module")
+def prompts(backbone_folder: Path) -> PromptBuilder:
+    return PromptBuilder(AutoTokenizer.from_pretrained(backbone_folder))
+
+
+@pytest.fixture
+def batch(prompts: PromptBuilder) -> TextBatch:
+    return text_batch(prompts, SLOTS, [prompts.target(text) for text in TEXTS], ["en", "de", "zh"], MARGIN)
+
+
+def losses(
+    backbone: Recorded,
+    batch: TextBatch,
+    *,
+    self_conditioning: float = 0.0,
+    full_noise: float = 0.0,
+    seed: int = 0,
+    autoregressive: bool = True,
+) -> BackboneLosses:
+    backbone.calls = []
+    generator = torch.Generator().manual_seed(seed)
+    embeds = backbone.embed(batch.ids)
+    return backbone_losses(
+        backbone, embeds, batch, self_conditioning, full_noise, generator, autoregressive=autoregressive
+    )
+
+
+def rows_of(batch: TextBatch, row: int) -> TextBatch:
+    """One row without its padding; the canvas keeps its length."""
+    n = int(batch.mask[row].sum())
+    cut = {f.name: getattr(batch, f.name)[row : row + 1] for f in fields(batch)}
+    return TextBatch(**{name: v[:, :n] if name not in ("lengths", "canvas") else v for name, v in cut.items()})
+
+
+# -- the batch ----------------------------------------------------------------------------------------------------
+
+
+def test_canvas_holds_transcript_end_of_turn_and_ends_of_sequence(prompts: PromptBuilder, batch: TextBatch) -> None:
+    targets = [prompts.target(text) for text in TEXTS]
+    assert batch.canvas.shape == (3, max(map(len, targets)) + MARGIN)
+    for canvas, text in zip(batch.canvas.tolist(), TEXTS, strict=True):
+        end = canvas.index(prompts.special["end_of_turn"])
+        assert prompts.tokenizer.decode(canvas[:end]).strip() == text
+        assert set(canvas[end + 1 :]) == {prompts.special["eos"]}
+
+
+def test_rows_are_prompt_then_transcript(prompts: PromptBuilder, batch: TextBatch) -> None:
+    for i, (slots, language) in enumerate(zip(SLOTS, ["en", "de", "zh"], strict=True)):
+        prompt, target = prompts.row(slots, language), prompts.target(TEXTS[i])
+        n, total = len(prompt), len(prompt) + len(target)
+        assert batch.lengths[i] == n
+        assert batch.ids[i, :total].tolist() == prompt + target
+        assert (batch.ids[i, total:] == prompts.special["pad"]).all()
+        assert batch.mask[i].nonzero().flatten().tolist() == list(range(total))
+        assert batch.target_mask[i].nonzero().flatten().tolist() == list(range(n, total))
+        assert batch.slot_mask[i].sum() == slots
+        assert (batch.ids[i][batch.slot_mask[i]] == prompts.special["audio"]).all()
+
+
+def test_to_moves_every_tensor(batch: TextBatch) -> None:
+    moved = batch.to(torch.device("meta"))
+    assert {getattr(moved, f.name).device.type for f in fields(moved)} == {"meta"}
+
+
+# -- noise --------------------------------------------------------------------------------------------------------
+
+
+def test_full_noise_tells_nothing_of_the_transcript(recorded: Recorded, batch: TextBatch) -> None:
+    long = replace(batch, canvas=F.pad(batch.canvas, (0, 60), value=1))
+    other = replace(long, canvas=torch.full_like(long.canvas, 7))
+    losses(recorded, long, full_noise=1.0)
+    noisy = recorded.calls[0][0]
+    losses(recorded, other, full_noise=1.0)
+    assert recorded.calls[0][0].equal(noisy)
+    assert len(noisy.unique()) > 100
+    losses(recorded, other, full_noise=1.0, seed=1)
+    assert not recorded.calls[0][0].equal(noisy)
+
+
+def test_noise_levels_differ_by_row(recorded: Recorded, batch: TextBatch) -> None:
+    """Without full noise t ~ U(eps, 1): over many rows about half of the positions stay, in some nearly all."""
+    many = TextBatch(**{f.name: getattr(batch, f.name)[1:2].expand(40, -1) for f in fields(batch) if f.name != "lengths"},
+                     lengths=batch.lengths[1:2].expand(40))  # fmt: skip
+    losses(recorded, many, autoregressive=False)
+    kept = (recorded.calls[0][0] == many.canvas).float().mean(1)
+    assert 0.3 < kept.mean() < 0.7
+    assert kept.min() < 0.2
+    assert kept.max() > 0.8
+
+
+# -- self-conditioning --------------------------------------------------------------------------------------------
+
+
+def test_without_self_conditioning_there_is_one_pass(recorded: Recorded, batch: TextBatch) -> None:
+    for seed in range(4):
+        losses(recorded, batch, self_conditioning=0.0, seed=seed)
+        assert [signal for _, signal, _ in recorded.calls] == [None]
+
+
+def test_self_conditioning_hands_on_the_first_passs_logits(recorded: Recorded, batch: TextBatch) -> None:
+    for seed in range(4):
+        losses(recorded, batch, self_conditioning=1.0, seed=seed)
+        (canvas, first, hidden), (again, second, last) = recorded.calls
+        assert first is None
+        assert second is not None
+        assert canvas.equal(again)
+        assert not hidden.requires_grad
+        assert last.requires_grad
+        assert second.equal(recorded.logits(hidden))
+
+
+def test_self_conditioning_happens_as_often_as_asked(recorded: Recorded, prompts: PromptBuilder) -> None:
+    one = text_batch(prompts, [0], [prompts.target("a")], ["en"], 0)
+    passes = []
+    for seed in range(24):
+        losses(recorded, one, self_conditioning=0.25, seed=seed, autoregressive=False)
+        passes.append(len(recorded.calls))
+    assert set(passes) == {1, 2}
+    assert passes.count(2) < 12
+
+
+# -- the losses ---------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_the_cross_entropies_of_their_positions(recorded: Recorded, batch: TextBatch) -> None:
+    found = losses(recorded, batch, self_conditioning=1.0)
+    logits = recorded.logits(recorded.calls[-1][2])  # (B, C, V)
+    torch.testing.assert_close(found.diffusion, F.cross_entropy(logits.flatten(0, 1), batch.canvas.flatten()))
+    assert found.canvas_accuracy == (logits.argmax(-1) == batch.canvas).float().mean()
+    predicted, tokens = [], []
+    for row in range(3):  # each alone, without padding: the last token predicts nothing
+        alone = rows_of(batch, row)
+        _, hidden = recorded.prefill(recorded.embed(alone.ids), alone.mask)
+        n = int(alone.lengths)
+        predicted.append(recorded.logits(hidden[0, n - 1 : -1]))
+        tokens.append(alone.ids[0, n:])
+    expected, spelled = torch.cat(predicted), torch.cat(tokens)
+    torch.testing.assert_close(found.autoregressive, F.cross_entropy(expected, spelled))
+    assert found.next_token_accuracy == (expected.argmax(-1) == spelled).float().mean()
+
+
+def test_the_canvas_sees_the_prompt_but_not_the_transcript(recorded: Recorded, batch: TextBatch) -> None:
+    found = losses(recorded, batch)
+    changed = torch.where(batch.target_mask, (batch.ids + 1) % tiny.VOCAB_SIZE, batch.ids)
+    other = losses(recorded, replace(batch, ids=changed))
+    torch.testing.assert_close(other.diffusion, found.diffusion, atol=1e-6, rtol=0)
+    assert abs(float(other.autoregressive - found.autoregressive)) > 1e-3
+    prompt = torch.where(batch.slot_mask, batch.ids - 1, batch.ids)
+    assert abs(float(losses(recorded, replace(batch, ids=prompt)).diffusion - found.diffusion)) > 1e-3
+
+
+def test_autoregressive_can_be_left_out(recorded: Recorded, batch: TextBatch) -> None:
+    both, one = losses(recorded, batch), losses(recorded, batch, autoregressive=False)
+    assert one.autoregressive == one.next_token_accuracy == 0
+    assert both.autoregressive > 0
+    assert one.diffusion == both.diffusion
+
+
+def test_the_generator_decides(recorded: Recorded, batch: TextBatch) -> None:
+    first = losses(recorded, batch, self_conditioning=0.5, full_noise=0.5)
+    torch.rand(3)  # the global state does not matter
+    assert losses(recorded, batch, self_conditioning=0.5, full_noise=0.5).diffusion == first.diffusion
+    assert losses(recorded, batch, self_conditioning=0.5, full_noise=0.5, seed=1).diffusion != first.diffusion

@@ -1,0 +1,129 @@
+"""The prompt: every token in its place, the slots counted, the padding masked; and the small tokenizer of our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from diffusion_gemma_asr.errors import AsrError, CheckpointError
+from diffusion_gemma_asr.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder
+from diffusion_gemma_asr.train.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def published(backbone_folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer as the published backbone has it."""
+    return AutoTokenizer.from_pretrained(backbone_folder)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    """A tokenizer as the mini model has it, loaded as a user would."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(tiny.SENTENCES * 400, 500, folder)  # enough words for the prompt to get tokens of its own
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(params=["published", "own"])
+def prompts(request: pytest.FixtureRequest) -> PromptBuilder:
+    return PromptBuilder(request.getfixturevalue(request.param))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_row_is_the_chat_turn(prompts: PromptBuilder, language: str) -> None:
+    s = prompts.special
+    row = prompts.row(5, language)
+    start, end = row.index(s["begin_audio"]), row.index(s["end_audio"])
+    assert row[:2] == [s["bos"], s["turn"]]
+    assert row[start + 1 : end] == [s["audio"]] * 5
+    spelled = f"user\nTranscribe the {LANGUAGES[language]} speech."
+    assert prompts.tokenizer.decode(row[2:start]).strip() == spelled
+    assert row[end + 1] == s["end_of_turn"]
+    turn = row.index(s["turn"], end)
+    assert prompts.tokenizer.decode(row[end + 2 : turn]).strip(" ") == "\n"
+    assert prompts.tokenizer.decode(row[turn + 1 :]).strip(" ") == "model\n"
+
+
+def test_the_text_of_a_whole_row(published: PreTrainedTokenizerBase) -> None:
+    row = PromptBuilder(published).row(2, "de")
+    assert published.decode(row, skip_special_tokens=False) == (
+        "<bos><|turn>user\nTranscribe the German speech.<|audio><|audio|><|audio|><audio|><turn|>\n<|turn>model\n"
+    )
+
+
+@pytest.mark.parametrize("slots", [0, 1, 188])
+def test_rows_of_a_language_differ_in_their_slots_alone(prompts: PromptBuilder, slots: int) -> None:
+    audio = prompts.special["audio"]
+    row = prompts.row(slots, "fr")
+    assert row.count(audio) == slots
+    start = prompts.row(1, "fr").index(audio)
+    assert row[:start] + row[start + slots :] == prompts.row(0, "fr")
+
+
+def test_unknown_language_names_the_six(prompts: PromptBuilder) -> None:
+    with pytest.raises(AsrError, match=r"'tlh'.*en, de, fr, es, hi, zh"):
+        prompts.row(3, "tlh")
+    with pytest.raises(AsrError, match="'English'"):
+        prompts.build([3], ["English"])
+
+
+def test_build_pads_on_the_right(prompts: PromptBuilder) -> None:
+    slots, languages = [4, 0, 9], ["en", "hi", "zh"]
+    rows = [prompts.row(n, language) for n, language in zip(slots, languages, strict=True)]
+    prompt = prompts.build(slots, languages)
+    assert prompt.lengths.tolist() == [len(row) for row in rows]
+    assert prompt.ids.shape == prompt.mask.shape == prompt.slot_mask.shape == (3, max(map(len, rows)))
+    assert prompt.slot_mask.sum(1).tolist() == slots
+    for i, row in enumerate(rows):
+        n = len(row)
+        assert prompt.ids[i, :n].tolist() == row
+        assert prompt.mask[i, :n].all()
+        assert not prompt.mask[i, n:].any()
+        assert (prompt.ids[i, n:] == prompts.special["pad"]).all()
+        assert prompt.slot_mask[i].tolist() == (prompt.ids[i] == prompts.special["audio"]).tolist()
+
+
+def test_build_wants_a_language_per_row(prompts: PromptBuilder) -> None:
+    with pytest.raises(ValueError):
+        prompts.build([1, 2], ["en"])
+
+
+def test_end_ids_are_end_of_turn_and_end_of_sequence(prompts: PromptBuilder) -> None:
+    spelled = prompts.tokenizer.convert_ids_to_tokens(list(prompts.end_ids))
+    assert spelled == ["<turn|>", "<eos>"]
+
+
+@pytest.mark.parametrize("text", ["the quick brown fox", "a", "naïve Zürich, 12 °C!", "你好 नमस्ते"])
+def test_target_spells_the_text_and_ends_the_turn(prompts: PromptBuilder, text: str) -> None:
+    *tokens, last = prompts.target(text)
+    assert last == prompts.special["end_of_turn"]
+    assert not set(tokens) & set(prompts.special.values())
+    assert prompts.tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
+
+
+@pytest.mark.parametrize("missing", SPECIAL_TOKENS.values())
+def test_a_missing_special_token_is_named(missing: str) -> None:
+    vocabulary = [token for token in (*SPECIAL_TOKENS.values(), "<unk>") if token != missing]
+    model = models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<unk>")
+    with pytest.raises(CheckpointError) as caught:
+        PromptBuilder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)))
+    named = str(caught.value).split(";")[0].split("lacks ")[1]
+    assert named == missing
+
+
+def test_own_tokenizer_has_gemmas_first_ids(own: PreTrainedTokenizerBase) -> None:
+    assert own.convert_tokens_to_ids(["<pad>", "<eos>", "<bos>"]) == [0, 1, 2]
+    assert len(own) <= 500
+    assert (own.pad_token_id, own.eos_token_id, own.bos_token_id) == (0, 1, 2)
+
+
+def test_own_tokenizer_spells_the_instruction_in_words(own: PreTrainedTokenizerBase) -> None:
+    assert len(own.encode("Transcribe the English speech.", add_special_tokens=False)) == 4
+
+
+def test_own_tokenizer_never_merges_across_words(own: PreTrainedTokenizerBase) -> None:
+    assert not [token for token in own.get_vocab() if "▁" in token[1:] and not token.startswith("<")]
