@@ -3,9 +3,9 @@
     python benchmarks/ctc_grid.py train recipes/mini.yaml    trains the four cells into runs/ctc-grid/ (resumable)
     python benchmarks/ctc_grid.py report                     writes docs/results/ctc-grid.{json,png}
 
-The cells are {CTC weight of the recipe, 0} x {projector output at the embeddings' scale, as the linear layer gives it}, with
-the recipe's frozen parts, the same seed, the same batches and the same number of steps. Transcripts are decoded from noise
-at 8 steps on canvases whose length comes from the duration, since half of the cells have no draft.
+The cells are {CTC weight of the recipe, 0} x {projector output at the embeddings' scale, as the linear layer gives
+it}, with the recipe's frozen parts, the same seed, the same batches and the same number of steps. Transcripts are
+decoded from noise at 8 steps on canvases whose length comes from the duration, since half of the cells have no draft.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ def train(recipe_path: str, steps: int, batch_size: int, only: str | None) -> No
     base = load_recipe(recipe_path)
     data = replace(base.data, dev=base.data.dev[:1], cache_dir=str(RUNS / "frames"))
     schedule = replace(
-        base.train, steps=steps, batch_size=batch_size, warmup_steps=steps // 10, eval_every=steps // 8, monitor_samples=60
+        base.train,
+        steps=steps,
+        batch_size=batch_size,
+        warmup_steps=steps // 10,
+        eval_every=steps // 8,
+        monitor_samples=60,
     )
     for name, (ctc, scaled) in CELLS.items():
         if only in (None, name):
@@ -66,7 +71,12 @@ def report() -> None:
     (OUT / "ctc-grid.json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
     panels = ("diffusion", "canvas_accuracy", "ctc", "wer")
-    titles = ("diffusion loss", "token accuracy on the canvas", "CTC loss a token", "WER of 60 held-out sentences, 8 steps")
+    titles = (
+        "diffusion loss",
+        "token accuracy on the canvas",
+        "CTC loss a token",
+        "WER of 60 held-out sentences, 8 steps",
+    )
     for axis, panel, title in zip(axes.flat, panels, titles, strict=True):
         for name, curve in curves.items():
             steps = curve["evaluated_at"] if panel == "wer" else curve["step"]

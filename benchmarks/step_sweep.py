@@ -2,8 +2,9 @@
 
     python benchmarks/step_sweep.py --manifest runs/mini/heldout-en/manifest.jsonl --name heldout-en
 
-writes docs/results/steps-NAME.json and steps-NAME.md. Every row is decoded from noise with the same seed; the time covers
-features, encoder, projector, prefill, denoising and text, after one warm-up batch, and is the median of alternating runs.
+writes docs/results/steps-NAME.json and steps-NAME.md. Every row is decoded from noise with the same seed; the time
+covers features, encoder, projector, prefill, denoising and text, after one warm-up batch, and is the median of
+alternating runs.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def main() -> None:
         "model": args.model, "list": args.name, "utterances": len(clips), "seconds_of_sound": round(seconds_of_sound, 1),
         "ctc_draft_wer": round(draft, 4), "batch_size": args.batch_size, "repeats": args.repeats,
         "dtype": "float32", "threads": torch.get_num_threads(), "machine": platform.machine(), "processor": processor(),
-        "torch": torch.__version__, "transformers": transformers.__version__, "date": date.today().isoformat(), "table": table,
+        "torch": torch.__version__, "transformers": transformers.__version__, "date": date.today().isoformat(),
+        "table": table,
     }  # fmt: skip
     out = Path(args.out)
     (out / f"steps-{args.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -91,9 +93,7 @@ def main() -> None:
         {"reference": r, "hypothesis": plain_english(d.text), "draft": plain_english(d.draft), "steps": d.steps}
         for r, d in zip(references, rows[8 if 8 in rows else steps[-1]], strict=True)
     ]
-    (out / f"predictions-{args.name}.jsonl").write_text(
-        "".join(json.dumps(p) + "\n" for p in predictions), encoding="utf-8"
-    )
+    (out / f"predictions-{args.name}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in predictions), encoding="utf-8")
     print(markdown(result))
 
 
@@ -108,8 +108,8 @@ def markdown(result: dict) -> str:
     """The result as a page."""
     head = (
         f"# {result['list']}: error and speed by denoising steps\n\n"
-        f"Model `{result['model']}`, {result['utterances']} utterances, {result['seconds_of_sound']:.0f} s of sound, batch size "
-        f"{result['batch_size']}, {result['dtype']}, {result['threads']} threads, {result['processor']}, torch "
+        f"Model `{result['model']}`, {result['utterances']} utterances, {result['seconds_of_sound']:.0f} s of sound, "
+        f"batch size {result['batch_size']}, {result['dtype']}, {result['threads']} threads, {result['processor']}, torch "
         f"{result['torch']}, {result['date']}. Time: median of {result['repeats']} alternating runs, from samples to text. "
         f"WER of the CTC draft alone: {result['ctc_draft_wer']:.1%}.\n\n"
         "| steps at most | passes used | WER | CER | seconds | RTFx |\n|---|---|---|---|---|---|\n"

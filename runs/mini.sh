@@ -32,5 +32,5 @@ stage "(c) adapter"
 [ -f $run/checkpoint/adapter.safetensors ] || $python -m diffusion_gemma_asr train recipes/mini.yaml
 
 stage "bundle"
-$python -m diffusion_gemma_asr.train.bundle recipes/mini.yaml $run src/diffusion_gemma_asr/presets/mini
+$python -m diffusion_gemma_asr.train.bundle recipes/mini.yaml $run src/diffusion_gemma_asr/presets/mini --card recipes/mini/card.yaml
 stage "done"

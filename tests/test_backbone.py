@@ -1,7 +1,8 @@
-"""The backbone: what the canvas may see, what padding may change (nothing), and LoRA that keeps to its own stack."""
+"""The backbone: what the canvas sees, that padding changes nothing, and LoRA that keeps to its own stack."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from diffusion_gemma_asr.train.backbone_config import small_config
 
 ENCODER, DECODER = "encoder.language_model", "model.decoder"  # how the stacks' parameters are called
 CANVAS = 7
+WIDTH = tiny.HIDDEN_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def keys_of(prefill: Prefill) -> list[Tensor]:
     return [layer.keys for layer in prefill.cache.layers]
 
 
-# -- what is seen -------------------------------------------------------------------------------------------------
+# -- what is seen --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -84,7 +86,8 @@ def test_padded_rows_give_what_transformers_own_masks_give(backbone: Backbone) -
     mask = torch.arange(9) < lengths[:, None]
     prefill, hidden = backbone.prefill(backbone.embed(ids), mask)
     inner = backbone.model.model
-    theirs = inner.encoder(input_ids=ids, attention_mask=mask.long(), past_key_values=DynamicCache(config=backbone.config))
+    cache = DynamicCache(config=backbone.config)
+    theirs = inner.encoder(input_ids=ids, attention_mask=mask.long(), past_key_values=cache)
     canvas = draw(2, CANVAS, seed=9)
     decoded = inner.decoder(
         decoder_input_ids=canvas,
@@ -107,7 +110,8 @@ def test_canvas_never_sees_a_transcript_behind_the_prompt(backbone: Backbone) ->
             expected = backbone.denoise_logits(canvas, prompt)  # its positions continue at n
         torch.testing.assert_close(predict(backbone, joined)[row], expected[0], atol=1e-5, rtol=1e-5)
     seen, _ = read(backbone, ids)
-    assert (predict(backbone, seen) - predict(backbone, joined)).abs().max() > 0.1, "nothing to hide in this test"
+    change = (predict(backbone, seen) - predict(backbone, joined)).abs().max()
+    assert change > 0.1, "the transcript would make no difference if it were seen"
 
 
 @torch.no_grad()
@@ -118,7 +122,9 @@ def test_canvas_positions_continue_at_the_prompts_length(backbone: Backbone) -> 
     canvas = draw(1, CANVAS, seed=9)
     ours = backbone.denoise_hidden(canvas, moved)
     theirs = backbone.model.model.decoder(
-        decoder_input_ids=canvas, past_key_values=prefill.cache, decoder_position_ids=15 + torch.arange(CANVAS)[None]
+        decoder_input_ids=canvas,
+        past_key_values=prefill.cache,
+        decoder_position_ids=15 + torch.arange(CANVAS)[None],
     ).last_hidden_state
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert (ours - backbone.denoise_hidden(canvas, prefill)).abs().max() > 1e-3
@@ -158,22 +164,17 @@ def test_self_conditioning_reaches_the_rows_of_its_mask(backbone: Backbone) -> N
     torch.testing.assert_close(mixed[1], without[1], atol=1e-5, rtol=1e-5)
 
 
-def test_prompts_fill_the_window_but_no_more(backbone_folder: Path, backbone: Backbone) -> None:
-    window = backbone.config.sliding_window
-    with pytest.raises(ValueError, match=f"{window} tokens.*window is {window}"):
-        read(backbone, torch.zeros(1, window, dtype=torch.long))
-    small = Backbone.from_pretrained(backbone_folder)
-    small.config.sliding_window = 12
-    for inner in small.model.modules():
-        if getattr(inner, "sliding_window", None):
-            inner.sliding_window = 12
+def test_prompts_fill_the_window_but_no_more(backbone: Backbone) -> None:
+    config = copy.deepcopy(backbone.model.config)
+    config.text_config.sliding_window = 12
+    small = Backbone.from_config(config).eval()
     longest, _ = read(small, draw(1, 11))
     assert {keys.shape[2] for keys in keys_of(longest)} == {11}, "a layer forgot the beginning"
-    with pytest.raises(ValueError, match="12 tokens"):
+    with pytest.raises(ValueError, match=r"12 tokens.*window is 12"):
         read(small, draw(1, 12))
 
 
-# -- embeddings and logits ----------------------------------------------------------------------------------------
+# -- embeddings and logits -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -212,7 +213,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         Backbone.from_pretrained(tmp_path / "nowhere", local_files_only=True)
 
 
-# -- LoRA ---------------------------------------------------------------------------------------------------------
+# -- LoRA ----------------------------------------------------------------------------------------------------
 
 
 def test_new_lora_changes_nothing(backbone_folder: Path, backbone: Backbone) -> None:
@@ -228,7 +229,8 @@ def test_only_lora_is_trained_on_both_stacks(adapted: Backbone) -> None:
     projections = {name.split(".lora_")[0] for name in trained}
     # Of the six layers four are sliding, with q, k, v, o; in the two full ones the keys are the values: no v.
     per_stack = 4 * 4 + 2 * 3
-    assert sum(ENCODER in name for name in projections) == sum(DECODER in name for name in projections) == per_stack
+    assert sum(ENCODER in name for name in projections) == per_stack
+    assert sum(DECODER in name for name in projections) == per_stack
     assert len(projections) == 2 * per_stack
     assert not [name for name in projections if "vision" in name]
     shapes = {name: tuple(p.shape) for name, p in adapted.lora_state_dict().items()}
@@ -238,11 +240,11 @@ def test_only_lora_is_trained_on_both_stacks(adapted: Backbone) -> None:
 
 def test_the_stacks_share_their_weights_but_not_their_lora(adapted: Backbone) -> None:
     parameters = dict(adapted.model.named_parameters(remove_duplicate=False))
-    pairs = [(name, name.replace(ENCODER, "decoder")) for name in parameters if f"{ENCODER}.layers" in name]
-    tied = {"lora_" in ours: True for ours, _ in pairs}
-    assert set(tied) == {True, False}
-    for ours, theirs in pairs:
-        assert (parameters[ours].data_ptr() == parameters[theirs].data_ptr()) == ("lora_" not in ours), ours
+    ours = [name for name in parameters if f"{ENCODER}.layers" in name and "self_attn" in name]
+    assert {"lora_" in name for name in ours} == {True, False}
+    for name in ours:
+        shared = parameters[name].data_ptr() == parameters[name.replace(ENCODER, "decoder")].data_ptr()
+        assert shared == ("lora_" not in name), name
 
 
 def test_encoder_lora_leaves_the_decoder_alone(adapted: Backbone) -> None:
@@ -273,8 +275,9 @@ def test_merged_lora_gives_the_same_logits(backbone_folder: Path, fresh: bool) -
     logits = predict(model, prefill)
     model.merge_lora()
     merged, merged_hidden = read(model, draw(2, 8))
-    torch.testing.assert_close(merged_hidden, hidden, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(predict(model, merged), logits, atol=1e-5, rtol=1e-5)
+    # Float32 rounds otherwise in a merged product: hidden states are of size 1, logits of size 10.
+    torch.testing.assert_close(merged_hidden, hidden, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(predict(model, merged), logits, atol=1e-4, rtol=1e-5)
     assert model.lora_state_dict() == {}
     assert not [name for name, _ in model.model.named_modules() if "lora" in name or "base_layer" in name]
 
@@ -305,7 +308,7 @@ def _longer(state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (_narrower, rf"lora_A\.weight is \({RANK}, {tiny.HIDDEN_SIZE - 1}\).*needs \({RANK}, {tiny.HIDDEN_SIZE}\)"),
+        (_narrower, rf"lora_A\.weight is \({RANK}, {WIDTH - 1}\).*needs \({RANK}, {WIDTH}\)"),
         (_shorter, "1 names differ"),
         (_longer, r"1 names differ, first model\.decoder\.layers\.99"),
     ],
@@ -328,18 +331,20 @@ def test_lora_of_another_rank_is_refused(adapted: Backbone, backbone_folder: Pat
         other.load_lora_state_dict(adapted.lora_state_dict())
 
 
-# -- configurations of our own ------------------------------------------------------------------------------------
+# -- configurations of our own -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [2, 6, 8])
 def test_small_config_has_the_real_ones_shape(backbone_folder: Path, layers: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
     config = small_config(
-        tokenizer, hidden=16, layers=layers, heads=4, head_dim=4, intermediate=16, experts=4, top_k=2, expert_intermediate=8
-    )
+        tokenizer, hidden=16, layers=layers, heads=4, head_dim=4, intermediate=16, experts=4, top_k=2,
+        expert_intermediate=8,
+    )  # fmt: skip
     kinds = config.text_config.layer_types
     assert len(kinds) == layers
-    assert {i for i, kind in enumerate(kinds) if kind == "full_attention"} == {*range(5, layers, 6), layers - 1}
+    full_ones = {i for i, kind in enumerate(kinds) if kind == "full_attention"}
+    assert full_ones == {*range(5, layers, 6), layers - 1}
     assert config.text_config.eos_token_id == [1, 106]
     model = Backbone.from_config(config).eval()
     prefill, _ = read(model, draw(1, 6))

@@ -1,4 +1,4 @@
-"""Checkpoints of ours: saved and loaded they give equal logits; what does not fit is refused in one clear line."""
+"""Checkpoints of ours: saved and loaded they give equal logits; what does not fit is refused in one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, model: DiffusionGemmaASR, recipe: ModelRecipe) -> Pat
 
 @torch.no_grad()
 def logits(model: DiffusionGemmaASR) -> tuple[Tensor, Tensor]:
-    """The canvas' logits of two clips, (2, 8, V), and their slots, (2, S, H): everything trained is at work."""
+    """The canvas' logits of two clips, (2, 8, V), and their slots, (2, S, H): all trained parts work."""
     rng = np.random.default_rng(0)
     clips = [rng.normal(0, 0.1, n).astype(np.float32) for n in (16_000, 9_000)]
     slots, lengths = model.encode_audio(clips)
@@ -60,11 +60,11 @@ def test_saved_loaded_and_merged_models_give_equal_logits(
     before, slots = logits(model)
     loaded = load_checkpoint(folder, device="cpu")
     after, loaded_slots = logits(loaded)
-    assert torch.allclose(loaded_slots, slots, atol=1e-5)
-    assert torch.allclose(after, before, atol=1e-5)
+    assert torch.equal(loaded_slots, slots)
+    assert torch.equal(after, before)
     loaded.backbone.merge_lora()
     assert not loaded.backbone.lora_state_dict()
-    assert torch.allclose(logits(loaded)[0], before, atol=1e-5)
+    assert torch.allclose(logits(loaded)[0], before, atol=1e-4)  # W + BA rounds once, Wx + BAx twice
     other, _ = logits(tiny.build_model(recipe, seed=1))
     assert not torch.allclose(
         other, before, atol=1e-2
@@ -125,7 +125,7 @@ def test_the_model_card_has_what_a_hub_and_a_reader_need(
 def test_frozen_parts_inside_the_folder_move_with_it(
     tmp_path: Path, model: DiffusionGemmaASR, recipe: ModelRecipe
 ) -> None:
-    """As the bundled model has them: folders `encoder` and `backbone` beside the adapter, named by relative paths."""
+    """As the bundled model has them: folders `encoder` and `backbone` beside the adapter, relative names."""
     bundle = tmp_path / "bundle"
     shutil.copytree(recipe.encoder.name, bundle / "encoder")
     shutil.copytree(recipe.backbone.name, bundle / "backbone")
@@ -313,7 +313,7 @@ def test_a_hub_repository_in_the_cache_is_loaded_by_name(
 
 def test_mini_is_the_bundled_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checkpoint_module, "PRESETS", tmp_path / "presets")
-    with pytest.raises(CheckpointError, match="bundled model is missing.*make mini"):
+    with pytest.raises(CheckpointError, match=r"bundled model is missing.*make mini"):
         load_checkpoint("mini")
     shutil.copytree(folder, tmp_path / "presets" / "mini")
     assert load_checkpoint("mini", device="cpu").backbone.hidden_size == 32
@@ -348,11 +348,11 @@ def test_pushing_uploads_the_three_files(
 ) -> None:
     monkeypatch.setattr(checkpoint_module, "HfApi", FakeHub)
     local = save_checkpoint(model, tmp_path / "local", recipe)
-    with pytest.raises(CheckpointError, match="names the local folder .*, which nobody else has"):
+    with pytest.raises(CheckpointError, match=r"names the local folder .*, which nobody else has"):
         push_to_hub(local, "me/asr")
     published = replace(recipe, encoder=SourceRecipe("o/w"), backbone=SourceRecipe("g/d"))
     folder = save_checkpoint(model, tmp_path / "published", published)
     assert push_to_hub(folder, "me/asr") == "https://hub/commit/1"
     assert FakeHub.uploads[0]["allow_patterns"] == ["adapter.safetensors", "config.json", "README.md"]
-    with pytest.raises(CheckpointError, match="cannot upload to not/mine: 403 Forbidden$"):
+    with pytest.raises(CheckpointError, match=r"cannot upload to not/mine: 403 Forbidden$"):
         push_to_hub(folder, "not/mine")

@@ -1,4 +1,4 @@
-"""The acoustic encoder: equal to Whisper's on 30 s, and in batches equal to itself alone on anything shorter."""
+"""The acoustic encoder: equal to Whisper's on 30 s; on shorter clips, in a batch what it is alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ def encoder_128(whisper_128_folder: Path) -> AcousticEncoder:
 
 def small_whisper(positions: int) -> WhisperConfig:
     return WhisperConfig(
-        d_model=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=8, max_source_positions=positions
+        d_model=8,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=8,
+        max_source_positions=positions,
     )
 
 
@@ -105,8 +109,10 @@ def test_too_short_and_too_long_clips_are_named() -> None:
 
 
 def test_mel_bins_of_another_checkpoint_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="80 mel bins.*128"):
-        AcousticEncoder(WhisperEncoder(small_whisper(positions=50)), WhisperFeatureExtractor(feature_size=128))
+    encoder = WhisperEncoder(small_whisper(positions=50))
+    extractor = WhisperFeatureExtractor(feature_size=128)
+    with pytest.raises(CheckpointError, match=r"80 mel bins.*128"):
+        AcousticEncoder(encoder, extractor)
 
 
 def test_loads_frozen_and_without_a_decoder(whisper_folder: Path, tmp_path: Path) -> None:

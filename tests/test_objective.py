@@ -76,13 +76,13 @@ def rows_of(batch: TextBatch, row: int) -> TextBatch:
     """One row without its padding; the canvas keeps its length."""
     n = int(batch.mask[row].sum())
     cut = {f.name: getattr(batch, f.name)[row : row + 1] for f in fields(batch)}
-    return TextBatch(**{name: v[:, :n] if name not in ("lengths", "canvas") else v for name, v in cut.items()})
+    return TextBatch(**{k: v if k in ("lengths", "canvas") else v[:, :n] for k, v in cut.items()})
 
 
-# -- the batch ----------------------------------------------------------------------------------------------------
+# -- the batch -----------------------------------------------------------------------------------------------
 
 
-def test_canvas_holds_transcript_end_of_turn_and_ends_of_sequence(prompts: PromptBuilder, batch: TextBatch) -> None:
+def test_canvas_is_transcript_end_of_turn_and_eos(prompts: PromptBuilder, batch: TextBatch) -> None:
     targets = [prompts.target(text) for text in TEXTS]
     assert batch.canvas.shape == (3, max(map(len, targets)) + MARGIN)
     for canvas, text in zip(batch.canvas.tolist(), TEXTS, strict=True):
@@ -109,7 +109,7 @@ def test_to_moves_every_tensor(batch: TextBatch) -> None:
     assert {getattr(moved, f.name).device.type for f in fields(moved)} == {"meta"}
 
 
-# -- noise --------------------------------------------------------------------------------------------------------
+# -- noise ---------------------------------------------------------------------------------------------------
 
 
 def test_full_noise_tells_nothing_of_the_transcript(recorded: Recorded, batch: TextBatch) -> None:
@@ -125,9 +125,8 @@ def test_full_noise_tells_nothing_of_the_transcript(recorded: Recorded, batch: T
 
 
 def test_noise_levels_differ_by_row(recorded: Recorded, batch: TextBatch) -> None:
-    """Without full noise t ~ U(eps, 1): over many rows about half of the positions stay, in some nearly all."""
-    many = TextBatch(**{f.name: getattr(batch, f.name)[1:2].expand(40, -1) for f in fields(batch) if f.name != "lengths"},
-                     lengths=batch.lengths[1:2].expand(40))  # fmt: skip
+    """Without full noise t ~ U(eps, 1): over many rows half of the positions stay, in some nearly all."""
+    many = TextBatch(**{f.name: getattr(batch, f.name)[[1] * 40] for f in fields(batch)})
     losses(recorded, many, autoregressive=False)
     kept = (recorded.calls[0][0] == many.canvas).float().mean(1)
     assert 0.3 < kept.mean() < 0.7
@@ -135,7 +134,7 @@ def test_noise_levels_differ_by_row(recorded: Recorded, batch: TextBatch) -> Non
     assert kept.max() > 0.8
 
 
-# -- self-conditioning --------------------------------------------------------------------------------------------
+# -- self-conditioning ---------------------------------------------------------------------------------------
 
 
 def test_without_self_conditioning_there_is_one_pass(recorded: Recorded, batch: TextBatch) -> None:
@@ -159,14 +158,14 @@ def test_self_conditioning_hands_on_the_first_passs_logits(recorded: Recorded, b
 def test_self_conditioning_happens_as_often_as_asked(recorded: Recorded, prompts: PromptBuilder) -> None:
     one = text_batch(prompts, [0], [prompts.target("a")], ["en"], 0)
     passes = []
-    for seed in range(24):
+    for seed in range(16):
         losses(recorded, one, self_conditioning=0.25, seed=seed, autoregressive=False)
         passes.append(len(recorded.calls))
     assert set(passes) == {1, 2}
-    assert passes.count(2) < 12
+    assert passes.count(2) < 8
 
 
-# -- the losses ---------------------------------------------------------------------------------------------------
+# -- the losses ----------------------------------------------------------------------------------------------
 
 
 def test_losses_are_the_cross_entropies_of_their_positions(recorded: Recorded, batch: TextBatch) -> None:
@@ -191,9 +190,9 @@ def test_the_canvas_sees_the_prompt_but_not_the_transcript(recorded: Recorded, b
     changed = torch.where(batch.target_mask, (batch.ids + 1) % tiny.VOCAB_SIZE, batch.ids)
     other = losses(recorded, replace(batch, ids=changed))
     torch.testing.assert_close(other.diffusion, found.diffusion, atol=1e-6, rtol=0)
-    assert abs(float(other.autoregressive - found.autoregressive)) > 1e-3
+    assert (other.autoregressive - found.autoregressive).abs() > 1e-3
     prompt = torch.where(batch.slot_mask, batch.ids - 1, batch.ids)
-    assert abs(float(losses(recorded, replace(batch, ids=prompt)).diffusion - found.diffusion)) > 1e-3
+    assert (losses(recorded, replace(batch, ids=prompt)).diffusion - found.diffusion).abs() > 1e-3
 
 
 def test_autoregressive_can_be_left_out(recorded: Recorded, batch: TextBatch) -> None:

@@ -1,4 +1,4 @@
-"""The prompt: every token in its place, the slots counted, the padding masked; and the small tokenizer of our own."""
+"""The prompt: tokens in their places, slots counted, padding masked; and the small tokenizer of our own."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def test_row_is_the_chat_turn(prompts: PromptBuilder, language: str) -> None:
 def test_the_text_of_a_whole_row(published: PreTrainedTokenizerBase) -> None:
     row = PromptBuilder(published).row(2, "de")
     assert published.decode(row, skip_special_tokens=False) == (
-        "<bos><|turn>user\nTranscribe the German speech.<|audio><|audio|><|audio|><audio|><turn|>\n<|turn>model\n"
+        "<bos><|turn>user\nTranscribe the German speech.<|audio><|audio|><|audio|><audio|><turn|>\n"
+        "<|turn>model\n"
     )
 
 

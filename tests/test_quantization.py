@@ -77,6 +77,20 @@ def test_packing_loses_little(backbone_folder: Path, library: str, name: str, er
     assert ((after - before).pow(2).mean() / before.var()).sqrt() < 5 * error_bound
 
 
+@pytest.mark.parametrize("name", ["bnb-4bit", "torchao-int8"])
+def test_a_backbone_loads_packed_and_takes_lora_and_its_merge(backbone_folder: Path, name: str) -> None:
+    pytest.importorskip("bitsandbytes" if name.startswith("bnb") else "torchao")
+    backbone = Backbone.from_pretrained(backbone_folder, quantization=name)
+    assert not backbone.training
+    assert torch.uint8 in {parameter.dtype for parameter in backbone.parameters()}
+    backbone.add_lora(rank=2)
+    for matrix in backbone.lora_state_dict().values():
+        torch.nn.init.normal_(matrix, std=0.2)
+    before = logits(backbone)
+    backbone.merge_lora()
+    assert torch.allclose(logits(backbone), before, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_a_missing_library_is_named_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     library = "bitsandbytes" if name.startswith("bnb") else "torchao"

@@ -1,7 +1,7 @@
 """Tiny checkpoints in exactly the layout of the real ones, written with random weights into a folder.
 
-The real weights are tens of gigabytes; these take a fraction of a second to write and to load, and they have the
-same file names, key names, configuration keys and special tokens:
+The real weights are tens of gigabytes; these take a fraction of a second to write and to load, and they
+have the same file names, key names, configuration keys and special tokens:
 
 - `write_backbone`: as google/diffusiongemma-26B-A4B-it
 - `write_whisper`: as openai/whisper-small (80 mel bins) or openai/whisper-large-v3 (128)
@@ -65,7 +65,7 @@ CANVAS_LENGTH = 32
 
 
 def write_tokenizer(folder: Path) -> Tokenizer:
-    """Write `tokenizer.json` and `tokenizer_config.json`: as Gemma's, BPE with byte fallback and "▁" for spaces."""
+    """Write `tokenizer.json` and `tokenizer_config.json`, as Gemma's: BPE, byte fallback, "▁" for spaces."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = _vocabulary()
     tokenizer = Tokenizer(
@@ -210,7 +210,7 @@ def model_recipe(encoder: Path, backbone: Path, *, scaled: bool = True) -> Model
 
 
 def build_model(recipe: ModelRecipe, seed: int = 0) -> DiffusionGemmaASR:
-    """The model of `recipe`, as after training: no LoRA matrix is zero, so a lost one would show in the logits."""
+    """The model of `recipe`, as after training: no LoRA matrix is zero, so a lost one shows in the logits."""
     encoder = AcousticEncoder.from_pretrained(recipe.encoder.name)
     backbone = Backbone.from_pretrained(recipe.backbone.name)
     backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)

@@ -30,7 +30,7 @@ def clips(lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:
 
 
 def loud_encoder(folder: Path) -> AcousticEncoder:
-    """The encoder of `folder` with weights so loud that every frame depends on the sound (initialisers whisper)."""
+    """The encoder of `folder`, its weights so loud that every frame depends on the sound."""
     encoder = AcousticEncoder.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     for parameter in encoder.encoder.parameters():
@@ -41,7 +41,7 @@ def loud_encoder(folder: Path) -> AcousticEncoder:
 
 
 def lively_lora(backbone: Backbone, seed: int = 0, stack: str = "") -> None:
-    """Draw the LoRA matrices whose name holds `stack` anew, both factors (fresh LoRA has B = 0 and does nothing)."""
+    """Draw both factors of the LoRA matrices whose name holds `stack` (new LoRA has B = 0: does nothing)."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in backbone.model.named_parameters():
         if "lora_" in name and stack in name:

@@ -88,9 +88,7 @@ def _check_device(device: str | torch.device) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
         reason = str(error).splitlines()[0]
-        raise AsrError(
-            f"device {device} cannot be used ({reason}); give auto, cpu, cuda, cuda:1 or mps"
-        ) from None
+        raise AsrError(f"device {device} cannot be used ({reason}); give auto, cpu, cuda, cuda:1 or mps") from None
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

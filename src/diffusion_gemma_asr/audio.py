@@ -81,9 +81,7 @@ def load_audio(source: AudioSource, sampling_rate: int = SAMPLE_RATE) -> Samples
     elif hasattr(source, "read"):
         samples = _decode(source, name)
     else:
-        raise AudioError(
-            f"{name}: cannot be read as sound; give a path, bytes, a binary file object or a numpy array"
-        )
+        raise AudioError(f"{name}: cannot be read as sound; give a path, bytes, a binary file object or a numpy array")
     _check(samples, name)
     return samples
 
@@ -166,9 +164,7 @@ def _decode(file: Path | BinaryIO, name: str) -> Samples:
             parts = [_resample((_mono(_planes(f), name) for f in run), rate, name) for rate, run in runs]
     except (av.error.FFmpegError, OSError) as error:
         reason = error.strerror or str(error)
-        raise AudioError(
-            f"{name}: cannot be read as sound ({reason}); give wav, flac, mp3, m4a, ogg or the like"
-        ) from error
+        raise AudioError(f"{name}: cannot be read as sound ({reason}); give wav, flac, mp3, m4a, ogg or the like") from error
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
@@ -230,9 +226,7 @@ def _resample(blocks: Iterator[Samples], rate: int, name: str) -> Samples:
 def _check(samples: Samples, name: str) -> None:
     duration_s = len(samples) / SAMPLE_RATE
     if duration_s < MIN_DURATION_S:
-        raise AudioError(
-            f"{name}: holds {duration_s:.3f} s of sound; the shortest that can be used is {MIN_DURATION_S} s"
-        )
+        raise AudioError(f"{name}: holds {duration_s:.3f} s of sound; the shortest that can be used is {MIN_DURATION_S} s")
     peak = float(np.abs(samples).max())
     if peak > MAX_PEAK:
         raise AudioError(f"{name}: samples reach {peak:.0f}, full scale is 1; divide 16-bit samples by 32768")

@@ -1,14 +1,13 @@
 """The denoising backbone: the only module that knows how transformers' DiffusionGemma looks inside.
 
-DiffusionGemma is an encoder and a decoder with tied weights. The encoder reads the prompt causally and leaves a key/value
-cache; the decoder sees a canvas in both directions and reads that cache without changing it.
+DiffusionGemma is an encoder and a decoder with tied weights. The encoder reads the prompt causally and leaves a
+key/value cache; the decoder sees a canvas in both directions and reads that cache without changing it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from transformers import Cache, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from .errors import CheckpointError
+from .pretrained import load_pretrained
+from .quantization import find_quantizer, quantize_experts
 
 LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
 
@@ -25,8 +26,8 @@ LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_att
 class Prefill:
     """What the encoder leaves behind for the canvas.
 
-    cache: keys and values (B, kv_heads, P, head_dim) of every layer; visible (B, P) bool: cache positions the canvas may
-    read; lengths (B,) long: prompt tokens, the canvas continues at this position.
+    cache: keys and values (B, kv_heads, P, head_dim) of every layer; visible (B, P) bool: cache positions the canvas
+    may read; lengths (B,) long: prompt tokens, the canvas continues at this position.
     """
 
     cache: Cache
@@ -60,24 +61,17 @@ class Backbone(nn.Module):
         """Loads a DiffusionGemma checkpoint from a hub name or a folder, frozen.
 
         Args:
-            quantization: None, or a name that `quantization.quantization_config` knows (4 and 8 bit).
+            quantization: None, or one of `quantization.QUANTIZATIONS`, which pack the experts in 4 or 8 bits.
 
         Raises:
-            CheckpointError: the checkpoint cannot be found or read, or the quantisation package is missing.
+            CheckpointError: the checkpoint is missing, incomplete or damaged, or the quantisation package is missing.
         """
-        options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-        if quantization is not None:
-            from .quantization import quantization_config
-
-            options |= {"quantization_config": quantization_config(quantization), "device_map": {"": str(device)}}
-        try:
-            model = DiffusionGemmaForBlockDiffusion.from_pretrained(name_or_path, dtype=dtype, **options)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"cannot load the backbone {name_or_path}: {reason}") from error
-        if quantization is None:
-            model.to(device)
-        return cls(model).eval().requires_grad_(False)
+        quantizer = None if quantization is None else find_quantizer(quantization)
+        where = {"revision": revision, "local_files_only": local_files_only}
+        model = load_pretrained(DiffusionGemmaForBlockDiffusion, name_or_path, "backbone", dtype=dtype, **where)
+        if quantizer is not None:
+            quantize_experts(model, quantizer, device)
+        return cls(model.to(device)).eval().requires_grad_(False)
 
     @classmethod
     def from_config(cls, config: DiffusionGemmaConfig) -> Backbone:
@@ -130,9 +124,7 @@ class Backbone(nn.Module):
 
     def lora_state_dict(self) -> dict[str, Tensor]:
         """The LoRA matrices by name; empty without LoRA."""
-        return {
-            name.replace(".default", ""): p.detach() for name, p in self.model.named_parameters() if "lora_" in name
-        }
+        return {name.replace(".default", ""): p.detach() for name, p in self.model.named_parameters() if "lora_" in name}
 
     def load_lora_state_dict(self, state: dict[str, Tensor]) -> None:
         """Fills the LoRA matrices; `add_lora` comes first.
@@ -145,12 +137,15 @@ class Backbone(nn.Module):
             raise CheckpointError(f"the LoRA matrices do not fit this backbone: {len(odd)} names differ, first {odd[0]}")
         for name, parameter in own.items():
             if parameter.shape != state[name].shape:
-                raise CheckpointError(f"{name} is {tuple(state[name].shape)} in the adapter, but this backbone needs "
-                                      f"{tuple(parameter.shape)}; use the backbone that the adapter was trained on")
+                raise CheckpointError(
+                    f"{name} is {tuple(state[name].shape)} in the adapter, but this backbone needs "
+                    f"{tuple(parameter.shape)}; use the backbone that the adapter was trained on"
+                )
             parameter.data.copy_(state[name])
 
     def merge_lora(self) -> None:
-        """Adds LoRA into the attention weights, for inference; the two stacks' attention is no longer tied afterwards."""
+        """Adds LoRA into the attention weights, for inference; the two stacks' attention is no longer tied
+        afterwards."""
         parents = dict(self.model.named_modules())
         for name, layer in list(parents.items()):
             if isinstance(layer, LoraLayer):

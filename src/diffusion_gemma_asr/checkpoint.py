@@ -76,9 +76,7 @@ class CheckpointConfig:
     lora: LoraRecipe
     languages: tuple[str, ...]
     drafts: bool  # whether CTC trained the projector, so that its slots spell a draft
-    dtype: Literal[
-        "float32", "bfloat16", "float16"
-    ]  # of the frozen parts in training; the default in loading
+    dtype: Literal["float32", "bfloat16", "float16"]  # of the frozen parts in training; the default in loading
 
     @property
     def model(self) -> ModelRecipe:
@@ -93,9 +91,9 @@ def save_checkpoint(
 ) -> Path:
     """Write a model's adapter, config.json and model card.
 
-    Everything is written to a folder beside the target first. A new target then appears at once and whole; in an
-    existing one each file is replaced whole, and other files stay. A frozen part inside the target is named
-    relative to it.
+    Everything is written to a folder beside the target first. A new target then appears at once and whole;
+    in an existing one each file is replaced whole, and other files stay. A frozen part inside the target is
+    named relative to it.
 
     Args:
         model: with LoRA not merged.
@@ -175,24 +173,18 @@ def load_checkpoint(
     projector = _build_projector(config, adapter, folder)
 
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
-    loaded_encoder = AcousticEncoder.from_pretrained(
-        encoder_source.name, revision=encoder_source.revision, **where
-    )
+    loaded_encoder = AcousticEncoder.from_pretrained(encoder_source.name, revision=encoder_source.revision, **where)
     loaded_backbone = Backbone.from_pretrained(
         backbone_source.name, revision=backbone_source.revision, quantization=quantization, **where
     )
     tokenizer = load_tokenizer(backbone_source, local_files_only)
     loaded_backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
     loaded_backbone.load_lora_state_dict(_strip(adapter, "lora."))
-    model = DiffusionGemmaASR(
-        loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer, drafts=config.drafts
-    )
+    model = DiffusionGemmaASR(loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer, drafts=config.drafts)
     return model.requires_grad_(False).eval()
 
 
-def push_to_hub(
-    folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None
-) -> str:
+def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload a checkpoint's three files; frozen parts inside the folder go along.
 
     Args:
@@ -320,13 +312,10 @@ def _find(name_or_path: str | Path, revision: str | None, local_files_only: bool
         return folder.resolve()
     if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) != 2:
         raise CheckpointError(
-            f"{name_or_path}: no such checkpoint; "
-            "give 'mini', an existing folder, or a hub repository (owner/name)"
+            f"{name_or_path}: no such checkpoint; give 'mini', an existing folder, or a hub repository (owner/name)"
         )
     try:
-        return Path(
-            snapshot_download(str(name_or_path), revision=revision, local_files_only=local_files_only)
-        )
+        return Path(snapshot_download(str(name_or_path), revision=revision, local_files_only=local_files_only))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name_or_path} is no folder here and cannot be fetched from the hub: {first_line(error)}"
@@ -370,9 +359,7 @@ def _check_backbone(entry: BackboneEntry, source: SourceRecipe, local_files_only
     trained = (entry.width, entry.layers, entry.vocab_size)
     if found != trained:
         raise CheckpointError(
-            "the adapter was trained for a backbone {} wide with {} layers and a vocabulary of {} ".format(
-                *trained
-            )
+            "the adapter was trained for a backbone {} wide with {} layers and a vocabulary of {} ".format(*trained)
             + f"({entry.name}), but {source.name} is "
             + "{} wide with {} layers and {}; load the one it was trained with".format(*found)
         )
@@ -380,9 +367,7 @@ def _check_backbone(entry: BackboneEntry, source: SourceRecipe, local_files_only
 
 def _build_projector(config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path) -> AudioProjector:
     scale = 1.0 if config.projector.scaled else None  # the value itself is among the saved tensors
-    projector = AudioProjector(
-        config.encoder.width, config.backbone.width, config.projector.hidden_size, scale
-    )
+    projector = AudioProjector(config.encoder.width, config.backbone.width, config.projector.hidden_size, scale)
     saved, wanted = _strip(adapter, "projector."), projector.state_dict()
     if odd := sorted(saved.keys() ^ wanted.keys()):
         raise CheckpointError(
@@ -407,9 +392,7 @@ def load_tokenizer(source: SourceRecipe, local_files_only: bool = False) -> PreT
         CheckpointError: the backbone has none that can be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(
-            source.name, revision=source.revision, local_files_only=local_files_only
-        )
+        return AutoTokenizer.from_pretrained(source.name, revision=source.revision, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read the tokenizer of {source.name}: {first_line(error)}") from error
 

@@ -71,9 +71,7 @@ def options(
 @app.command()
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="Sound or video files.", show_default=False)],
-    model: Annotated[
-        str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository.")
-    ] = "mini",
+    model: Annotated[str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository.")] = "mini",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[
         str,
@@ -83,19 +81,13 @@ def transcribe(
         str | None,
         typer.Option(help="Of the backbone, for instance bnb-4bit.", show_default="none"),
     ] = None,
-    language: Annotated[
-        str, typer.Option(help="Code of the language spoken.")
-    ] = asr.TranscribeOptions.language,
+    language: Annotated[str, typer.Option(help="Code of the language spoken.")] = asr.TranscribeOptions.language,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps at most.")] = 8,
-    seed: Annotated[
-        int, typer.Option(help="The same seed gives the same transcript.")
-    ] = asr.TranscribeOptions.seed,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same transcript.")] = asr.TranscribeOptions.seed,
     batch_size: Annotated[
         int, typer.Option("--batch_size", min=1, help="Chunks of at most 30 s taken at once.")
     ] = asr.TranscribeOptions.batch_size,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Processor threads.", show_default="torch's choice")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads.", show_default="torch's choice")] = None,
     output_format: Annotated[
         OutputFormat, typer.Option("--output_format", "-f", help="txt, or one line of JSON for each file.")
     ] = OutputFormat.txt,
@@ -137,9 +129,7 @@ def transcribe(
 
 @app.command()
 def info(
-    recipe: Annotated[
-        str, typer.Option(help="Name of a recipe of the package, or a YAML file.", show_default=False)
-    ],
+    recipe: Annotated[str, typer.Option(help="Name of a recipe of the package, or a YAML file.", show_default=False)],
 ) -> None:
     """Count the parameters of a recipe's model: what is frozen, what is trained."""
     from diffusion_gemma_asr.info import render
@@ -206,9 +196,7 @@ def _format(file: Path, result: asr.Transcript, output_format: OutputFormat, *, 
 def _show_segments(file: Path, result: asr.Transcript) -> None:
     print(f"{file}: {result.duration:.1f} s, {len(result.segments)} segments", file=sys.stderr)
     for segment in result.segments:
-        score = (
-            "silence" if segment.no_speech_prob == 1.0 else f"mean log-probability {segment.avg_logprob:.2f}"
-        )
+        score = "silence" if segment.no_speech_prob == 1.0 else f"mean log-probability {segment.avg_logprob:.2f}"
         times = f"[{_clock(segment.start)} --> {_clock(segment.end)}]"
         print(f"{times} {segment.text} ({score})", file=sys.stderr, flush=True)
 
@@ -228,28 +216,35 @@ def _report_speed(heard_s: float, took_s: float) -> None:
 
 
 class _Bar:
-    """A progress bar over seconds of sound, on standard error and only where that is a terminal."""
+    """A progress bar over seconds of sound; without a display it shows nothing."""
 
-    def __init__(self, display: ProgressBar) -> None:
+    def __init__(self, display: ProgressBar | None) -> None:
         self._display = display
-        self._task = display.add_task("", total=0.0)
+        self._task = display.add_task("", total=0.0) if display is not None else None
 
     def update(self, progress: asr.Progress) -> None:
-        self._display.update(self._task, completed=progress.done_s, total=progress.read_s)
+        if self._display and self._task is not None:
+            self._display.update(self._task, completed=progress.done_s, total=progress.read_s)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Take the bar off the screen while something else is printed."""
-        self._display.stop()
+        if self._display:
+            self._display.stop()
         try:
             yield
         finally:
-            self._display.start()
+            if self._display:
+                self._display.start()
 
 
 @contextmanager
 def _progress_bar() -> Iterator[_Bar]:
+    """A bar on standard error where that is a terminal."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Bar(None)
+        return
     display = ProgressBar(
         TextColumn("transcribing"),
         BarColumn(),
@@ -257,7 +252,6 @@ def _progress_bar() -> Iterator[_Bar]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
         redirect_stdout=False,  # results are not to end up on standard error
         redirect_stderr=False,
     )

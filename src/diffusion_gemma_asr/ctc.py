@@ -143,8 +143,7 @@ def forced_align(log_probs: Tensor, tokens: Sequence[int], blank: int) -> list[T
     states = _best_states(scores, symbols, blank)
     if states is None:
         raise DataError(
-            f"{len(tokens)} tokens cannot be aligned with {len(scores)} slots; "
-            "give a shorter transcript or more sound"
+            f"{len(tokens)} tokens cannot be aligned with {len(scores)} slots; give a shorter transcript or more sound"
         )
     spans = []
     for state in range(1, len(symbols), 2):

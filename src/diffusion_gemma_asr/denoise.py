@@ -34,9 +34,7 @@ class Denoiser(Protocol[PrefillT]):
     def vocab_size(self) -> int:
         """V, the number of token ids."""
 
-    def denoise_logits(
-        self, canvas: Tensor, prefill: PrefillT, self_conditioning: Tensor | None = None, /
-    ) -> Tensor:
+    def denoise_logits(self, canvas: Tensor, prefill: PrefillT, self_conditioning: Tensor | None = None, /) -> Tensor:
         """Predict every position of the canvas.
 
         Args:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .errors import AudioError, CheckpointError
+from .pretrained import load_pretrained
 
 SAMPLE_RATE = 16_000
 HOP = 160  # samples a mel frame: 10 ms; the encoder's second convolution halves that to 20 ms frames
@@ -21,8 +22,8 @@ HOP = 160  # samples a mel frame: 10 ms; the encoder's second convolution halves
 class AcousticEncoder(nn.Module):
     """A Whisper encoder over sound of any length up to 30 s.
 
-    Whisper was trained on clips padded to 30 s. Here the convolutions and the attention see only a clip's own frames, and a
-    batch of clips of different lengths is masked so that each gives what it gives alone.
+    Whisper was trained on clips padded to 30 s. Here the convolutions and the attention see only a clip's own frames,
+    and a batch of clips of different lengths is masked so that each gives what it gives alone.
     """
 
     def __init__(self, encoder: WhisperEncoder, extractor: WhisperFeatureExtractor):
@@ -51,13 +52,14 @@ class AcousticEncoder(nn.Module):
             CheckpointError: the checkpoint cannot be found or read.
         """
         where = {"revision": revision, "local_files_only": local_files_only}
+        bare = {r"^(model\.)?encoder\.": ""}  # the names of a whole Whisper's encoder, as the encoder alone has them
+        encoder = load_pretrained(WhisperEncoder, name_or_path, "encoder", dtype=dtype, key_mapping=bare, **where)
         try:
-            whisper = WhisperModel.from_pretrained(name_or_path, dtype=dtype, **where)
             extractor = WhisperFeatureExtractor.from_pretrained(name_or_path, **where)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"cannot load the encoder {name_or_path}: {reason}") from error
-        return cls(whisper.encoder, extractor).to(device).eval().requires_grad_(False)
+        return cls(encoder, extractor).to(device).eval().requires_grad_(False)
 
     @classmethod
     def from_config(cls, config: WhisperConfig) -> AcousticEncoder:
@@ -89,8 +91,10 @@ class AcousticEncoder(nn.Module):
         spectra = []
         for clip in audio:
             if len(clip) < 2 * HOP or len(clip) > self.max_frames * 2 * HOP:
-                raise AudioError(f"a clip of {len(clip) / SAMPLE_RATE:.2f} s; the encoder takes 0.02 s to "
-                                 f"{self.max_frames * 0.02:.0f} s: cut long sound into chunks first")
+                raise AudioError(
+                    f"a clip of {len(clip) / SAMPLE_RATE:.2f} s; the encoder takes 0.02 s to "
+                    f"{self.max_frames * 0.02:.0f} s: cut long sound into chunks first"
+                )
             out = self.extractor(clip, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
             spectra.append(out["input_features"][0])  # (bins, T)
         lengths = torch.tensor([s.shape[1] for s in spectra])

@@ -39,9 +39,7 @@ def count_parts(recipe: Recipe) -> list[Part]:
     """
     encoder_config, backbone_config = source_config(recipe.encoder), source_config(recipe.backbone)
     if not isinstance(encoder_config, WhisperConfig):
-        raise CheckpointError(
-            f"{recipe.encoder.name} is a {encoder_config.model_type}; the encoder must be a Whisper"
-        )
+        raise CheckpointError(f"{recipe.encoder.name} is a {encoder_config.model_type}; the encoder must be a Whisper")
     if not isinstance(backbone_config, DiffusionGemmaConfig):
         raise CheckpointError(
             f"{recipe.backbone.name} is a {backbone_config.model_type}; the backbone must be a DiffusionGemma"
@@ -90,7 +88,7 @@ def render(path_or_name: str | Path) -> str:
 
 
 def source_config(source: SourceRecipe) -> PreTrainedConfig:
-    """The configuration of a frozen part: the published one if known here, else from its folder or the hub."""
+    """The configuration of a frozen part: as published if known here, else from its folder or the hub."""
     if source.name in KNOWN and source.revision is None:
         return KNOWN[source.name]()
     return read_config(source.name, revision=source.revision)

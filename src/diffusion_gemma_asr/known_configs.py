@@ -1,7 +1,8 @@
-"""Published configurations of the real frozen parts, so that they can be counted and built without a download.
+"""Published configurations of the real frozen parts, to count and build them without a download.
 
-Sources: `config.json` of google/diffusiongemma-26B-A4B-it, openai/whisper-small and openai/whisper-large-v3. Only
-what differs from the defaults of transformers' configuration classes is written down.
+Sources: `config.json` of google/diffusiongemma-26B-A4B-it, openai/whisper-small and
+openai/whisper-large-v3. Only what differs from the defaults of transformers' configuration classes is
+written down.
 """
 
 from __future__ import annotations

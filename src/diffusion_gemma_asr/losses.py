@@ -65,9 +65,7 @@ def over_chunks(
     parts = list(zip(*(torch.split(tensor, chunk) for tensor in tensors), strict=True))
     if len(parts) == 1 or not torch.is_grad_enabled():
         return [function(weight, *part) for part in parts]
-    return [
-        checkpoint(function, weight, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
-    ]
+    return [checkpoint(function, weight, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
 
 
 def lm_head_cross_entropy(
@@ -167,6 +165,4 @@ def autoregressive_loss(
     Returns:
         (loss, accuracy), scalars as in `lm_head_cross_entropy`.
     """
-    return lm_head_cross_entropy(
-        hidden[:, :-1], weight, softcap, ids[:, 1:], target_mask[:, 1:], chunk_positions
-    )
+    return lm_head_cross_entropy(hidden[:, :-1], weight, softcap, ids[:, 1:], target_mask[:, 1:], chunk_positions)

@@ -29,8 +29,8 @@ OnStep = Callable[[int, list[str]], None]
 class Decoded:
     """What the model made of one clip.
 
-    tokens and their log-probabilities (nats, at temperature 1, in the last pass); draft: the CTC head's transcript, which the
-    canvas' length comes from; steps: denoising passes used.
+    tokens and their log-probabilities (nats, at temperature 1, in the last pass); draft: the CTC head's transcript,
+    which the canvas' length comes from; steps: denoising passes used.
     """
 
     text: str
@@ -42,7 +42,8 @@ class Decoded:
 
 @dataclass(frozen=True)
 class SpeechBatch:
-    """Training examples: frames (B, F, D) of the frozen encoder, frame_lengths (B,), and the text side of the same rows."""
+    """Training examples: frames (B, F, D) of the frozen encoder, frame_lengths (B,), and the text side of the same
+    rows."""
 
     frames: Tensor
     frame_lengths: Tensor
@@ -89,11 +90,7 @@ class DiffusionGemmaASR(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What a checkpoint holds and training changes: the projector and the LoRA matrices."""
-        return {
-            name: p
-            for name, p in self.named_parameters()
-            if name.startswith("projector.") or "lora_" in name
-        }
+        return {name: p for name, p in self.named_parameters() if name.startswith("projector.") or "lora_" in name}
 
     # -- sound to slots -----------------------------------------------------------------------------------------------
 
@@ -138,7 +135,13 @@ class DiffusionGemmaASR(nn.Module):
         text = batch.text
         target_lengths = text.target_mask.sum(1) - 1  # without the end of the turn
         ctc = lm_head_ctc_loss(
-            slots, self.backbone.lm_head_weight, self.backbone.softcap, text.canvas, slot_lengths, target_lengths, self.blank
+            slots,
+            self.backbone.lm_head_weight,
+            self.backbone.softcap,
+            text.canvas,
+            slot_lengths,
+            target_lengths,
+            self.blank,
         )
         embeds = fill_slots(self.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
         return backbone_losses(
@@ -193,9 +196,7 @@ class DiffusionGemmaASR(nn.Module):
             prefill = self.prefill(slots[rows, : int(lengths.max())], lengths, [language] * len(rows))
             generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
             canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
-            found = denoise(
-                self.backbone, prefill, canvas, options or DenoiseOptions(), generators, self._shown(on_step)
-            )
+            found = denoise(self.backbone, prefill, canvas, options or DenoiseOptions(), generators, self._shown(on_step))
             tokens = cut_at_end(found.canvas, self.prompts.end_ids)
             for i, row in enumerate(rows):
                 decoded[row] = Decoded(

@@ -13,9 +13,7 @@ class ModelCard:
     """What a checkpoint's README says beyond its settings."""
 
     training_data: str = "Not stated."  # Markdown: data sets, hours, licences
-    results: Mapping[str, str] = field(
-        default_factory=dict
-    )  # test set → figure with its unit, e.g. "WER 12.3 %"
+    results: Mapping[str, str] = field(default_factory=dict)  # test set → figure with its unit, e.g. "WER 12.3 %"
     licence: str = "apache-2.0"  # of the adapter; the frozen parts keep their own
 
 
@@ -47,8 +45,8 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
     body = [
         f"# diffusion-gemma-asr: {model.name}",
         "",
-        "Speech recognition with a diffusion language model as the decoder. This repository holds the trained",
-        f"adapter alone ({trained_parameters:,} parameters); the frozen parts are loaded by name.",
+        "Speech recognition with a diffusion language model as the decoder. This repository holds the",
+        f"trained adapter alone ({trained_parameters:,} parameters); the frozen parts are loaded by name.",
         "",
         f"- encoder, frozen: `{model.encoder.name}`{_at(model.encoder.revision)}",
         f"- backbone, frozen: `{model.backbone.name}`{_at(model.backbone.revision)}",

@@ -62,9 +62,7 @@ def uniform_canvas(
     return canvas
 
 
-def sample_t(
-    batch: int, generator: torch.Generator | None, eps: float = 1e-3, device: torch.device | str = "cpu"
-) -> Tensor:
+def sample_t(batch: int, generator: torch.Generator | None, eps: float = 1e-3, device: torch.device | str = "cpu") -> Tensor:
     """Draw a noise level per example, uniform on [eps, 1): eps keeps every example a little noisy.
 
     Returns:
@@ -73,9 +71,7 @@ def sample_t(
     return eps + (1 - eps) * torch.rand(batch, generator=generator, device=device)
 
 
-def q_xt(
-    x0: Tensor, t: Tensor, vocab_size: int, generator: torch.Generator | None, mask: Tensor | None = None
-) -> Tensor:
+def q_xt(x0: Tensor, t: Tensor, vocab_size: int, generator: torch.Generator | None, mask: Tensor | None = None) -> Tensor:
     """Corrupt clean canvases to noise level t: draw from q(x_t | x_0) of uniform-state diffusion.
 
     Each position is replaced with probability t by an id drawn from the whole vocabulary; the draw may happen

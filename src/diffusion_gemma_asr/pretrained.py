@@ -1,7 +1,7 @@
-"""Loading of frozen parts through transformers, strictly: what transformers only warns about is an error here.
+"""Strict loading of frozen parts: what transformers only warns about is an error here.
 
-transformers fills weights that a checkpoint lacks with random numbers, and lets a damaged file's exception through.
-A frozen part with random weights would transcribe nonsense without a word of explanation.
+transformers fills weights that a checkpoint lacks with random numbers, and lets a damaged file's exception
+through. A frozen part with random weights would transcribe nonsense without a word of explanation.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ def read_config(
     try:
         return AutoConfig.from_pretrained(name_or_path, revision=revision, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"cannot read the configuration of {name_or_path}: {first_line(error)}"
-        ) from None
+        raise CheckpointError(f"cannot read the configuration of {name_or_path}: {first_line(error)}") from None
 
 
 def load_pretrained(
@@ -40,7 +38,8 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """`model_class.from_pretrained(name_or_path, **options)`, but with every weight in its place or an error.
 
-    Weights that the class has no place for are left out in silence: a Whisper's decoder, when its encoder is loaded.
+    Weights that the class has no place for are left out in silence: a Whisper's decoder, when its encoder
+    is loaded.
 
     Args:
         part: "encoder" or "backbone", for messages.
@@ -56,8 +55,8 @@ def load_pretrained(
         raise CheckpointError(f"cannot load the {part} {name_or_path}: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
-            f"the {part} {name_or_path} is incomplete: {len(missing)} weights are missing, first {missing[0]}; "
-            f"fetch it again, and check that it is a {model_class.__name__}"
+            f"the {part} {name_or_path} is incomplete: {len(missing)} weights are missing, "
+            f"first {missing[0]}; fetch it again, and check that it is a {model_class.__name__}"
         )
     return model
 
@@ -67,9 +66,7 @@ def _check_folder(name_or_path: str | Path) -> None:
     folder = Path(name_or_path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise CheckpointError(
-                f"{folder}: no config.json; give a folder in the layout of a hub repository"
-            )
+            raise CheckpointError(f"{folder}: no config.json; give a folder in the layout of a hub repository")
     elif folder.is_absolute() or str(name_or_path).startswith((".", "~")):
         raise CheckpointError(f"{folder}: no such folder; check the name, or make this part first")
 

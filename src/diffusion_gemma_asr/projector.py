@@ -1,4 +1,5 @@
-"""AudioProjector: the trained bridge from encoder frames (20 ms) to audio tokens (160 ms slots) in the backbone's space."""
+"""AudioProjector: the trained bridge from encoder frames (20 ms) to audio tokens (160 ms slots) in the backbone's
+space."""
 
 from __future__ import annotations
 
@@ -30,6 +31,8 @@ class AudioProjector(nn.Module):
         hidden_size: channels between the convolutions.
         scale: root mean square of one output component; None leaves the output alone.
     """
+
+    scale: Tensor
 
     def __init__(self, input_size: int, output_size: int, hidden_size: int = 1280, scale: float | None = None):
         super().__init__()

@@ -53,8 +53,10 @@ class PromptBuilder:
         vocabulary = tokenizer.get_vocab()
         missing = [token for token in SPECIAL_TOKENS.values() if token not in vocabulary]
         if missing:
-            raise CheckpointError(f"the backbone's tokenizer lacks {', '.join(missing)}; "
-                                  "it is not the tokenizer of a DiffusionGemma that knows audio")
+            raise CheckpointError(
+                f"the backbone's tokenizer lacks {', '.join(missing)}; "
+                "it is not the tokenizer of a DiffusionGemma that knows audio"
+            )
         self.special = {name: vocabulary[token] for name, token in SPECIAL_TOKENS.items()}
         self._newline = self._plain("\n")
 

@@ -1,10 +1,10 @@
 """4-bit and 8-bit backbones for inference: the experts' weights are stored small and unpacked layer by layer.
 
-Of the real backbone's 25.8 billion parameters 88 % are expert matrices, fused into three-dimensional tensors. The
-usual switch (`quantization_config` in transformers) replaces `nn.Linear` modules alone and would leave exactly these
-at 16 bits. So here the experts are packed, and nothing else: attention, where LoRA sits, and the embeddings, which
-CTC reads, stay as they are. By count that makes 19 GB of 52 in 4 bits and 30 GB in 8 (bfloat16, bitsandbytes). The
-two stacks share each packed tensor, as they share the weights.
+Of the real backbone's 25.8 billion parameters 88 % are expert matrices, fused into three-dimensional
+tensors. The usual switch (`quantization_config` in transformers) replaces `nn.Linear` modules alone and
+would leave exactly these at 16 bits. So here the experts are packed, and nothing else: attention, where
+LoRA sits, and the embeddings, which CTC reads, stay as they are. By count that makes 19 GB of 52 in 4 bits
+and 30 GB in 8 (bfloat16, bitsandbytes). The two stacks share each packed tensor, as they share the weights.
 
 The extra `quantization` installs both libraries.
 """
@@ -41,7 +41,8 @@ def find_quantizer(name: str) -> Quantizer:
     """The quantizer of that name: bnb-4bit, bnb-8bit, torchao-int4 or torchao-int8.
 
     Raises:
-        CheckpointError: there is no such name, or its library is not installed; the message says what to install.
+        CheckpointError: there is no such name, or its library is not installed; the message says what to
+        install.
     """
     if name not in _PACKERS:
         raise CheckpointError(f"quantization '{name}' is unknown; choose one of {', '.join(QUANTIZATIONS)}")
@@ -59,17 +60,15 @@ def find_quantizer(name: str) -> Quantizer:
 def quantize_experts(model: nn.Module, quantizer: Quantizer, device: str | torch.device) -> None:
     """Pack every expert weight of a model in place, one tensor at a time on `device`.
 
-    Packed weights unpack in each forward pass. For training that is no gain: the backward pass would hold the unpacked
-    weights of all layers.
+    Packed weights unpack in each forward pass. For training that is no gain: the backward pass would hold
+    the unpacked weights of all layers.
 
     Args:
-        model: on the CPU in its final dtype; experts are three-dimensional parameters named as in EXPERT_WEIGHTS.
+        model: on the CPU in its final dtype; experts are three-dimensional and named as in EXPERT_WEIGHTS.
         quantizer: from `find_quantizer`.
         device: where packing runs and the packed tensors stay.
     """
-    done: dict[
-        int, Packed
-    ] = {}  # tied weights are packed once; ids are unique while `found` holds the weights
+    done: dict[int, Packed] = {}  # tied weights are packed once; ids are unique while `found` holds the weights
     found = [
         (module, name, parameter)
         for module in model.modules()

@@ -1,7 +1,8 @@
 """Recipes: one YAML file says which parts a model is made of, what is trained, how, and on what.
 
-`load_recipe("small")` reads the file that ships with the package, `load_recipe("my/own.yaml")` any other. The file
-becomes frozen dataclasses; each option is described, and has its one default, where its field is declared below.
+`load_recipe("small")` reads the file that ships with the package, `load_recipe("my/own.yaml")` any other.
+The file becomes frozen dataclasses; each option is described, and has its one default, where its field is
+declared below.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from .data.augment import Masking
 from .errors import RecipeError
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
-# The package carries the recipes inside itself: a copy in a wheel, a symbolic link to the repository's `recipes/`
-# in a checkout. Where a checkout has no symbolic links, the second folder finds them.
+# The package carries the recipes inside itself: a copy in a wheel, a symbolic link to the repository's
+# `recipes/` in a checkout. Where a checkout has no symbolic links, the second folder finds them.
 RECIPE_FOLDERS = (PACKAGE_FOLDER / "recipes", PACKAGE_FOLDER.parents[1] / "recipes")
 
 
@@ -82,7 +83,7 @@ class LossRecipe:
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """The optimiser (AdamW), its schedule (linear warm-up, then cosine), and what happens every so many steps."""
+    """The optimiser (AdamW), its schedule (linear warm-up, then cosine), and what happens every few steps."""
 
     steps: int  # optimiser steps
     batch_size: int  # utterances in one forward pass
@@ -95,9 +96,7 @@ class TrainRecipe:
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; trained weights stay float32
-    spec_augment: Masking = field(
-        default_factory=Masking
-    )  # masks on the encoder's frames (20 ms) while training
+    spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
     eval_every: int = 500  # steps between transcriptions of `monitor_samples` utterances
     save_every: int = 500  # steps between checkpoints
     monitor_samples: int = 32  # utterances of the dev lists that are transcribed to judge the run
@@ -112,13 +111,9 @@ class TrainRecipe:
             _require(value >= 0, f"train.spec_augment.{item.name}", value, "at least 0")
         for key in ("lr", "clip"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
-        _require(
-            self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps"
-        )
+        _require(self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps")
         _require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
-        _require(
-            all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1"
-        )
+        _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -141,9 +136,7 @@ class DataRecipe:
     max_duration_s: float = 30.0  # longer utterances are left out
     cache_dir: str | None = None  # folder for the encoder's output; None computes it anew in every epoch
     languages: tuple[str, ...] = ("en",)  # codes as Whisper has them; utterances in others are left out
-    transcript: Literal["written", "plain"] = (
-        "written"  # as the manifest has it, or plain words (data/text.py)
-    )
+    transcript: Literal["written", "plain"] = "written"  # as the manifest has it, or plain words (data/text.py)
 
     def __post_init__(self) -> None:
         for key in ("train", "dev", "languages"):
@@ -184,9 +177,7 @@ class Recipe:
     @property
     def model(self) -> ModelRecipe:
         """What a checkpoint has to remember of this recipe."""
-        return ModelRecipe(
-            self.name, self.encoder, self.backbone, self.projector, self.lora, self.data.languages
-        )
+        return ModelRecipe(self.name, self.encoder, self.backbone, self.projector, self.lora, self.data.languages)
 
 
 def load_recipe(path_or_name: str | Path) -> Recipe:
@@ -199,7 +190,8 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
         The recipe; `encoder.name` and `backbone.name` are hub names or absolute paths (`resolve_source`).
 
     Raises:
-        RecipeError: there is no such file, it is not YAML, or a key is unknown, missing, or has an impossible value.
+        RecipeError: there is no such file, it is not YAML, or a key is unknown, missing, or has an
+        impossible value.
     """
     path = find_recipe(path_or_name)
     content = _read_yaml(path)
@@ -320,7 +312,7 @@ def _build(cls: type[_T], content: Any, where: str) -> _T:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type `kind`, or an error that names the key, the value and what is expected."""
+    """`value` as the annotated type `kind`, or an error that names key, value and what is expected."""
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return _build(kind, value, where)  # type: ignore[arg-type]
@@ -350,8 +342,7 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
     if len(value) != len(arguments):
         raise RecipeError(f"'{where}' must be a list of {len(arguments)}, found {_kind(value)}")
     return tuple(
-        _convert(kind, item, f"{where}[{index}]")
-        for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
+        _convert(kind, item, f"{where}[{index}]") for index, (kind, item) in enumerate(zip(arguments, value, strict=True))
     )
 
 

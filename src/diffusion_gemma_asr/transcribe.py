@@ -120,9 +120,7 @@ def transcribe_many(
     done_s = read_s = 0.0
     for pool in _pools(audio, options):
         chunks = [chunk for entry in pool if isinstance(entry, _Recording) for chunk in entry.chunks]
-        spoken = sorted(
-            (chunk for chunk in chunks if not is_silent(chunk.samples)), key=lambda chunk: len(chunk.samples)
-        )
+        spoken = sorted((chunk for chunk in chunks if not is_silent(chunk.samples)), key=lambda chunk: len(chunk.samples))
         read_s += _seconds(chunks)
         done_s += _seconds(chunks) - _seconds(spoken)
         decoded: dict[Chunk, Decoded] = {}
@@ -136,9 +134,7 @@ def transcribe_many(
             yield entry if isinstance(entry, AudioError) else _transcript(entry, decoded, options.language)
 
 
-def _pools(
-    audio: Iterable[AudioSource], options: TranscribeOptions
-) -> Iterator[list[_Recording | AudioError]]:
+def _pools(audio: Iterable[AudioSource], options: TranscribeOptions) -> Iterator[list[_Recording | AudioError]]:
     """Read recordings, in order, into lists with enough chunks to sort and few enough to keep in memory."""
     enough = options.batch_size * POOL_BATCHES
     pool: list[_Recording | AudioError] = []

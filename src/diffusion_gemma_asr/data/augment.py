@@ -10,7 +10,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Masking:
-    """How much is hidden: so many bands of time of at most `time_width` frames, and of at most `channel_width` channels."""
+    """How much is hidden: so many bands of time of at most `time_width` frames, and of at most `channel_width`
+    channels."""
 
     time_bands: int = 2
     time_width: int = 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-
 UNLIMITED = 2**62  # a batch_total that leaves the size to batch_size alone
 
 
@@ -68,7 +67,13 @@ class Mixture:
     PASSES = 8
 
     def __init__(
-        self, sizes: Sequence[int], weights: Sequence[float], lengths: Sequence[int], batch_total: int, batch_size: int, seed: int
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        lengths: Sequence[int],
+        batch_total: int,
+        batch_size: int,
+        seed: int,
     ):
         rng = random.Random(seed)
         start, chosen = 0, []

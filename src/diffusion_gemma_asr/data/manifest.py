@@ -15,7 +15,8 @@ from ..errors import DataError
 class Utterance:
     """One recording and its transcript.
 
-    `audio_filepath` is absolute after reading (a manifest may write it relative to its own folder); `duration` is in seconds.
+    `audio_filepath` is absolute after reading (a manifest may write it relative to its own folder); `duration` is in
+    seconds.
     """
 
     audio_filepath: str
@@ -34,7 +35,8 @@ def read_manifest(path: str | Path, languages: Iterable[str] = (), max_duration_
         max_duration_s: leave out longer utterances.
 
     Raises:
-        DataError: the file is missing, a line is no JSON object, or a field is missing; the message names file and line.
+        DataError: the file is missing, a line is no JSON object, or a field is missing; the message names file and
+        line.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,11 +47,17 @@ def read_manifest(path: str | Path, languages: Iterable[str] = (), max_duration_
         try:
             audio = os.path.join(path.parent, row["audio_filepath"])
             utterance = Utterance(
-                os.path.abspath(audio), row["text"], row["language"], float(row["duration"]), str(row.get("speaker", ""))
+                os.path.abspath(audio),
+                row["text"],
+                row["language"],
+                float(row["duration"]),
+                str(row.get("speaker", "")),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}, line {number}: missing or wrong field {error}; each line needs "
-                            "audio_filepath, text, language, duration") from None
+            raise DataError(
+                f"{path}, line {number}: missing or wrong field {error}; each line needs "
+                "audio_filepath, text, language, duration"
+            ) from None
         if utterance.duration <= max_duration_s and (not keep or utterance.language in keep):
             rows.append(utterance)
     if not rows:

@@ -1,8 +1,8 @@
 """Imitated audio tokens: what a CTC-trained projector writes into the slots, made from text alone.
 
-A projector trained by CTC through lm_head turns sound into rows that resemble token embeddings: some tokens twice, blanks
-between them, now and then a wrong one, none or one too many, and all of them blurred. A backbone that has learnt to read
-such slots has the skill that the adapter later builds on.
+A projector trained by CTC through lm_head turns sound into rows that resemble token embeddings: some tokens twice,
+blanks between them, now and then a wrong one, none or one too many, and all of them blurred. A backbone that has
+learnt to read such slots has the skill that the adapter later builds on.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ BLANKS = ((0, 0.45), (1, 0.3), (2, 0.15), (3, 0.07), (5, 0.03))  # blanks behind
 class SlotNoise:
     """Largest levels; each example draws its own, uniformly from 0.
 
-    wrong, missing, extra: probability a token; blur: share of another token mixed into a slot; gaussian: noise relative to
-    the slot's size. spread is a plain probability: that a token takes as many slots, blanks included, as in speech, not one.
+    wrong, missing, extra: probability a token; blur: share of another token mixed into a slot; gaussian: noise
+    relative to the slot's size. spread is a plain probability: that a token takes as many slots, blanks included, as
+    in speech, not one.
     """
 
     spread: float = 1.0
@@ -38,7 +39,8 @@ class SlotNoise:
 
 
 def lookalikes(tokens: Sequence[str], first: int, count: int = 8) -> np.ndarray:
-    """(V, count) ids of the most similarly spelled tokens of each token; ids below `first` are special and never chosen."""
+    """(V, count) ids of the most similarly spelled tokens of each token; ids below `first` are special and never
+    chosen."""
     names = list(tokens[first:])
     similarity = process.cdist(names, names, scorer=fuzz.ratio, dtype=np.uint8)
     np.fill_diagonal(similarity, 0)

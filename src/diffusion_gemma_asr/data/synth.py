@@ -31,7 +31,18 @@ ESPEAK_RATE = 22_050
 ACCENTS = {"en": ("en-us", "en-us", "en-gb")}  # drawn from uniformly: two American voices to one British
 # espeak-ng's voice variants that sound like a person; the monsters, robots and whispers are left out.
 HELD_OUT_VARIANTS = (
-    "Alicia", "Andy", "Denis", "Hugo", "Linda", "Mike", "Paul", "Steph2", "Zac", "female3", "male4", "klatt3",
+    "Alicia",
+    "Andy",
+    "Denis",
+    "Hugo",
+    "Linda",
+    "Mike",
+    "Paul",
+    "Steph2",
+    "Zac",
+    "female3",
+    "male4",
+    "klatt3",
 )
 TRAIN_VARIANTS = (
     "Adam", "Alex", "Andrea", "Annie", "Antonio", "Auntie", "Belinda", "Benjamin", "Boris", "Caleb", "David", "Diogo",
@@ -94,8 +105,9 @@ def render(line: Line) -> np.ndarray:
     """
     program = shutil.which("espeak-ng")
     if program is None:
-        raise SynthesisError("espeak-ng is not installed; on Debian or Ubuntu: apt-get install espeak-ng, "
-                             "on macOS: brew install espeak-ng")
+        raise SynthesisError(
+            "espeak-ng is not installed; on Debian or Ubuntu: apt-get install espeak-ng, on macOS: brew install espeak-ng"
+        )
     command = [program, "-v", line.voice, "-s", str(line.rate), "-p", str(line.pitch), "--stdout", "--stdin"]
     done = subprocess.run(command, input=line.text.encode(), capture_output=True, check=False)
     if done.returncode != 0 or len(done.stdout) <= 44 or done.stderr:

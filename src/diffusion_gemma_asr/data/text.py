@@ -15,7 +15,8 @@ _LOOSE_APOSTROPHE = re.compile(r"(?<![a-z])'|'(?![a-z])")
 
 
 def plain_english(text: str) -> str:
-    """Lower-case words a–z with inner apostrophes, single spaces; accents are stripped, everything else separates words.
+    """Lower-case words a–z with inner apostrophes, single spaces; accents are stripped, everything else separates
+    words.
 
     >>> plain_english("“Don’t,” said Zoë — twice.")
     "don't said zoe twice"

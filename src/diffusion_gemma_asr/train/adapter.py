@@ -38,9 +38,7 @@ def build_model(recipe: Recipe, device: str = "cpu", dtype: torch.dtype = torch.
     encoder = AcousticEncoder.from_pretrained(
         recipe.encoder.name, revision=recipe.encoder.revision, dtype=dtype, device=device
     )
-    backbone = Backbone.from_pretrained(
-        recipe.backbone.name, revision=recipe.backbone.revision, dtype=dtype, device=device
-    )
+    backbone = Backbone.from_pretrained(recipe.backbone.name, revision=recipe.backbone.revision, dtype=dtype, device=device)
     tokenizer = AutoTokenizer.from_pretrained(recipe.backbone.name, revision=recipe.backbone.revision)
     torch.manual_seed(recipe.train.seed)
     backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
@@ -87,7 +85,7 @@ def frame_cache(folder: Path, model: DiffusionGemmaASR, utterances: Sequence[Utt
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is bfloat16 on a GPU that has it and float32 elsewhere: few processors multiply bfloat16 quickly."""
+    """ "auto" is bfloat16 on a GPU that has it and float32 elsewhere: few processors multiply bfloat16 quickly."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -119,8 +117,10 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
     console = Console(stderr=True)
     languages, longest = recipe.data.languages, recipe.data.max_duration_s
     lists = [read_manifest(item.manifest, languages, longest) for item in recipe.data.train]
-    dev = {Path(p).parent.name + "/" + Path(p).stem: read_manifest(p, languages, longest)[: recipe.train.monitor_samples]
-           for p in recipe.data.dev}
+    dev = {
+        Path(p).parent.name + "/" + Path(p).stem: read_manifest(p, languages, longest)[: recipe.train.monitor_samples]
+        for p in recipe.data.dev
+    }
     everything = [u for rows in [*lists, *dev.values()] for u in rows]
     cache = frame_cache(Path(recipe.data.cache_dir or folder / "frames"), model, everything)
     spelled = plain_english if recipe.data.transcript == "plain" else str.strip
@@ -142,7 +142,7 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
 
     def evaluate(step: int) -> Metrics:
         model.eval()
-        figures = {}
+        figures: Metrics = {}
         for name, rows in dev.items():
             decoded = transcribe_cached(model, rows, cache)
             judged = report(console, step, name, [u.text for u in rows], decoded)
@@ -158,15 +158,22 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
     run(model.trained(), loss_of, folder, options, evaluate)
     model.eval()
     save_checkpoint(model, folder / "checkpoint", recipe.model)
-    console.print(json.dumps({"checkpoint": str(folder / "checkpoint"),
-                              "hours_of_speech": round(sum(u.duration for rows in lists for u in rows) / 3600, 2)}))
+    console.print(
+        json.dumps(
+            {
+                "checkpoint": str(folder / "checkpoint"),
+                "hours_of_speech": round(sum(u.duration for rows in lists for u in rows) / 3600, 2),
+            }
+        )
+    )
     return folder / "checkpoint"
 
 
 def weighted_loss(
     model: DiffusionGemmaASR, batch: SpeechBatch, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Metrics]:
-    """The three losses of a batch with the recipe's weights, computed in `dtype`, and each loss on its own for the log."""
+    """The three losses of a batch with the recipe's weights, computed in `dtype`, and each loss on its own for the
+    log."""
     weights = recipe.losses
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         losses, ctc = model.losses(batch, weights.self_conditioning, weights.full_noise, weights.autoregressive > 0)
@@ -190,4 +197,3 @@ def transcribe_cached(
         slots, slot_lengths = model.projector(frames, lengths.to(model.device))
         decoded += model.transcribe_slots(slots, slot_lengths, utterances[i].language)
     return decoded
-

@@ -1,4 +1,5 @@
-"""Configurations of small DiffusionGemmas in the real one's shape: sliding and full layers, few global heads, experts."""
+"""Configurations of small DiffusionGemmas in the real one's shape: sliding and full layers, few global heads,
+experts."""
 
 from __future__ import annotations
 
@@ -16,16 +17,17 @@ def small_config(
     eos = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<turn|>")]
     text = {
         "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": intermediate,
-        "num_hidden_layers": layers, "layer_types": _layer_types(layers), "num_attention_heads": heads, "num_key_value_heads": heads // 2,
-        "head_dim": head_dim, "global_head_dim": 2 * head_dim, "num_global_key_value_heads": max(1, heads // 4),
-        "num_experts": experts, "top_k_experts": top_k, "moe_intermediate_size": expert_intermediate,
-        "sliding_window": 1024, "max_position_embeddings": 4096, "use_bidirectional_attention": "vision",
-        "final_logit_softcapping": 30.0, "initializer_range": hidden**-0.5,
+        "num_hidden_layers": layers, "layer_types": _layer_types(layers), "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2, "head_dim": head_dim, "global_head_dim": 2 * head_dim,
+        "num_global_key_value_heads": max(1, heads // 4), "num_experts": experts, "top_k_experts": top_k,
+        "moe_intermediate_size": expert_intermediate, "sliding_window": 1024, "max_position_embeddings": 4096,
+        "use_bidirectional_attention": "vision", "final_logit_softcapping": 30.0, "initializer_range": hidden**-0.5,
         "pad_token_id": tokenizer.pad_token_id, "eos_token_id": eos, "bos_token_id": tokenizer.bos_token_id,
     }  # fmt: skip
     vision = {
         "model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "patch_size": 4, "position_embedding_size": 4,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "patch_size": 4, "position_embedding_size":
+        4,
     }  # fmt: skip
     unused = len(tokenizer) - 1
     return DiffusionGemmaConfig(

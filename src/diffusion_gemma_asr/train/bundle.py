@@ -7,6 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..model_card import ModelCard
 from ..recipe import SourceRecipe, load_recipe
@@ -19,8 +21,8 @@ def bundle(recipe_path: str | Path, run: Path, target: Path, card: ModelCard | N
         shutil.rmtree(target / part, ignore_errors=True)
         shutil.copytree(run / part, target / part)
     recipe = load_recipe(recipe_path).model
-    sources = {part: SourceRecipe(str((target / part).resolve())) for part in ("encoder", "backbone")}
-    save_checkpoint(model, target, replace(recipe, **sources), card)
+    encoder, backbone = (SourceRecipe(str((target / part).resolve())) for part in ("encoder", "backbone"))
+    save_checkpoint(model, target, replace(recipe, encoder=encoder, backbone=backbone), card)
 
 
 if __name__ == "__main__":
@@ -28,5 +30,7 @@ if __name__ == "__main__":
     parser.add_argument("recipe")
     parser.add_argument("run", type=Path)
     parser.add_argument("target", type=Path)
+    parser.add_argument("--card", type=Path, help="YAML with training_data and results, for the model card")
     args = parser.parse_args()
-    bundle(args.recipe, args.run, args.target)
+    card = ModelCard(**yaml.safe_load(args.card.read_text(encoding="utf-8"))) if args.card else None
+    bundle(args.recipe, args.run, args.target, card)

@@ -1,7 +1,7 @@
 """The training loop that all stages share: AdamW, warm-up and cosine, clipping, one JSON line a step, exact resumption.
 
-Everything random in a step is seeded by (seed, step), and batches are a function of the step, so a run that was killed and
-resumed goes through the same states as one that was not.
+Everything random in a step is seeded by (seed, step), and batches are a function of the step, so a run that was
+killed and resumed goes through the same states as one that was not.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ Metrics = dict[str, float]
 class LoopOptions:
     """How long and how fast.
 
-    lr is the peak learning rate, reached after warmup_steps and brought down by a cosine to lr * min_lr_ratio at `steps`;
-    clip is the largest gradient norm; accumulation is the number of micro-batches a step; the *_every are in steps.
+    lr is the peak learning rate, reached after warmup_steps and brought down by a cosine to lr * min_lr_ratio at
+    `steps`; clip is the largest gradient norm; accumulation is the number of micro-batches a step; the *_every are in
+    steps.
     """
 
     steps: int
@@ -69,7 +70,8 @@ def run(
 
     Args:
         trained: the parameters to train, by name (float32 master weights).
-        loss_of: (step, micro-batch) → loss to minimise and figures to log. Torch's global generator is seeded before the call.
+        loss_of: (step, micro-batch) → loss to minimise and figures to log. Torch's global generator is seeded before
+        the call.
         folder: gets state.pt (weights, optimiser, step) and log.jsonl (one object a step).
         evaluate: called every `evaluate_every` steps and at the end; its figures go to log.jsonl under "evaluation".
 
@@ -151,8 +153,10 @@ def load_weights(trained: Mapping[str, nn.Parameter], weights: Mapping[str, Tens
         CheckpointError: a name or a shape differs.
     """
     if odd := sorted(trained.keys() ^ weights.keys()):
-        raise CheckpointError(f"{source}: made for other parameters ({len(odd)} names differ, first {odd[0]}); "
-                              "give the run another folder, or delete this one to start again")
+        raise CheckpointError(
+            f"{source}: made for other parameters ({len(odd)} names differ, first {odd[0]}); "
+            "give the run another folder, or delete this one to start again"
+        )
     for name, parameter in trained.items():
         if parameter.shape != weights[name].shape:
             raise CheckpointError(f"{source}: {name} is {tuple(weights[name].shape)} there, {tuple(parameter.shape)} here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jiwer
 from rich.console import Console
@@ -16,7 +17,7 @@ COLLAPSE = 0.25  # share of repeated tokens from which a warning is printed; the
 
 def repeated_share(tokens: Sequence[Sequence[int]]) -> float:
     """Share of tokens that equal the token before them ("the the the"), over all transcripts."""
-    pairs = [(a, b) for row in tokens for a, b in zip(row, row[1:], strict=False)]
+    pairs = [pair for row in tokens for pair in pairwise(row)]
     return sum(a == b for a, b in pairs) / max(1, len(pairs))
 
 
@@ -36,8 +37,10 @@ def warnings(figures: Metrics) -> list[str]:
     """What a person should look at, in words."""
     found = []
     if figures["repeated"] > COLLAPSE:
-        found.append(f"output collapses: {figures['repeated']:.0%} of the tokens repeat the one before (\"the the the\"); "
-                     "lower the learning rate, or look whether the audio reaches the prompt")
+        found.append(
+            f"output collapses: {figures['repeated']:.0%} of the tokens repeat the one before ('the the the'); "
+            "lower the learning rate, or look whether the audio reaches the prompt"
+        )
     if figures["empty"] > 0.5:
         found.append(f"{figures['empty']:.0%} of the transcripts are empty: the canvas has learnt to end at once")
     return found
@@ -54,4 +57,3 @@ def report(
     for warning in warnings(figures):
         console.print(f"  warning: {warning}", style="bold yellow", markup=False)
     return figures
-

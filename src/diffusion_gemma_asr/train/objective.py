@@ -1,4 +1,5 @@
-"""What the backbone is trained on: prompt and transcript in one causal row, the transcript once more on a noisy canvas."""
+"""What the backbone is trained on: prompt and transcript in one causal row, the transcript once more on a noisy
+canvas."""
 
 from __future__ import annotations
 
@@ -98,5 +99,6 @@ def backbone_losses(
         with torch.no_grad():
             signal = backbone.denoise_logits(noisy, prefill)
     hidden = backbone.denoise_hidden(noisy, prefill, signal)
-    diffusion, accuracy = diffusion_loss(hidden, weight, softcap, batch.canvas, torch.ones_like(noisy, dtype=torch.bool))
+    everywhere = torch.ones_like(noisy, dtype=torch.bool)
+    diffusion, accuracy = diffusion_loss(hidden, weight, softcap, batch.canvas, everywhere)
     return BackboneLosses(diffusion, ar, accuracy, ar_accuracy)

@@ -1,9 +1,9 @@
 """Stage (b) of the mini model: a small DiffusionGemma, trained from nothing on text, then frozen.
 
 It learns to read: every prompt holds a sentence as imitated audio tokens (see data/slots.py), the clean sentence is the
-transcript on the canvas and, for the autoregressive loss, behind the prompt. A share of the prompts holds no sentence at
-all, which keeps the backbone a language model. Training begins with clean slots and many sentences of random tokens, where
-nothing but reading helps; once it can read, the slots grow noisy and real sentences take over.
+transcript on the canvas and, for the autoregressive loss, behind the prompt. A share of the prompts holds no sentence
+at all, which keeps the backbone a language model. Training begins with clean slots and many sentences of random
+tokens, where nothing but reading helps; once it can read, the slots grow noisy and real sentences take over.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Reader:
         shown = self.backbone.embed(torch.tensor([i for row in rows for i in row[0]]))
         mixed = self.backbone.embed(torch.tensor([i for row in rows for i in row[1]]))
         blur, gaussian = (torch.tensor([[row[k]] for row in rows for _ in row[0]]) for k in (2, 3))
-        deaf = [rng.random() < unheard for _ in rows]
-        gaussian = torch.where(torch.tensor([[d] for d, row in zip(deaf, rows, strict=True) for _ in row[0]]), 9.0, gaussian)
+        deaf = torch.tensor([[unheard_row] for row in rows for unheard_row in [rng.random() < unheard] * len(row[0])])
+        gaussian = torch.where(deaf, 9.0, gaussian)  # nothing of the token is left
         slots = slot_rows(shown, mixed, blur, gaussian, self.backbone.embedding_scale())
         return embeds.masked_scatter(batch.slot_mask[..., None], slots), batch
 
@@ -75,14 +75,16 @@ def new_backbone(config: DiffusionGemmaConfig) -> Backbone:
     # Token 0 stands for "nothing heard" in the slots; the library's zero row would have no direction.
     torch.nn.init.normal_(backbone.lm_head_weight.data[config.text_config.pad_token_id], std=backbone.hidden_size**-0.5)
     for name, parameter in backbone.named_parameters():
-        # Queries and keys are normalised and not divided by sqrt(head_dim): at 1 these gains would start attention one-hot.
+        # Queries and keys are normalised and not divided by sqrt(head_dim): at 1 these gains would start attention
+        # one-hot.
         if name.endswith(("q_norm.weight", "k_norm.weight")) and "vision" not in name:
             torch.nn.init.constant_(parameter, parameter.numel() ** -0.25)
     return backbone
 
 
 def curriculum_level(step: int, clean: int, until: int) -> float:
-    """0 for the first `clean` steps, then linearly up to 1 at step `until`: noise of the slots, share of real sentences."""
+    """0 for the first `clean` steps, then linearly up to 1 at step `until`: noise of the slots, share of real
+    sentences."""
     return min(1.0, max(0.0, (step - clean) / (until - clean)))
 
 
@@ -104,7 +106,8 @@ def train_text(recipe: dict, folder: Path) -> None:
     torch.manual_seed(recipe["loop"]["seed"])
     backbone = new_backbone(small_config(tokenizer, **recipe["model"]))
     reader = Reader(backbone, prompts, SlotNoise(**recipe["slots"]))
-    buckets = LengthBuckets([len(t) for t in targets], recipe["batch_tokens"], recipe["batch_size"], recipe["loop"]["seed"])
+    sizes = [len(target) for target in targets]
+    buckets = LengthBuckets(sizes, recipe["batch_tokens"], recipe["batch_size"], recipe["loop"]["seed"])
     trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name}
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
@@ -136,7 +139,8 @@ def _read_back(reader: Reader, sentences: list[str], step: int) -> Metrics:
     targets = [prompts.target(s) for s in sentences]
     shown = [imitate(t[:-1], reader.similar, 0, reader.noise, random.Random(i))[0] for i, t in enumerate(targets)]
     drafts = [[t for k, t in enumerate(row) if t and (k == 0 or row[k - 1] != t)] for row in shown]
-    texts, first = [], []
+    texts: list[str] = []
+    first: list[str] = []
     for i, target in enumerate(targets):  # one by one: each row with the seed of its slots
         embeds, batch = reader.batch([target], random.Random(i), 4, 0.0)
         mask = batch.mask & ~batch.target_mask
@@ -149,8 +153,11 @@ def _read_back(reader: Reader, sentences: list[str], step: int) -> Metrics:
     drafted = [prompts.tokenizer.decode(d, skip_special_tokens=True) for d in drafts]
     for line in list(zip(sentences, drafted, texts, strict=True))[:4]:
         print(f"step {step} | " + " | ".join(line), flush=True)
-    figures = {"wer_of_slots": jiwer.wer(sentences, drafted), "wer_8_steps": jiwer.wer(sentences, texts),
-               "wer_1_step": jiwer.wer(sentences, first)}
+    figures = {
+        "wer_of_slots": jiwer.wer(sentences, drafted),
+        "wer_8_steps": jiwer.wer(sentences, texts),
+        "wer_1_step": jiwer.wer(sentences, first),
+    }
     print(figures, flush=True)
     return {name: round(value, 4) for name, value in figures.items()}
 
@@ -159,8 +166,8 @@ def save_backbone(backbone: Backbone, prompts: PromptBuilder, folder: Path) -> N
     """Writes weights (float16), tokenizer and generation settings as google/diffusiongemma-26B-A4B-it lays them out."""
     model = backbone.model
     model.generation_config = DiffusionGemmaGenerationConfig(
-        max_new_tokens=64, max_denoising_steps=48, t_min=0.4, t_max=0.8, stability_threshold=1, confidence_threshold=0.005,
-        sampler_config={"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.1},
+        max_new_tokens=64, max_denoising_steps=48, t_min=0.4, t_max=0.8, stability_threshold=1,
+        confidence_threshold=0.005, sampler_config={"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.1},
         bos_token_id=prompts.special["bos"], pad_token_id=prompts.special["pad"],
         eos_token_id=[prompts.special["eos"], prompts.special["end_of_turn"]],
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Stage (a) of the mini model: a small Whisper, trained from nothing, whose encoder is then frozen.
 
-The encoder learns from two sides at once: the autoregressive decoder's cross-entropy, as Whisper does, and a character CTC
-on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017), without which so small a model takes far longer to find the
-alignment between sound and text. The CTC head is thrown away, the decoder is kept as the yardstick.
+The encoder learns from two sides at once: the autoregressive decoder's cross-entropy, as Whisper does, and a
+character CTC on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017), without which so small a model takes
+far longer to find the alignment between sound and text. The CTC head is thrown away, the decoder is kept as the
+yardstick.
 """
 
 from __future__ import annotations
@@ -54,9 +55,7 @@ class HybridWhisper(nn.Module):
         """All parameters but the encoder's fixed sinusoids."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def losses(
-        self, mel: Tensor, lengths: Tensor, tokens: Tensor, characters: list[list[int]]
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, mel: Tensor, lengths: Tensor, tokens: Tensor, characters: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Autoregressive and CTC loss of a batch.
 
         Args:
@@ -98,8 +97,7 @@ def mel_cache(path: Path, utterances: Sequence[Utterance], bins: int) -> Feature
     def compute(batch: list[Utterance]) -> list[np.ndarray]:
         clips = [load_audio(u.audio_filepath) for u in batch]
         return [
-            extractor(clip, sampling_rate=16_000, padding=False, truncation=False)["input_features"][0].T
-            for clip in clips
+            extractor(clip, sampling_rate=16_000, padding=False, truncation=False)["input_features"][0].T for clip in clips
         ]
 
     return FeatureCache.build(path, utterances, bins, compute)
@@ -126,15 +124,22 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     data = recipe["data"]
     lists = [read_manifest(item["manifest"], ["en"], data["max_duration_s"]) for item in data["train"]]
     train = [u for rows in lists for u in rows]
-    dev = {name: read_manifest(path, ["en"], data["max_duration_s"])[: data["dev_count"]]
-           for name, path in data["dev"].items()}
+    dev = {
+        name: read_manifest(path, ["en"], data["max_duration_s"])[: data["dev_count"]] for name, path in data["dev"].items()
+    }
     torch.manual_seed(recipe["loop"]["seed"])
     model = HybridWhisper(whisper_config(tokenizer, **recipe["model"]))
     if recipe.get("start_from"):
         load_weights(model.trained(), torch.load(recipe["start_from"], weights_only=True)["weights"], recipe["start_from"])
     cache = mel_cache(folder / "mel", [*train, *(u for rows in dev.values() for u in rows)], 80)
-    tokens = [[tokenizer.bos_token_id, *tokenizer.encode(plain_english(u.text), add_special_tokens=False),
-               tokenizer.eos_token_id] for u in train]
+    tokens = [
+        [
+            tokenizer.bos_token_id,
+            *tokenizer.encode(plain_english(u.text), add_special_tokens=False),
+            tokenizer.eos_token_id,
+        ]
+        for u in train
+    ]
     characters = [[CHARACTERS.index(c) for c in plain_english(u.text)] for u in train]
     mixture = Mixture(
         [len(rows) for rows in lists], [item["weight"] for item in data["train"]],
@@ -163,8 +168,11 @@ def train_whisper(recipe: dict, folder: Path) -> None:
             references = [plain_english(u.text) for u in rows]
             figures[f"ctc_wer_{name}"] = round(jiwer.wer(references, texts), 4)
             figures[f"ctc_cer_{name}"] = round(jiwer.cer(references, texts), 4)
-            print(f"step {step} {name}: {figures}\n  " + "\n  ".join(
-                f"{reference} | {text}" for reference, text in list(zip(references, texts, strict=True))[:3]), flush=True)
+            print(
+                f"step {step} {name}: {figures}\n  "
+                + "\n  ".join(f"{reference} | {text}" for reference, text in list(zip(references, texts, strict=True))[:3]),
+                flush=True,
+            )
         return figures
 
     start = time.time()
@@ -172,8 +180,15 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     model.whisper.save_pretrained(folder / "whisper")
     model.acoustic.extractor.save_pretrained(folder / "whisper")
     save_encoder(model.acoustic, folder / "encoder")
-    print(json.dumps({"stage": "whisper", "hours_of_sound": sum(u.duration for u in train) / 3600,
-                      "minutes": (time.time() - start) / 60}))
+    print(
+        json.dumps(
+            {
+                "stage": "whisper",
+                "hours_of_sound": sum(u.duration for u in train) / 3600,
+                "minutes": (time.time() - start) / 60,
+            }
+        )
+    )
 
 
 def save_encoder(acoustic: AcousticEncoder, folder: Path) -> None:

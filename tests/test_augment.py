@@ -1,0 +1,89 @@
+"""data/augment.py: bands of zeros where sound is, as wide as allowed, and nothing else changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_gemma_asr.data.augment import Masking, mask_bands
+
+ROWS, FRAMES, CHANNELS = 600, 120, 16
+TIME_ONLY = Masking(time_bands=1, time_width=20, channel_bands=0, channel_width=0)
+CHANNELS_ONLY = Masking(time_bands=0, time_width=0, channel_bands=1, channel_width=5)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def hidden(masking: Masking, lengths: Tensor, seed: int = 0) -> Tensor:
+    """(B, FRAMES, CHANNELS) bool: what became zero of features without zeros."""
+    ones = torch.ones(len(lengths), FRAMES, CHANNELS)
+    return mask_bands(ones, lengths, masking, seeded(seed)) == 0
+
+
+def runs(row: Tensor) -> int:
+    """(n,) bool → how many stretches of True."""
+    return int((row & ~torch.cat([torch.tensor([False]), row[:-1]])).sum())
+
+
+@pytest.mark.parametrize(("length", "widest"), [(120, 20), (60, 12), (7, 1), (4, 0)])
+def test_a_band_of_time_lies_inside_its_row_and_covers_at_most_a_fifth(length: int, widest: int) -> None:
+    mask = hidden(TIME_ONLY, torch.full((ROWS,), length))
+    in_time = mask.any(2)  # (B, T)
+    assert torch.equal(in_time, mask.all(2))  # over all channels
+    assert not in_time[:, length:].any()
+    widths = in_time.sum(1)
+    assert set(widths.tolist()) == set(range(widest + 1))  # every width up to the limit, none above
+    assert max(map(runs, in_time)) <= 1
+    if widest:
+        assert in_time[:, :length].any(0).all()  # the first and the last frame as well as any other
+
+
+def test_every_row_keeps_to_its_own_length() -> None:
+    lengths = torch.arange(5, 5 + ROWS) % FRAMES + 1
+    in_time = hidden(TIME_ONLY, lengths).any(2)
+    assert (in_time.sum(1) <= lengths // 5).all()
+    assert not (in_time & (torch.arange(FRAMES) >= lengths[:, None])).any()
+
+
+def test_a_band_of_channels_covers_all_time_and_at_most_its_width() -> None:
+    mask = hidden(CHANNELS_ONLY, torch.full((ROWS,), 50))
+    in_channels = mask.any(1)  # (B, W)
+    assert torch.equal(in_channels, mask.all(1))
+    assert set(in_channels.sum(1).tolist()) == set(range(6))
+    assert max(map(runs, in_channels)) <= 1 and in_channels.any(0).all()
+
+
+def test_as_many_bands_as_asked_for() -> None:
+    masking = Masking(time_bands=3, time_width=4, channel_bands=2, channel_width=2)
+    mask = hidden(masking, torch.full((ROWS,), FRAMES))
+    assert max(map(runs, mask.all(2))) == 3
+    assert max(map(runs, mask.all(1))) == 2
+    assert not hidden(Masking(0, 20, 0, 5), torch.full((ROWS,), FRAMES)).any()
+
+
+def test_what_is_not_hidden_is_as_it_was() -> None:
+    features = torch.randn(8, FRAMES, CHANNELS, generator=seeded(1)) + 5
+    before = features.clone()
+    masked = mask_bands(features, torch.full((8,), 100), Masking(channel_width=4), seeded())
+    assert torch.equal(features, before)
+    assert masked.dtype == features.dtype and (masked == 0).any()
+    assert torch.equal(masked[masked != 0], features[masked != 0])
+
+
+def test_rows_differ_and_the_seed_decides() -> None:
+    lengths = torch.full((ROWS,), FRAMES)
+    first = hidden(Masking(channel_width=4), lengths)
+    assert torch.equal(first, hidden(Masking(channel_width=4), lengths))
+    assert not torch.equal(first, hidden(Masking(channel_width=4), lengths, seed=1))
+    assert len(torch.unique(first.flatten(1), dim=0)) > ROWS / 2
+
+
+def test_without_a_generator_torchs_own_decides() -> None:
+    ones, lengths = torch.ones(4, FRAMES, CHANNELS), torch.full((4,), FRAMES)
+    torch.manual_seed(3)
+    first, second = mask_bands(ones, lengths, Masking()), mask_bands(ones, lengths, Masking())
+    torch.manual_seed(3)
+    assert torch.equal(first, mask_bands(ones, lengths, Masking())) and not torch.equal(first, second)

@@ -1,0 +1,121 @@
+"""train/tokenizer.py: ids where Gemma has them, any text there and back, and no token across words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from diffusion_gemma_asr.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder, instruction
+from diffusion_gemma_asr.train.text import FIRST_WORD_TOKEN
+from diffusion_gemma_asr.train.tokenizer import train_tokenizer
+
+PATIENT = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+SENTENCES = [
+    "the quick brown fox jumps over the lazy dog",
+    "she sells sea shells by the sea shore",
+    "it's a pleasure to meet you how do you do",
+    "pack my box with five dozen liquor jugs",
+    "seven eight nine ten and then we start again",
+]
+SIZE = 400  # fewer than these sentences have to teach
+plain = st.lists(st.from_regex(r"[a-z]+('[a-z]+)?", fullmatch=True), min_size=1, max_size=8).map(" ".join)
+anything = st.text(st.characters(exclude_characters="\u2581", exclude_categories=["Cs"])).filter(
+    lambda text: not any(token in text for token in [*SPECIAL_TOKENS.values(), "<unk>"])
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(SENTENCES * 100, SIZE, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """As everyone else gets it: from the folder."""
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_the_first_ids_are_gemmas(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert tokenizer.convert_tokens_to_ids(["<pad>", "<eos>", "<bos>"]) == [0, 1, 2]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id) == (0, 1, 2)
+    assert len(tokenizer) == SIZE
+
+
+def test_a_special_token_is_one_id_wherever_it_stands(tokenizer: PreTrainedTokenizerBase) -> None:
+    vocabulary = tokenizer.get_vocab()
+    for token in SPECIAL_TOKENS.values():
+        assert encode(tokenizer, token) == [vocabulary[token]]
+        around = encode(tokenizer, f"dog{token}fox")
+        assert around == [*encode(tokenizer, "dog"), vocabulary[token], *encode(tokenizer, "fox")]
+    assert tokenizer.decode(encode(tokenizer, "the<turn|><eos>"), skip_special_tokens=True) == "the"
+
+
+def test_words_begin_where_the_text_stage_expects_them(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Below are special tokens and bytes, which nothing may look like."""
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    assert all(name.startswith("<") and name.endswith(">") for name in names[:FIRST_WORD_TOKEN])
+    assert not any(name.startswith("<") for name in names[FIRST_WORD_TOKEN:])
+    assert names.index("<0xFF>") < FIRST_WORD_TOKEN
+
+
+@PATIENT
+@given(plain)
+@example("it's the lazy dog's box")
+def test_plain_english_there_and_back(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    ids = encode(tokenizer, text)
+    assert tokenizer.decode(ids) == text == tokenizer.decode(ids, skip_special_tokens=True)
+    assert tokenizer.unk_token_id not in ids
+
+
+@PATIENT
+@given(anything)
+@example("stra\u00dfe, \u4f60\u597d \U0001f600!")
+@example(" two  spaces ")
+@example("\n\x00\t")
+@example("<0x41>")
+def test_any_text_there_and_back_by_its_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """But for special tokens, and for "\u2581", which stands for a space inside."""
+    ids = encode(tokenizer, text)
+    assert tokenizer.decode(ids) == text and tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text  # bytes are no special tokens
+
+
+def test_no_token_reaches_across_words(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert all("\u2581" not in name[1:] for name in tokenizer.get_vocab())
+    for sentence in SENTENCES:
+        words = [encode(tokenizer, word) for word in sentence.split()]
+        assert encode(tokenizer, sentence) == [i for word in words for i in word]
+
+
+def test_common_words_are_learnt(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert len(encode(tokenizer, "the")) == 1
+    for sentence in SENTENCES:
+        assert len(encode(tokenizer, sentence)) < len(sentence) / 2
+
+
+def test_the_prompt_is_learnt_with_enough_text(tmp_path: Path) -> None:
+    """Words of the prompt that no sentence holds get tokens of their own."""
+    tokenizer = train_tokenizer(SENTENCES * 2000, 600, tmp_path)
+    row = encode(tokenizer, instruction(LANGUAGES["en"]))
+    assert len(row) <= 6  # "Transcribe the English speech.": 30 characters
+
+
+def test_a_prompt_builder_takes_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = PromptBuilder(tokenizer)
+    assert prompts.row(3).count(prompts.special["audio"]) == 3
+    assert prompts.target("the dog") == [*encode(tokenizer, "the dog"), prompts.special["end_of_turn"]]
+
+
+def test_training_is_deterministic(tmp_path: Path, folder: Path) -> None:
+    train_tokenizer(SENTENCES * 100, SIZE, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()

@@ -1,0 +1,213 @@
+"""train/adapter.py: a recipe becomes a checkpoint, and a killed run becomes the same one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sounds import tone, write
+from torch import Tensor
+
+import diffusion_gemma_asr
+from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
+from diffusion_gemma_asr.encoder import AcousticEncoder
+from diffusion_gemma_asr.errors import DataError, RecipeError
+from diffusion_gemma_asr.train import adapter
+from diffusion_gemma_asr.train.adapter import train_from_recipe
+
+STEPS, SAVE_EVERY, KILLED_IN = 6, 2, 3
+SPOKEN = {
+    220: "the quick fox",
+    330: "Lazy dog!",
+    440: "by the sea",
+    550: "seven eight nine",
+    660: "it's fine",
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(backbone_folder: Path, whisper_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe over tones of different length: four to train on, in two lists, one held out."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = []
+    for i, (hertz, text) in enumerate(SPOKEN.items()):
+        duration = 1.6 + 0.3 * i
+        sound = write(folder / f"{hertz}.wav", tone(hertz, duration))
+        rows.append(Utterance(str(sound), text, "en", duration))
+    for name, some in {"a": rows[:3], "b": rows[3:4], "dev": rows[4:]}.items():
+        write_manifest(folder / f"{name}.jsonl", some)
+    content: dict[str, Any] = {
+        "name": "tiny",
+        "encoder": {"name": str(whisper_folder)},
+        "backbone": {"name": str(backbone_folder)},
+        "projector": {"hidden_size": 16},
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+        "train": {
+            "steps": STEPS,
+            "batch_size": 2,
+            "accumulation": 2,
+            "lr": 0.01,
+            "dtype": "float32",
+            "spec_augment": {"time_width": 10, "channel_width": 3},
+            "save_every": SAVE_EVERY,
+            "eval_every": 3,
+            "monitor_samples": 1,
+        },
+        "data": {
+            "train": [
+                {"manifest": str(folder / "a.jsonl")},
+                {"manifest": str(folder / "b.jsonl"), "weight": 0.5},
+            ],
+            "dev": [str(folder / "dev.jsonl")],
+            "transcript": "plain",
+        },
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_from_recipe(recipe, folder, "cpu") == folder / "checkpoint"
+    return folder
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl, without the times."""
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def adapter_of(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "checkpoint" / "adapter.safetensors")
+
+
+def forbid_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def heard(self: AcousticEncoder, mel: Tensor, lengths: Tensor) -> NoReturn:
+        raise AssertionError("the frozen encoder ran again")
+
+    monkeypatch.setattr(AcousticEncoder, "forward", heard)
+
+
+def train_until_killed(recipe: Path, folder: Path) -> None:
+    """Trains, and dies in the second micro-batch of the step after KILLED_IN."""
+    original, calls = adapter.weighted_loss, 0
+
+    def dying(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 * KILLED_IN + 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    with patch.object(adapter, "weighted_loss", dying):
+        train_from_recipe(recipe, folder, "cpu")
+
+
+def test_the_log_has_a_line_a_step_with_the_three_losses(whole: Path) -> None:
+    records = read_log(whole)
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    for record in records:
+        for name in ("diffusion", "autoregressive", "ctc", "canvas_accuracy", "next_token_accuracy"):
+            assert isinstance(record[name], float)
+        assert record["diffusion"] > 0 and record["autoregressive"] > 0 and record["ctc"] > 0
+        total = record["diffusion"] + record["autoregressive"] + record["ctc"]  # weights of 1
+        assert record["loss"] == pytest.approx(total, abs=1e-4)
+    judged = [record["step"] for record in records if "evaluation" in record]
+    assert judged == [3, 6]
+    figures = records[-1]["evaluation"]
+    assert [name for name in figures if name.startswith("wer_")] and len(figures) == 5
+
+
+def test_the_checkpoint_holds_what_was_trained_and_transcribes(whole: Path) -> None:
+    model = diffusion_gemma_asr.load(whole / "checkpoint", device="cpu")
+    state = torch.load(whole / "state.pt", weights_only=True)["weights"]
+    loaded = model.trained()
+    assert loaded.keys() == state.keys() and len(state) > 10
+    for name, weight in state.items():
+        assert torch.equal(loaded[name], weight), name
+    lora_b = [weight for name, weight in state.items() if "lora_B" in name]
+    assert lora_b and all(
+        bool(weight.any()) for weight in lora_b
+    )  # all of them began as zeros and have moved
+    (decoded,) = model.transcribe_batch([tone(440, 2.0)])
+    assert isinstance(decoded.text, str) and len(decoded.tokens) == len(decoded.logprobs)
+
+
+def test_only_the_adapter_was_trained(whole: Path, recipe: Path) -> None:
+    fresh = adapter.build_model(adapter.load_recipe(recipe))
+    trained = diffusion_gemma_asr.load(whole / "checkpoint", device="cpu")
+    changing, after = fresh.trained(), trained.state_dict()
+    same = {name: torch.equal(value, after[name]) for name, value in fresh.state_dict().items()}
+    assert not any(same[name] for name in changing)
+    assert all(equal for name, equal in same.items() if name not in changing)
+    assert len(same) > len(changing)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_a_killed_run_resumes_to_the_same_adapter_without_the_encoder(
+    recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = multiprocessing.get_context("forkserver")  # forks before torch has started any thread
+    process = context.Process(target=train_until_killed, args=(recipe, tmp_path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [record["step"] for record in read_log(tmp_path)] == list(range(1, KILLED_IN + 1))
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == SAVE_EVERY
+    assert not (tmp_path / "checkpoint").exists()
+
+    forbid_encoder(monkeypatch)
+    train_from_recipe(recipe, tmp_path, "cpu")
+    expected, found = adapter_of(whole), adapter_of(tmp_path)
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+    assert read_log(tmp_path) == read_log(whole)
+
+
+def test_a_finished_run_can_be_asked_for_again(
+    recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "checkpoint")
+    forbid_encoder(monkeypatch)
+    monkeypatch.setattr(adapter, "weighted_loss", None)  # neither a step
+    train_from_recipe(recipe, tmp_path / "copy", "cpu")
+    expected, found = adapter_of(whole), adapter_of(tmp_path / "copy")
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_a_loss_without_weight_does_not_count(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content["losses"] = {"ctc": 0.0, "autoregressive": 0.0, "diffusion": 2.0}
+    content["train"] |= {"steps": 1, "monitor_samples": 0}
+    content["data"]["cache_dir"] = str(whole / "frames")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    train_from_recipe(tmp_path / "tiny.yaml", tmp_path / "run", "cpu")
+    (record,) = read_log(tmp_path / "run")
+    assert record["loss"] == pytest.approx(2 * record["diffusion"], abs=1e-4)
+    assert record["autoregressive"] == 0 and not (tmp_path / "run" / "frames").exists()
+
+
+def test_mistakes_are_named_before_anything_is_trained(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"gone\.yaml"):
+        train_from_recipe(tmp_path / "gone.yaml", tmp_path / "run")
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content["data"]["dev"] = [str(tmp_path / "missing.jsonl")]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(DataError, match=r"missing\.jsonl: no such manifest"):
+        train_from_recipe(tmp_path / "tiny.yaml", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
