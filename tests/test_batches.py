@@ -25,6 +25,7 @@ def epochs(buckets: LengthBuckets, count: int) -> list[list[list[int]]]:
         while sum(map(len, epoch)) < len(buckets.lengths):
             epoch.append(buckets.at(step))
             step += 1
+            assert step <= count * len(buckets.lengths), "more steps than utterances"
         found.append(epoch)
     return found
 

@@ -90,8 +90,8 @@ def test_unscaled_slots_are_the_linear_layers_own() -> None:
     frames, lengths = padded([37])
     slots, _ = projector(frames, lengths)
     torch.testing.assert_close(slots[0], by_hand(projector, frames[0]))
-    projector.linear.weight *= 3
-    projector.linear.bias *= 3
+    projector.linear.weight.mul_(3)
+    projector.linear.bias.mul_(3)
     torch.testing.assert_close(projector(frames, lengths)[0], 3 * slots)
 
 
@@ -102,8 +102,8 @@ def test_scaling_keeps_the_direction() -> None:
     slots, _ = projector(frames, lengths)
     similarity = F.cosine_similarity(slots[0], by_hand(projector, frames[0]), dim=-1)
     torch.testing.assert_close(similarity, torch.ones_like(similarity))
-    projector.linear.weight *= 3
-    projector.linear.bias *= 3
+    projector.linear.weight.mul_(3)
+    projector.linear.bias.mul_(3)
     torch.testing.assert_close(projector(frames, lengths)[0], slots)
 
 

@@ -45,7 +45,7 @@ def lively_lora(backbone: Backbone, seed: int = 0, stack: str = "") -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in backbone.model.named_parameters():
         if "lora_" in name and stack in name:
-            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def tiny_model(whisper_folder: Path, backbone_folder: Path, *, lora: bool = True) -> DiffusionGemmaASR:

@@ -1,7 +1,8 @@
 """Synthetic speech: sentences read out by espeak-ng in many voices, deterministic by seed.
 
 `plan()` draws who says what and how, `render()` makes the sound of one plan row, `synthesise()` writes a whole corpus
-(16-bit wav files and a manifest). The same plan row gives the same samples on every machine with the same espeak-ng.
+(16-bit wav files, a manifest and the times of the phonemes). The same plan row gives the same samples on every machine
+with the same espeak-ng.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
-import shutil
-import subprocess
 import wave
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,35 +22,26 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from ..errors import DataError, SynthesisError
+from ..errors import DataError
+from .espeak import speak
 from .manifest import Utterance, read_manifest, write_manifest
 from .text import plain_english
 
 SAMPLE_RATE = 16_000
-ESPEAK_RATE = 22_050
+Phoneme = tuple[str, float, float]  # espeak-ng's symbol, start and end in seconds
 ACCENTS = {"en": ("en-us", "en-us", "en-gb")}  # drawn from uniformly: two American voices to one British
-# espeak-ng's voice variants that sound like a person; the monsters, robots and whispers are left out.
+# espeak-ng's voice variants that sound like a person, by file name (letter case counts); the monsters, robots and
+# whispers are left out, and caleb, which is klatt under another name.
 HELD_OUT_VARIANTS = (
-    "Alicia",
-    "Andy",
-    "Denis",
-    "Hugo",
-    "Linda",
-    "Mike",
-    "Paul",
-    "Steph2",
-    "Zac",
-    "female3",
-    "male4",
-    "klatt3",
-)
+    "Alicia", "Andy", "Denis", "Hugo", "linda", "Mike", "paul", "steph2", "zac", "f3", "m4", "klatt3",
+)  # fmt: skip
 TRAIN_VARIANTS = (
-    "Adam", "Alex", "Andrea", "Annie", "Antonio", "Auntie", "Belinda", "Benjamin", "Boris", "Caleb", "David", "Diogo",
-    "Ed", "Edward", "Edward2", "Gene", "Gene2", "Gustave", "Henrique", "Iven", "Iven2", "Iven3", "Iven4", "Jacky", "John",
-    "Lee", "Marcelo", "Marco", "Mario", "Max", "Michael", "Michel", "Miguel", "Mr_Serious", "Nguyen", "Pablo", "Pedro",
-    "Quincy", "Rob", "Robert", "Steph", "Steph3", "anika", "female1", "female2", "female4", "female5", "grandma", "grandpa",
-    "klatt", "klatt2", "klatt4", "male1", "male2", "male3", "male5", "male6", "male7", "male8", "norbert", "sandro",
-    "shelby", "travis", "victor",
+    "adam", "Alex", "Andrea", "Annie", "antonio", "aunty", "belinda", "benjamin", "boris", "david", "Diogo",
+    "ed", "edward", "edward2", "Gene", "Gene2", "gustave", "Henrique", "iven", "iven2", "iven3", "iven4",
+    "Jacky", "john", "Lee", "marcelo", "Marco", "Mario", "max", "Michael", "michel", "miguel", "Mr serious",
+    "Nguyen", "pablo", "pedro", "quincy", "rob", "robert", "steph", "steph3", "anika", "f1", "f2", "f4", "f5",
+    "grandma", "grandpa", "klatt", "klatt2", "klatt4", "m1", "m2", "m3", "m5", "m6", "m7", "m8", "norbert",
+    "sandro", "shelby", "travis", "victor",
 )  # fmt: skip
 
 
@@ -103,25 +94,30 @@ def render(line: Line) -> np.ndarray:
     Raises:
         SynthesisError: espeak-ng is missing, or refuses the voice or the text.
     """
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise SynthesisError(
-            "espeak-ng is not installed; on Debian or Ubuntu: apt-get install espeak-ng, on macOS: brew install espeak-ng"
-        )
-    command = [program, "-v", line.voice, "-s", str(line.rate), "-p", str(line.pitch), "--stdout", "--stdin"]
-    done = subprocess.run(command, input=line.text.encode(), capture_output=True, check=False)
-    if done.returncode != 0 or len(done.stdout) <= 44 or done.stderr:
-        reason = done.stderr.decode(errors="replace").strip() or "no sound"
-        raise SynthesisError(f"espeak-ng could not say {line.text!r} with voice {line.voice}: {reason}")
-    samples = np.frombuffer(done.stdout[44:], dtype="<i2").astype(np.float32) / 32768.0  # 44 bytes: the wav header
-    samples = soxr.resample(samples, ESPEAK_RATE, SAMPLE_RATE)
+    return render_with_phonemes(line)[0]
+
+
+def render_with_phonemes(line: Line) -> tuple[np.ndarray, list[Phoneme]]:
+    """As `render`, with the phonemes that espeak-ng spoke and where they lie in the samples.
+
+    Returns:
+        (n,) float32 samples in [-1, 1] at 16 kHz, and (symbol, start, end) of every phoneme and pause of the speech, in
+        order, in seconds from the first sample; see `espeak.Speech` for the symbols and for where a stop starts.
+
+    Raises:
+        SynthesisError: espeak-ng is missing, or refuses the voice or the text.
+    """
+    speech = speak(line.text, line.voice, line.rate, line.pitch)
+    samples = soxr.resample(speech.samples.astype(np.float32) / 32768.0, speech.sample_rate, SAMPLE_RATE)
     rng = np.random.default_rng(line.seed)
     pause = [np.zeros(int(rng.uniform(0.05, 0.25) * SAMPLE_RATE), np.float32) for _ in range(2)]
     samples = np.concatenate([pause[0], samples, pause[1]])
     samples *= 10 ** (line.gain_db / 20) / max(float(np.abs(samples).max()), 1e-4)
     if line.snr_db is not None:
         samples = samples + _noise(rng, len(samples), samples, line.snr_db)
-    return np.clip(samples, -1.0, 1.0).astype(np.float32)
+    shift = len(pause[0]) / SAMPLE_RATE
+    phonemes = [(symbol, start + shift, end + shift) for symbol, start, end in speech.phonemes]
+    return np.clip(samples, -1.0, 1.0).astype(np.float32), phonemes
 
 
 def _noise(rng: np.random.Generator, n: int, speech: np.ndarray, snr_db: float) -> np.ndarray:
@@ -134,28 +130,46 @@ def _noise(rng: np.random.Generator, n: int, speech: np.ndarray, snr_db: float) 
 
 
 def synthesise(lines: Sequence[Line], folder: str | Path, workers: int = 2) -> Path:
-    """Renders every line into `folder/wav/` and writes `folder/manifest.jsonl`; what is there already is kept.
+    """Renders every line into `folder/wav/`, writes `folder/manifest.jsonl` and `folder/phonemes.jsonl`.
 
-    A file's name is a hash of its plan row, so a second call makes only what is missing.
+    A file's name is a hash of its plan row, so a second call makes only what is missing. `phonemes.jsonl` has one object
+    a line in the manifest's order: audio_filepath, relative to the folder, and phonemes, a list of [symbol, start,
+    end] with times in seconds.
 
     Returns:
         the manifest's path.
+
+    Raises:
+        SynthesisError: espeak-ng is missing, or refuses a voice or a text.
     """
     folder = Path(folder)
     (folder / "wav").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers) as pool:
-        rows = list(pool.map(partial(_render_to_file, folder=folder), lines, chunksize=64))
+    rows = []
+    part = folder / "phonemes.jsonl.part"
+    with ProcessPoolExecutor(workers) as pool, part.open("w", encoding="utf-8") as file:
+        for row, phonemes in pool.map(partial(_render_to_file, folder=folder), lines, chunksize=64):
+            rows.append(row)
+            name = json.dumps(os.path.relpath(row.audio_filepath, folder), ensure_ascii=False)
+            file.write(f'{{"audio_filepath": {name}, "phonemes": {phonemes}}}\n')
+    part.replace(folder / "phonemes.jsonl")
     manifest = folder / "manifest.jsonl"
     write_manifest(manifest, rows)
     return manifest
 
 
-def _render_to_file(line: Line, folder: Path) -> Utterance:
+def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
+    """Makes NAME.wav and NAME.json, the phonemes, where one is missing; returns the manifest row and the JSON text."""
     name = hashlib.sha1(json.dumps(asdict(line), sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "wav" / f"{name}.wav"
-    if not path.exists():
-        samples = render(line)
+    phonemes_path = path.with_suffix(".json")
+    if path.exists() and phonemes_path.exists():
+        phonemes = phonemes_path.read_text(encoding="utf-8")
+    else:
+        samples, spans = render_with_phonemes(line)
+        phonemes = json.dumps([(symbol, round(start, 4), round(end, 4)) for symbol, start, end in spans])
         part = path.with_suffix(".part")
+        part.write_text(phonemes, encoding="utf-8")
+        part.rename(phonemes_path)
         with wave.open(str(part), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
@@ -163,7 +177,7 @@ def _render_to_file(line: Line, folder: Path) -> Utterance:
             file.writeframes((samples * 32767).astype("<i2").tobytes())
         part.rename(path)
     duration = (path.stat().st_size - 44) / 2 / SAMPLE_RATE
-    return Utterance(str(path), line.text, line.language, round(duration, 3), line.voice)
+    return Utterance(str(path), line.text, line.language, round(duration, 3), line.voice), phonemes
 
 
 def pick_sentences(

@@ -1,15 +1,16 @@
 """Stage (a) of the mini model: a small Whisper, trained from nothing, whose encoder is then frozen.
 
-The encoder learns from two sides at once: the autoregressive decoder's cross-entropy, as Whisper does, and a
-character CTC on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017), without which so small a model takes
-far longer to find the alignment between sound and text. The CTC head is thrown away, the decoder is kept as the
-yardstick.
+The encoder learns from three sides at once: the autoregressive decoder's cross-entropy, as Whisper does; a character CTC
+on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); and, on synthetic speech, the phoneme of every frame, which
+espeak-ng knows. Without the last two so small a model takes far longer to find out which sound belongs to which text. The
+phoneme and CTC heads are thrown away, the decoder is kept as the yardstick.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,30 +42,34 @@ CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"  # index 0 is the CTC blank
 
 
 class HybridWhisper(nn.Module):
-    """Whisper with a character CTC head on its encoder, run over the frames that hold sound."""
+    """Whisper with character CTC and phoneme heads on its encoder, run over the frames that hold sound."""
 
-    def __init__(self, config: WhisperConfig):
+    def __init__(self, config: WhisperConfig, phonemes: int):
         super().__init__()
         self.whisper = WhisperForConditionalGeneration(config)
         self.acoustic = AcousticEncoder(
             self.whisper.model.encoder, WhisperFeatureExtractor(feature_size=config.num_mel_bins)
         )
         self.ctc_head = nn.Linear(config.d_model, len(CHARACTERS))
+        self.phoneme_head = nn.Linear(config.d_model, phonemes)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """All parameters but the encoder's fixed sinusoids."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def losses(self, mel: Tensor, lengths: Tensor, tokens: Tensor, characters: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Autoregressive and CTC loss of a batch.
+    def losses(
+        self, mel: Tensor, lengths: Tensor, tokens: Tensor, characters: list[list[int]], phonemes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Autoregressive, CTC and phoneme loss of a batch.
 
         Args:
             mel: (B, bins, T); lengths: (B,) mel frames.
             tokens: (B, L) bos, transcript, eos, then -100.
             characters: transcript of each row as indices into CHARACTERS.
+            phonemes: (B, F) index of each frame's phoneme, -100 where it is not known.
 
         Returns:
-            cross-entropy a token, CTC loss a character.
+            cross-entropy a token, CTC loss a character, cross-entropy a frame (0 where no phoneme is known).
         """
         frames, frame_lengths = self.acoustic(mel, lengths)
         hidden = self.whisper.model.decoder(
@@ -76,7 +81,9 @@ class HybridWhisper(nn.Module):
         sizes = torch.tensor([len(c) for c in characters])
         flat = torch.tensor([index for row in characters for index in row])
         ctc = F.ctc_loss(log_probs, flat, frame_lengths, sizes, zero_infinity=True)
-        return autoregressive, ctc
+        known = phonemes >= 0
+        spoken = F.cross_entropy(self.phoneme_head(frames)[known], phonemes[known]) if known.any() else ctc.new_zeros(())
+        return autoregressive, ctc, spoken
 
     @torch.no_grad()
     def spell(self, mel: Tensor, lengths: Tensor) -> list[str]:
@@ -88,6 +95,29 @@ class HybridWhisper(nn.Module):
             indices = torch.unique_consecutive(row[:n]).tolist()
             texts.append("".join(CHARACTERS[i] for i in indices if i).strip())
         return texts
+
+
+class PhonemeTimes:
+    """Which phoneme is spoken when, from the phonemes.jsonl of synthetic corpora (see data/synth.py).
+
+    `symbols` are all that occur, sorted: their order, and so the classes of the phoneme head, depends on the data alone.
+    """
+
+    def __init__(self, files: Sequence[str | Path]):
+        self._spans: dict[str, list[tuple[str, float, float]]] = {}
+        for file in files:
+            for line in Path(file).read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self._spans[os.path.abspath(os.path.join(Path(file).parent, row["audio_filepath"]))] = row["phonemes"]
+        self.symbols = sorted({symbol for spans in self._spans.values() for symbol, _, _ in spans})
+        self._index = {symbol: i for i, symbol in enumerate(self.symbols)}
+
+    def frames(self, utterance: Utterance, count: int) -> Tensor:
+        """(count,) index of the phoneme at the middle of each 20 ms frame; -100 between phonemes or where none is known."""
+        labels = torch.full((count,), -100)
+        for symbol, start, end in self._spans.get(utterance.audio_filepath, ()):
+            labels[max(0, round(start / 0.02)) : round(end / 0.02)] = self._index[symbol]
+        return labels
 
 
 def mel_cache(path: Path, utterances: Sequence[Utterance], bins: int) -> FeatureCache:
@@ -127,8 +157,9 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     dev = {
         name: read_manifest(path, ["en"], data["max_duration_s"])[: data["dev_count"]] for name, path in data["dev"].items()
     }
+    phonemes = PhonemeTimes([item["phonemes"] for item in data["train"] if "phonemes" in item])
     torch.manual_seed(recipe["loop"]["seed"])
-    model = HybridWhisper(whisper_config(tokenizer, **recipe["model"]))
+    model = HybridWhisper(whisper_config(tokenizer, **recipe["model"]), len(phonemes.symbols))
     if recipe.get("start_from"):
         load_weights(model.trained(), torch.load(recipe["start_from"], weights_only=True)["weights"], recipe["start_from"])
     cache = mel_cache(folder / "mel", [*train, *(u for rows in dev.values() for u in rows)], 80)
@@ -153,9 +184,17 @@ def train_whisper(recipe: dict, folder: Path) -> None:
         mel, lengths = batch_of(cache, [train[i] for i in chosen])
         mel = mask_bands(mel, lengths, masking)
         rows = nn.utils.rnn.pad_sequence([torch.tensor(tokens[i]) for i in chosen], True, -100)
-        ar, ctc = model.losses(mel.transpose(1, 2), lengths, rows, [characters[i] for i in chosen])
-        loss = recipe["weights"]["autoregressive"] * ar + recipe["weights"]["ctc"] * ctc
-        return loss, {"autoregressive": ar.item(), "ctc": ctc.item(), "audio_s": float(lengths.sum()) / 100}
+        frames = [phonemes.frames(train[i], (cache.length(train[i]) + 1) // 2) for i in chosen]
+        losses = model.losses(
+            mel.transpose(1, 2),
+            lengths,
+            rows,
+            [characters[i] for i in chosen],
+            nn.utils.rnn.pad_sequence(frames, True, -100),
+        )
+        named = dict(zip(("autoregressive", "ctc", "phonemes"), losses, strict=True))
+        loss = torch.stack([recipe["weights"][name] * value for name, value in named.items()]).sum()
+        return loss, {name: value.item() for name, value in named.items()} | {"audio_s": float(lengths.sum()) / 100}
 
     def evaluate(step: int) -> Metrics:
         model.eval()
