@@ -53,9 +53,7 @@ def test_full_clip_is_what_whisper_gives(name: str, request: pytest.FixtureReque
     torch.testing.assert_close(frames, expected, atol=1e-5, rtol=0)
 
 
-def test_the_width_and_the_mel_bins_come_from_the_checkpoint(
-    encoder: AcousticEncoder, encoder_128: AcousticEncoder
-) -> None:
+def test_the_width_and_the_mel_bins_come_from_the_checkpoint(encoder: AcousticEncoder, encoder_128: AcousticEncoder) -> None:
     audio = clips([4000])
     for module, bins, width in ((encoder, 80, 16), (encoder_128, 128, 24)):
         mel, lengths = module.features(audio)
@@ -79,9 +77,7 @@ def test_batch_is_what_single_calls_give(encoder: AcousticEncoder, lengths: list
             assert not together[row, n:].any(), "not zero behind the end"
 
 
-@pytest.mark.parametrize(
-    "samples, frames", [(320, 1), (479, 1), (480, 2), (640, 2), (641, 2), (16_000, 50), (16_160, 51)]
-)
+@pytest.mark.parametrize("samples, frames", [(320, 1), (479, 1), (480, 2), (640, 2), (641, 2), (16_000, 50), (16_160, 51)])
 def test_short_sound_gets_only_its_frames(encoder: AcousticEncoder, samples: int, frames: int) -> None:
     mel, lengths = encoder.features(clips([samples]))
     out, frame_lengths = encoder(mel, lengths)

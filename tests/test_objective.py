@@ -67,9 +67,7 @@ def losses(
     backbone.calls = []
     generator = torch.Generator().manual_seed(seed)
     embeds = backbone.embed(batch.ids)
-    return backbone_losses(
-        backbone, embeds, batch, self_conditioning, full_noise, generator, autoregressive=autoregressive
-    )
+    return backbone_losses(backbone, embeds, batch, self_conditioning, full_noise, generator, autoregressive=autoregressive)
 
 
 def rows_of(batch: TextBatch, row: int) -> TextBatch:

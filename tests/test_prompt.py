@@ -51,8 +51,7 @@ def test_row_is_the_chat_turn(prompts: PromptBuilder, language: str) -> None:
 def test_the_text_of_a_whole_row(published: PreTrainedTokenizerBase) -> None:
     row = PromptBuilder(published).row(2, "de")
     assert published.decode(row, skip_special_tokens=False) == (
-        "<bos><|turn>user\nTranscribe the German speech.<|audio><|audio|><|audio|><audio|><turn|>\n"
-        "<|turn>model\n"
+        "<bos><|turn>user\nTranscribe the German speech.<|audio><|audio|><|audio|><audio|><turn|>\n<|turn>model\n"
     )
 
 

@@ -31,7 +31,7 @@ SAMPLE_RATE = 16_000
 Phoneme = tuple[str, float, float]  # espeak-ng's symbol, start and end in seconds
 ACCENTS = {"en": ("en-us", "en-us", "en-gb")}  # drawn from uniformly: two American voices to one British
 # espeak-ng's voice variants that sound like a person, by file name (letter case counts); the monsters, robots and
-# whispers are left out, and caleb, which is klatt under another name.
+# whispers are left out, and caleb, which sounds exactly as klatt.
 HELD_OUT_VARIANTS = (
     "Alicia", "Andy", "Denis", "Hugo", "linda", "Mike", "paul", "steph2", "zac", "f3", "m4", "klatt3",
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,59 +113,63 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
     model = build_model(recipe, str(place), dtype)
     if drafts is not None:
         model.drafts = drafts
-    console = Console(stderr=True)
-    languages, longest = recipe.data.languages, recipe.data.max_duration_s
-    lists = [read_manifest(item.manifest, languages, longest) for item in recipe.data.train]
-    dev = {
-        Path(p).parent.name + "/" + Path(p).stem: read_manifest(p, languages, longest)[: recipe.train.monitor_samples]
-        for p in recipe.data.dev
-    }
-    everything = [u for rows in [*lists, *dev.values()] for u in rows]
-    cache = frame_cache(Path(recipe.data.cache_dir or folder / "frames"), model, everything)
-    spelled = plain_english if recipe.data.transcript == "plain" else str.strip
-    utterances = [u for rows in lists for u in rows]
-    examples = Examples(utterances, cache, [model.prompts.target(spelled(u.text)) for u in utterances])
-    mixture = Mixture(
-        [len(rows) for rows in lists], [item.weight for item in recipe.data.train],
-        [cache.length(u) for u in examples.utterances], UNLIMITED, recipe.train.batch_size, recipe.train.seed,
-    )  # fmt: skip
-
-    def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
-        model.train()
-        rng = random.Random(step_seed(recipe.train.seed, step, micro))
-        chosen = mixture.at(step * recipe.train.accumulation + micro)
-        batch = examples.batch(model, chosen, rng.randint(0, MARGIN))
-        frames = mask_bands(batch.frames, batch.frame_lengths, recipe.train.spec_augment)
-        batch = SpeechBatch(frames, batch.frame_lengths, batch.text).to(place)
-        return weighted_loss(model, batch, recipe, place, dtype)
-
-    def evaluate(step: int) -> Metrics:
-        model.eval()
-        figures: Metrics = {}
-        for name, rows in dev.items():
-            decoded = transcribe_cached(model, rows, cache)
-            judged = report(console, step, name, [u.text for u in rows], decoded)
-            figures |= {f"{key}_{name}": value for key, value in judged.items()}
-        return figures
-
+    trainer = AdapterTrainer(recipe, model, folder, dtype)
     t = recipe.train
     options = LoopOptions(
         steps=t.steps, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, warmup_steps=t.warmup_steps,
         min_lr_ratio=t.min_lr_ratio, clip=t.clip, accumulation=t.accumulation, seed=t.seed, save_every=t.save_every,
         evaluate_every=t.eval_every,
     )  # fmt: skip
-    run(model.trained(), loss_of, folder, options, evaluate)
-    model.eval()
-    save_checkpoint(model, folder / "checkpoint", recipe.model)
-    console.print(
-        json.dumps(
-            {
-                "checkpoint": str(folder / "checkpoint"),
-                "hours_of_speech": round(sum(u.duration for rows in lists for u in rows) / 3600, 2),
-            }
-        )
-    )
+    run(model.trained(), trainer.loss_of, folder, options, trainer.evaluate)
+    save_checkpoint(model.eval(), folder / "checkpoint", recipe.model)
     return folder / "checkpoint"
+
+
+class AdapterTrainer:
+    """The data of a recipe and what the loop asks of it: the loss of a step, and a judgement now and then."""
+
+    def __init__(self, recipe: Recipe, model: DiffusionGemmaASR, folder: Path, dtype: torch.dtype):
+        self.recipe, self.model, self.dtype = recipe, model, dtype
+        self.console = Console(stderr=True)
+        data = recipe.data
+        lists = [read_manifest(item.manifest, data.languages, data.max_duration_s) for item in data.train]
+        self.dev = {
+            f"{Path(path).parent.name}/{Path(path).stem}": read_manifest(path, data.languages, data.max_duration_s)[
+                : recipe.train.monitor_samples
+            ]
+            for path in data.dev
+        }
+        everything = [u for rows in [*lists, *self.dev.values()] for u in rows]
+        self.cache = frame_cache(Path(data.cache_dir or folder / "frames"), model, everything)
+        spelled = plain_english if data.transcript == "plain" else str.strip
+        utterances = [u for rows in lists for u in rows]
+        targets = [model.prompts.target(spelled(u.text)) for u in utterances]
+        self.examples = Examples(utterances, self.cache, targets)
+        self.mixture = Mixture(
+            [len(rows) for rows in lists], [item.weight for item in data.train],
+            [self.cache.length(u) for u in utterances], UNLIMITED, recipe.train.batch_size, recipe.train.seed,
+        )  # fmt: skip
+
+    def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
+        """The weighted loss of one micro-batch, and its parts."""
+        t = self.recipe.train
+        self.model.train()
+        rng = random.Random(step_seed(t.seed, step, micro))
+        chosen = self.mixture.at(step * t.accumulation + micro)
+        batch = self.examples.batch(self.model, chosen, rng.randint(0, MARGIN))
+        masked = mask_bands(batch.frames, batch.frame_lengths, t.spec_augment)
+        batch = SpeechBatch(masked, batch.frame_lengths, batch.text).to(self.model.device)
+        return weighted_loss(self.model, batch, self.recipe, self.model.device, self.dtype)
+
+    def evaluate(self, step: int) -> Metrics:
+        """Transcribes the dev lists, prints some transcripts beside their references, and judges them."""
+        self.model.eval()
+        figures: Metrics = {}
+        for name, rows in self.dev.items():
+            decoded = transcribe_cached(self.model, rows, self.cache)
+            judged = report(self.console, step, name, [u.text for u in rows], decoded)
+            figures |= {f"{key}_{name}": value for key, value in judged.items()}
+        return figures
 
 
 def weighted_loss(
