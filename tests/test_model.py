@@ -22,7 +22,8 @@ from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.errors import AsrError, AudioError
 from diffusion_gemma_asr.model import CANVAS_STEP, Decoded, DiffusionGemmaASR, fill_slots, fitted_canvas
 from diffusion_gemma_asr.projector import output_length
-from diffusion_gemma_asr.train.objective import BackboneLosses
+from diffusion_gemma_asr.prompt import PromptBuilder
+from diffusion_gemma_asr.objective import BackboneLosses
 
 SAMPLES = [40_000, 4000, 36_200, 320, 9000]
 STEPS = DenoiseOptions(steps=3, entropy_bound=2.0)
@@ -133,6 +134,20 @@ def test_decoded_is_one_whole(model: DiffusionGemmaASR, audio: list[np.ndarray])
         assert len(found.logprobs) == len(found.tokens)
         assert all(value <= 0 for value in found.logprobs)
         assert 1 <= found.steps <= STEPS.steps
+
+
+def test_transcript_stops_before_the_first_end_token(
+    model: DiffusionGemmaASR, audio: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = model.transcribe_batch(audio[:1], options=STEPS)
+    end = whole.tokens[5]
+    first = whole.tokens.index(end)
+    monkeypatch.setattr(PromptBuilder, "end_ids", (end,))
+    shown: list[str] = []
+    (cut,) = model.transcribe_batch(audio[:1], options=STEPS, on_step=lambda _, texts: shown.extend(texts))
+    assert cut.tokens == whole.tokens[:first]
+    assert cut.logprobs == whole.logprobs[:first]
+    assert cut.text == shown[-1] == model.tokenizer.decode(cut.tokens, skip_special_tokens=True).strip()
 
 
 def test_every_step_is_shown(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:

@@ -16,9 +16,9 @@ from .ctc import lm_head_ctc_loss, lm_head_draft
 from .denoise import DenoiseOptions, cut_at_end, denoise
 from .encoder import AcousticEncoder, length_mask
 from .noise import uniform_canvas
+from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import AudioProjector
 from .prompt import PromptBuilder
-from .train.objective import BackboneLosses, TextBatch, backbone_losses
 
 CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
 

@@ -23,11 +23,11 @@ from ..data.manifest import Utterance, read_manifest
 from ..data.text import plain_english
 from ..encoder import AcousticEncoder
 from ..model import DiffusionGemmaASR, SpeechBatch
+from ..objective import text_batch
 from ..projector import AudioProjector, output_length
 from ..recipe import Recipe, load_recipe
 from .loop import LoopOptions, Metrics, run, step_seed
 from .monitor import report
-from .objective import text_batch
 
 MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
 

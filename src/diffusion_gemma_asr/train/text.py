@@ -28,10 +28,10 @@ from ..data.slots import SlotNoise, imitate, lookalikes, slot_rows
 from ..data.text import plain_english
 from ..denoise import DenoiseOptions, cut_at_end, denoise
 from ..noise import uniform_canvas
+from ..objective import TextBatch, backbone_losses, text_batch
 from ..prompt import PromptBuilder
 from .backbone_config import small_config
 from .loop import LoopOptions, Metrics, run, step_seed
-from .objective import TextBatch, backbone_losses, text_batch
 
 FIRST_WORD_TOKEN = 265  # special tokens and bytes come before it
 VOCABULARY = 3072

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
-from ..losses import autoregressive_loss, diffusion_loss
-from ..noise import q_xt, sample_t
-from ..prompt import PromptBuilder, pad_prompts
+from .backbone import Backbone
+from .losses import autoregressive_loss, diffusion_loss
+from .noise import q_xt, sample_t
+from .prompt import PromptBuilder, pad_prompts
 
 
 @dataclass(frozen=True)
