@@ -1,4 +1,4 @@
-"""The prompt: tokens in their places, slots counted, padding masked; and the small tokenizer of our own."""
+"""The prompt: tokens in their places, slots counted, padding masked, by a real and a small tokenizer."""
 
 from __future__ import annotations
 
@@ -113,17 +113,3 @@ def test_a_missing_special_token_is_named(missing: str) -> None:
         PromptBuilder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)))
     named = str(caught.value).split(";")[0].split("lacks ")[1]
     assert named == missing
-
-
-def test_own_tokenizer_has_gemmas_first_ids(own: PreTrainedTokenizerBase) -> None:
-    assert own.convert_tokens_to_ids(["<pad>", "<eos>", "<bos>"]) == [0, 1, 2]
-    assert len(own) <= 500
-    assert (own.pad_token_id, own.eos_token_id, own.bos_token_id) == (0, 1, 2)
-
-
-def test_own_tokenizer_spells_the_instruction_in_words(own: PreTrainedTokenizerBase) -> None:
-    assert len(own.encode("Transcribe the English speech.", add_special_tokens=False)) == 4
-
-
-def test_own_tokenizer_never_merges_across_words(own: PreTrainedTokenizerBase) -> None:
-    assert not [token for token in own.get_vocab() if "▁" in token[1:] and not token.startswith("<")]

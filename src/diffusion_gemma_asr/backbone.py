@@ -141,6 +141,7 @@ class Backbone(nn.Module):
                     f"{name} is {tuple(state[name].shape)} in the adapter, but this backbone needs "
                     f"{tuple(parameter.shape)}; use the backbone that the adapter was trained on"
                 )
+        for name, parameter in own.items():
             parameter.data.copy_(state[name])
 
     def merge_lora(self) -> None:

@@ -90,8 +90,12 @@ class PromptBuilder:
         )
 
     def target(self, text: str) -> list[int]:
-        """The tokens a canvas should hold for `text`: the transcript and the end of the turn."""
-        return [*self._plain(text), self.special["end_of_turn"]]
+        """The tokens a canvas should hold for `text`: the transcript and the end of the turn.
+
+        Special tokens spelled out in the text are plain text here: a transcript cannot open a slot or end the turn.
+        """
+        spelled = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return [*spelled, self.special["end_of_turn"]]
 
 
 def pad_prompts(rows: Sequence[Sequence[int]], special: dict[str, int]) -> Prompt:

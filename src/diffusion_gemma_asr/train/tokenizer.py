@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +29,10 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int, folder: str | Pat
     words = [word for sentence in sentences for word in sentence.split()]
     prompt = [word for language in LANGUAGES.values() for word in instruction(language).split()]
     tokenizer.train_from_iterator(words + prompt * (len(words) // 2000), trainer)
+    # The trainer makes the bytes special tokens, which decoding skips: leave them ordinary tokens of the model.
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in BYTES]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
