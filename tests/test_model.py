@@ -21,9 +21,9 @@ from diffusion_gemma_asr.ctc import greedy
 from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.errors import AsrError, AudioError
 from diffusion_gemma_asr.model import CANVAS_STEP, Decoded, DiffusionGemmaASR, fill_slots, fitted_canvas
+from diffusion_gemma_asr.objective import BackboneLosses
 from diffusion_gemma_asr.projector import output_length
 from diffusion_gemma_asr.prompt import PromptBuilder
-from diffusion_gemma_asr.objective import BackboneLosses
 
 SAMPLES = [40_000, 4000, 36_200, 320, 9000]
 STEPS = DenoiseOptions(steps=3, entropy_bound=2.0)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from diffusion_gemma_asr.backbone import Backbone, Prefill
-from diffusion_gemma_asr.prompt import PromptBuilder
 from diffusion_gemma_asr.objective import BackboneLosses, TextBatch, backbone_losses, text_batch
+from diffusion_gemma_asr.prompt import PromptBuilder
 
 TEXTS = ["the quick brown fox", "she sells", ""]
 SLOTS = [6, 0, 3]

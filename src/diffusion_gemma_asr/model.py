@@ -178,13 +178,14 @@ class DiffusionGemmaASR(nn.Module):
         self,
         slots: Tensor,
         slot_lengths: Tensor,
-        language: str = "en",
+        language: str | Sequence[str] = "en",
         options: DenoiseOptions | None = None,
         seed: int = 0,
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
     ) -> list[Decoded]:
-        """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,)."""
+        """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row."""
+        languages = [language] * len(slots) if isinstance(language, str) else list(language)
         drafts = self.draft(slots, slot_lengths)
         groups: dict[int, list[int]] = {}
         for row, (draft, n) in enumerate(zip(drafts, slot_lengths.tolist(), strict=True)):
@@ -193,7 +194,7 @@ class DiffusionGemmaASR(nn.Module):
         decoded: dict[int, Decoded] = {}
         for length, rows in groups.items():
             lengths = slot_lengths[rows]
-            prefill = self.prefill(slots[rows, : int(lengths.max())], lengths, [language] * len(rows))
+            prefill = self.prefill(slots[rows, : int(lengths.max())], lengths, [languages[row] for row in rows])
             generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
             canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
             found = denoise(self.backbone, prefill, canvas, options or DenoiseOptions(), generators, self._shown(on_step))

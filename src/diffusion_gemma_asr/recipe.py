@@ -134,7 +134,7 @@ class DataRecipe:
     train: tuple[TrainList, ...]
     dev: tuple[str, ...]  # manifests; never trained on
     max_duration_s: float = 30.0  # longer utterances are left out
-    cache_dir: str | None = None  # folder for the encoder's output; None computes it anew in every epoch
+    cache_dir: str | None = None  # folder for the frozen encoder's output, one for each encoder; None is frames/ of the run
     languages: tuple[str, ...] = ("en",)  # codes as Whisper has them; utterances in others are left out
     transcript: Literal["written", "plain"] = "written"  # as the manifest has it, or plain words (data/text.py)
 

@@ -43,9 +43,13 @@ class LengthBuckets:
         return batches
 
     def at(self, step: int) -> list[int]:
-        """Indices of the utterances of one step; steps are asked for in rising order."""
+        """Indices of the utterances of one step; quickest where steps are asked for in rising order."""
+        while step < self._epochs[self._current]:
+            self._current -= 1
+            self._batches = self._draw(self._current)
         while step >= self._epochs[self._current] + len(self._batches):
-            self._epochs.append(self._epochs[self._current] + len(self._batches))
+            if len(self._epochs) == self._current + 1:
+                self._epochs.append(self._epochs[self._current] + len(self._batches))
             self._current += 1
             self._batches = self._draw(self._current)
         return self._batches[step - self._epochs[self._current]]
@@ -87,5 +91,5 @@ class Mixture:
         self._buckets = LengthBuckets([lengths[i] for i in chosen], batch_total, batch_size, seed)
 
     def at(self, step: int) -> list[int]:
-        """Indices into the joined lists of one batch; steps are asked for in rising order."""
+        """Indices into the joined lists of one batch."""
         return [self._chosen[i] for i in self._buckets.at(step)]

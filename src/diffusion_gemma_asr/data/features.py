@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from ..errors import DataError
 from .manifest import Utterance
 
 
@@ -41,12 +42,21 @@ class FeatureCache:
             width: size of a frame.
 
         A cache that was interrupted while it was built keeps what is indexed; new utterances are appended.
+
+        Raises:
+            DataError: the cache holds frames of another width.
         """
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         spans: list[tuple[str, int, int]] = []
         if (path / "index.json").exists():
-            spans = [tuple(s) for s in json.loads((path / "index.json").read_text(encoding="utf-8"))["spans"]]
+            index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+            if index["width"] != width:
+                raise DataError(
+                    f"{path} holds frames of width {index['width']}, these are {width} wide; "
+                    "give every encoder a cache folder of its own"
+                )
+            spans = [tuple(s) for s in index["spans"]]
         have = {key for key, _, _ in spans}
         todo = sorted((u for u in utterances if u.audio_filepath not in have), key=lambda u: u.duration)
         position = max((start + n for _, start, n in spans), default=0)

@@ -46,6 +46,9 @@ def read_manifest(path: str | Path, languages: Iterable[str] = (), max_duration_
     for number, row in _json_lines(path):
         try:
             audio = os.path.join(path.parent, row["audio_filepath"])
+            for name in ("text", "language"):
+                if not isinstance(row[name], str):
+                    raise TypeError(f"{name}: {row[name]!r}")
             utterance = Utterance(
                 os.path.abspath(audio),
                 row["text"],

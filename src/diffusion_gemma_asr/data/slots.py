@@ -43,8 +43,9 @@ def lookalikes(tokens: Sequence[str], first: int, count: int = 8) -> np.ndarray:
     chosen."""
     names = list(tokens[first:])
     similarity = process.cdist(names, names, scorer=fuzz.ratio, dtype=np.uint8)
-    np.fill_diagonal(similarity, 0)
-    nearest = np.argpartition(-similarity.astype(np.int16), count, axis=1)[:, :count] + first
+    distance = -similarity.astype(np.int16)
+    np.fill_diagonal(distance, 1)  # farther than any other
+    nearest = np.argpartition(distance, count, axis=1)[:, :count] + first
     special = np.tile(np.arange(first, first + count), (first, 1))
     return np.concatenate([special, nearest])
 
@@ -73,6 +74,8 @@ def imitate(
             slots += [blank] * rng.randint(0, 2)
             continue
         shown = other(token) if rng.random() < wrong else token
+        if slots and slots[-1] == shown:
+            slots.append(blank)  # CTC reads equal neighbours as one
         spread = rng.random() < noise.spread
         slots += [shown] * (_draw(REPEATS, rng) if spread else 1)
         slots += [blank] * (_draw(BLANKS, rng) if spread else 0)

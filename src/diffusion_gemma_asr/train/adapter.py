@@ -22,7 +22,7 @@ from ..data.features import FeatureCache
 from ..data.manifest import Utterance, read_manifest
 from ..data.text import plain_english
 from ..encoder import AcousticEncoder
-from ..model import DiffusionGemmaASR, SpeechBatch
+from ..model import Decoded, DiffusionGemmaASR, SpeechBatch
 from ..objective import text_batch
 from ..projector import AudioProjector, output_length
 from ..recipe import Recipe, load_recipe
@@ -190,13 +190,14 @@ def weighted_loss(
 @torch.no_grad()
 def transcribe_cached(
     model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache, batch_size: int = 25
-) -> list:
+) -> list[Decoded]:
     """Transcripts of utterances whose frozen frames are cached, in their order."""
-    decoded = []
+    decoded: list[Decoded] = []
     for i in range(0, len(utterances), batch_size):
-        rows = [torch.from_numpy(cache[u].astype(np.float32)) for u in utterances[i : i + batch_size]]
+        batch = utterances[i : i + batch_size]
+        rows = [torch.from_numpy(cache[u].astype(np.float32)) for u in batch]
         lengths = torch.tensor([len(row) for row in rows])
         frames = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
         slots, slot_lengths = model.projector(frames, lengths.to(model.device))
-        decoded += model.transcribe_slots(slots, slot_lengths, utterances[i].language)
+        decoded += model.transcribe_slots(slots, slot_lengths, [u.language for u in batch])
     return decoded

@@ -96,7 +96,7 @@ def run(
             print(json.dumps(record), file=lines, flush=True)
             if step % options.save_every == 0 or done:
                 save_state(folder / "state.pt", step, trained, optimizer)
-            bar.update(task, completed=step, description=f"loss {record['loss']:.3f}")
+            bar.update(task, completed=step, description=f"loss {record['loss']}")
 
 
 def _one_step(
@@ -126,7 +126,7 @@ def _one_step(
     record: dict[str, Any] = {"step": step + 1, "loss": round(total, 5)}
     record |= {name: round(value, 5) for name, value in figures.items()}
     record |= {"lr": lr, "grad_norm": round(norm, 4), "seconds": round(time.perf_counter() - start, 3)}
-    return record
+    return {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
 
 
 def save_state(path: Path, step: int, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
@@ -166,7 +166,9 @@ def load_weights(trained: Mapping[str, nn.Parameter], weights: Mapping[str, Tens
 def _truncate_log(path: Path, step: int) -> Path:
     """Drops the lines of steps that a kill lost, so that the log holds every step once."""
     if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last line's end: what a kill cut short
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part = path.with_suffix(".part")
+        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        part.replace(path)
     return path

@@ -24,12 +24,13 @@ def repeated_share(tokens: Sequence[Sequence[int]]) -> float:
 def judge(references: Sequence[str], decoded: Sequence[Decoded]) -> Metrics:
     """Word error rates in plain words, of the transcripts and of the CTC drafts, and signs of collapse."""
     plain = [plain_english(r) for r in references]
+    count = max(1, len(decoded))
     return {
         "wer": round(jiwer.wer(plain, [plain_english(d.text) for d in decoded]), 4),
         "wer_draft": round(jiwer.wer(plain, [plain_english(d.draft) for d in decoded]), 4),
         "repeated": round(repeated_share([d.tokens for d in decoded]), 4),
-        "empty": round(sum(not d.text for d in decoded) / len(decoded), 4),
-        "steps": round(sum(d.steps for d in decoded) / len(decoded), 2),
+        "empty": round(sum(not d.text for d in decoded) / count, 4),
+        "steps": round(sum(d.steps for d in decoded) / count, 2),
     }
 
 
