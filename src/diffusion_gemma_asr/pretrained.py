@@ -73,13 +73,17 @@ def _check_folder(name_or_path: str | Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' report of left-out weights; what matters in it becomes an error."""
-    before = logging.get_verbosity()
+    """Without transformers' report of left-out weights; what matters in it becomes an error. And without its progress bar,
+    which a small model shows for a blink; a large one is waited for at the download."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def first_line(error: Exception) -> str:
