@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", default=",".join(map(str, STEPS)))
     parser.add_argument("--repeats", type=int, default=3, help="runs for the time; each run decodes everything")
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--predictions", action="store_true", help="also write predictions-NAME.jsonl, with the references")
     parser.add_argument("--out", default="docs/results")
     args = parser.parse_args()
     model = load(args.model)
@@ -89,12 +90,17 @@ def main() -> None:
     out = Path(args.out)
     (out / f"steps-{args.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / f"steps-{args.name}.md").write_text(markdown(result), encoding="utf-8")
-    predictions = [
-        {"reference": r, "hypothesis": plain_english(d.text), "draft": plain_english(d.draft), "steps": d.steps}
-        for r, d in zip(references, rows[8 if 8 in rows else steps[-1]], strict=True)
-    ]
-    (out / f"predictions-{args.name}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in predictions), encoding="utf-8")
+    if args.predictions:
+        write_predictions(out / f"predictions-{args.name}.jsonl", references, rows[8 if 8 in rows else steps[-1]])
     print(markdown(result))
+
+
+def write_predictions(path: Path, references: list[str], decoded: list[Decoded]) -> None:
+    """One JSON object an utterance: reference, hypothesis and draft in plain words, and the passes used."""
+    with path.open("w", encoding="utf-8") as file:
+        for reference, row in zip(references, decoded, strict=True):
+            line = {"reference": reference, "hypothesis": plain_english(row.text), "draft": plain_english(row.draft)}
+            file.write(json.dumps(line | {"steps": row.steps}) + "\n")
 
 
 def processor() -> str:

@@ -77,7 +77,8 @@ def test_padded_rows_give_what_they_give_alone(backbone: Backbone) -> None:
         alone, own = read(backbone, ids[i : i + 1, :n])
         expected = backbone.denoise_logits(canvas[i : i + 1], alone, signal[i : i + 1])
         torch.testing.assert_close(hidden[i, :n], own[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(logits[i], expected[0], atol=1e-5, rtol=1e-5)
+        # Logits reach 30: float32 leaves 1e-5 or so of them, and more when threads sum in another order.
+        torch.testing.assert_close(logits[i], expected[0], atol=5e-5, rtol=1e-5)
 
 
 @torch.no_grad()
