@@ -13,7 +13,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .errors import AudioError, CheckpointError
-from .pretrained import load_pretrained
+from .pretrained import first_line, load_pretrained
 
 SAMPLE_RATE = 16_000
 HOP = 160  # samples a mel frame: 10 ms; the encoder's second convolution halves that to 20 ms frames
@@ -57,8 +57,7 @@ class AcousticEncoder(nn.Module):
         try:
             extractor = WhisperFeatureExtractor.from_pretrained(name_or_path, **where)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"cannot load the encoder {name_or_path}: {reason}") from error
+            raise CheckpointError(f"cannot load the encoder {name_or_path}: {first_line(error)}") from error
         return cls(encoder, extractor).to(device).eval().requires_grad_(False)
 
     @classmethod

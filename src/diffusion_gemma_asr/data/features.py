@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.progress import track
+from torch import Tensor, nn
 
 from ..errors import DataError
 from .manifest import Utterance
@@ -87,6 +89,11 @@ class FeatureCache:
     def length(self, utterance: Utterance) -> int:
         """Frames of one utterance, without reading them."""
         return self._spans[utterance.audio_filepath][1]
+
+    def batch(self, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
+        """Frames of several utterances: (B, T, width) float32 padded with zeros, and their lengths (B,)."""
+        rows = [torch.from_numpy(self[u].astype(np.float32)) for u in utterances]
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
 
 
 def _write_index(path: Path, width: int, spans: list[tuple[str, int, int]]) -> None:

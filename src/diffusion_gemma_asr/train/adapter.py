@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor, nn
-from transformers import AutoTokenizer
+from torch import Tensor
 
 from ..audio import load_audio
 from ..backbone import Backbone
-from ..checkpoint import save_checkpoint
+from ..checkpoint import load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
 from ..data.batches import UNLIMITED, Mixture
 from ..data.features import FeatureCache
@@ -38,7 +37,7 @@ def build_model(recipe: Recipe, device: str = "cpu", dtype: torch.dtype = torch.
         recipe.encoder.name, revision=recipe.encoder.revision, dtype=dtype, device=device
     )
     backbone = Backbone.from_pretrained(recipe.backbone.name, revision=recipe.backbone.revision, dtype=dtype, device=device)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.backbone.name, revision=recipe.backbone.revision)
+    tokenizer = load_tokenizer(recipe.backbone)
     torch.manual_seed(recipe.train.seed)
     backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     scale = backbone.embedding_scale() if recipe.projector.scaled else None
@@ -59,16 +58,16 @@ class Examples:
 
     def batch(self, model: DiffusionGemmaASR, chosen: Sequence[int], margin: int) -> SpeechBatch:
         """The chosen rows, padded."""
-        rows = [torch.from_numpy(self.cache[self.utterances[i]].astype(np.float32)) for i in chosen]
-        lengths = torch.tensor([len(row) for row in rows])
+        utterances = [self.utterances[i] for i in chosen]
+        frames, lengths = self.cache.batch(utterances)
         text = text_batch(
             model.prompts,
             output_length(lengths).tolist(),
             [self.targets[i] for i in chosen],
-            [self.utterances[i].language for i in chosen],
+            [u.language for u in utterances],
             margin,
         )
-        return SpeechBatch(nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, text)
+        return SpeechBatch(frames, lengths, text)
 
 
 def frame_cache(folder: Path, model: DiffusionGemmaASR, utterances: Sequence[Utterance]) -> FeatureCache:
@@ -84,7 +83,7 @@ def frame_cache(folder: Path, model: DiffusionGemmaASR, utterances: Sequence[Utt
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on a GPU that has it and float32 elsewhere: few processors multiply bfloat16 quickly."""
+    """Of the computation; "auto" is bfloat16 on a GPU that has it, else float32: few processors multiply bfloat16 fast."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -195,9 +194,7 @@ def transcribe_cached(
     decoded: list[Decoded] = []
     for i in range(0, len(utterances), batch_size):
         batch = utterances[i : i + batch_size]
-        rows = [torch.from_numpy(cache[u].astype(np.float32)) for u in batch]
-        lengths = torch.tensor([len(row) for row in rows])
-        frames = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-        slots, slot_lengths = model.projector(frames, lengths.to(model.device))
+        frames, lengths = cache.batch(batch)
+        slots, slot_lengths = model.projector(frames.to(model.device), lengths.to(model.device))
         decoded += model.transcribe_slots(slots, slot_lengths, [u.language for u in batch])
     return decoded

@@ -26,8 +26,8 @@ def small_config(
     }  # fmt: skip
     vision = {
         "model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "patch_size": 4, "position_embedding_size":
-        4,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "patch_size": 4,
+        "position_embedding_size": 4,
     }  # fmt: skip
     unused = len(tokenizer) - 1
     return DiffusionGemmaConfig(

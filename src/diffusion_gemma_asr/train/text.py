@@ -32,9 +32,7 @@ from ..objective import TextBatch, backbone_losses, text_batch
 from ..prompt import PromptBuilder
 from .backbone_config import small_config
 from .loop import LoopOptions, Metrics, run, step_seed
-
-FIRST_WORD_TOKEN = 265  # special tokens and bytes come before it
-VOCABULARY = 3072
+from .tokenizer import FIRST_WORD_TOKEN
 
 
 class Reader:
@@ -62,9 +60,10 @@ class Reader:
         embeds = self.backbone.embed(batch.ids)
         shown = self.backbone.embed(torch.tensor([i for row in rows for i in row[0]]))
         mixed = self.backbone.embed(torch.tensor([i for row in rows for i in row[1]]))
-        blur, gaussian = (torch.tensor([[row[k]] for row in rows for _ in row[0]]) for k in (2, 3))
-        deaf = torch.tensor([[unheard_row] for row in rows for unheard_row in [rng.random() < unheard] * len(row[0])])
-        gaussian = torch.where(deaf, 9.0, gaussian)  # nothing of the token is left
+        blur = torch.tensor([row[2] for row in rows])
+        gaussian = torch.tensor([9.0 if rng.random() < unheard else row[3] for row in rows])  # at 9 no token is left
+        counts = torch.tensor([len(row[0]) for row in rows])
+        blur, gaussian = (values.repeat_interleave(counts)[:, None] for values in (blur, gaussian))  # (slots, 1) each
         slots = slot_rows(shown, mixed, blur, gaussian, self.backbone.embedding_scale())
         return embeds.masked_scatter(batch.slot_mask[..., None], slots), batch
 
@@ -88,9 +87,9 @@ def curriculum_level(step: int, clean: int, until: int) -> float:
     return min(1.0, max(0.0, (step - clean) / (until - clean)))
 
 
-def scrambled(target: list[int], rng: random.Random) -> list[int]:
+def scrambled(target: list[int], vocabulary: int, rng: random.Random) -> list[int]:
     """A target of as many random word tokens, with the same end."""
-    return [*(rng.randrange(FIRST_WORD_TOKEN, VOCABULARY) for _ in target[:-1]), target[-1]]
+    return [*(rng.randrange(FIRST_WORD_TOKEN, vocabulary) for _ in target[:-1]), target[-1]]
 
 
 def train_text(recipe: dict, folder: Path) -> None:
@@ -115,7 +114,7 @@ def train_text(recipe: dict, folder: Path) -> None:
         rng = random.Random(step_seed(recipe["loop"]["seed"], step, micro))
         grown = curriculum_level(step, **recipe["curriculum"])
         rows = [targets[i] for i in buckets.at(step)]
-        rows = [scrambled(row, rng) if rng.random() < 1 - grown else row for row in rows]
+        rows = [scrambled(row, len(tokenizer), rng) if rng.random() < 1 - grown else row for row in rows]
         embeds, batch = reader.batch(rows, rng, rng.randint(0, 6), recipe["unheard"], grown)
         losses = backbone_losses(backbone, embeds, batch, recipe["self_conditioning"], recipe["full_noise"])
         metrics = {name: float(value.detach()) for name, value in losses.__dict__.items()}

@@ -14,6 +14,7 @@ from ..data.text import plain_english
 from ..prompt import LANGUAGES, SPECIAL_TOKENS, instruction
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+FIRST_WORD_TOKEN = len(SPECIAL_TOKENS) + 1 + len(BYTES)  # behind the special tokens, <unk> and the bytes
 
 
 def train_tokenizer(sentences: Iterable[str], vocab_size: int, folder: str | Path) -> PreTrainedTokenizerFast:

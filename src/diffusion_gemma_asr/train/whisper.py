@@ -133,12 +133,6 @@ def mel_cache(path: Path, utterances: Sequence[Utterance], bins: int) -> Feature
     return FeatureCache.build(path, utterances, bins, compute)
 
 
-def batch_of(cache: FeatureCache, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
-    """(B, T, bins) float32 padded with zeros, (B,) lengths."""
-    rows = [torch.from_numpy(cache[u].astype(np.float32)) for u in utterances]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows])
-
-
 def whisper_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> WhisperConfig:
     """A Whisper configuration that writes the mini tokenizer's tokens."""
     return WhisperConfig(
@@ -181,7 +175,7 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         model.train()
         chosen = mixture.at(step)
-        mel, lengths = batch_of(cache, [train[i] for i in chosen])
+        mel, lengths = cache.batch([train[i] for i in chosen])
         mel = mask_bands(mel, lengths, masking)
         rows = nn.utils.rnn.pad_sequence([torch.tensor(tokens[i]) for i in chosen], True, -100)
         frames = [phonemes.frames(train[i], (cache.length(train[i]) + 1) // 2) for i in chosen]
@@ -202,7 +196,7 @@ def train_whisper(recipe: dict, folder: Path) -> None:
         for name, rows in dev.items():
             texts = []
             for i in range(0, len(rows), 20):
-                mel, lengths = batch_of(cache, rows[i : i + 20])
+                mel, lengths = cache.batch(rows[i : i + 20])
                 texts += model.spell(mel.transpose(1, 2), lengths)
             references = [plain_english(u.text) for u in rows]
             figures[f"ctc_wer_{name}"] = round(jiwer.wer(references, texts), 4)
