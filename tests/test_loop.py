@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_gemma_asr.errors import CheckpointError
+from diffusion_gemma_asr.errors import CheckpointError, RecipeError
 from diffusion_gemma_asr.train.loop import LoopOptions, Metrics, learning_rate, run, step_seed
 
 OPTIONS = LoopOptions(steps=14, lr=0.2, warmup_steps=3, save_every=4, evaluate_every=5, accumulation=2)
@@ -67,14 +67,15 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
-    """Bit for bit: weights, both of Adam's moments, step, and every line of the log."""
+    """Bit for bit: weights, the optimiser's moments, step, and every line of the log."""
     a, b = (torch.load(path / "state.pt", weights_only=True) for path in (folder, other))
     assert a["step"] == b["step"] and a["weights"].keys() == b["weights"].keys()
     for name, weight in a["weights"].items():
         assert torch.equal(weight, b["weights"][name]), name
-    for index, moments in a["optimizer"]["state"].items():
-        for name, value in moments.items():
-            assert torch.equal(value, b["optimizer"]["state"][index][name]), name
+    for one, another in zip(*(state["optimizer"].get("parts", [state["optimizer"]]) for state in (a, b)), strict=True):
+        for index, moments in one["state"].items():
+            for name, value in moments.items():
+                assert torch.equal(value, another["state"][index][name]), name
     assert read_log(folder) == read_log(other)
 
 
@@ -243,6 +244,24 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path: 
     resumed = Regression().run(folder)
     assert resumed.steps[0] == (8, 0)
     assert_same_run(tmp_path / "whole", folder)
+
+
+def test_muon_learns_and_resumes_to_the_same_state(tmp_path: Path) -> None:
+    options = replace(OPTIONS, optimizer="muon", steps=60, lr=0.5, evaluate_every=18)
+    Regression().run(tmp_path / "whole", options)
+    losses = [record["loss"] for record in read_log(tmp_path / "whole")]
+    assert losses[-1] < losses[0] / 20
+    broken = Regression()
+    with patch.object(broken, "evaluate", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        broken.run(tmp_path / "broken", options)  # last saved at step 16
+    resumed = Regression().run(tmp_path / "broken", options)
+    assert resumed.steps[0] == (16, 0)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_an_unknown_optimizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="optimizer 'adam': choose adamw or muon"):
+        Regression().run(tmp_path, replace(OPTIONS, optimizer="adam"))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from tiny_model import clips, speech_batch, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_gemma_asr.backbone import Prefill
+from diffusion_gemma_asr import model as model_module
+from diffusion_gemma_asr.backbone import Backbone, Prefill
 from diffusion_gemma_asr.ctc import greedy
-from diffusion_gemma_asr.denoise import DenoiseOptions
+from diffusion_gemma_asr.denoise import DenoiseOptions, DenoiseResult, denoise
 from diffusion_gemma_asr.errors import AsrError, AudioError
 from diffusion_gemma_asr.model import CANVAS_STEP, Decoded, DiffusionGemmaASR, fill_slots, fitted_canvas
 from diffusion_gemma_asr.objective import BackboneLosses
@@ -126,7 +127,7 @@ def test_decoded_is_one_whole(model: DiffusionGemmaASR, audio: list[np.ndarray])
     slots, lengths = model.encode_audio(audio)
     drafts = greedy(model.backbone.logits(slots), lengths, blank=model.blank)
     assert model.blank == model.tokenizer.pad_token_id == 0
-    assert model.draft(slots, lengths) == drafts
+    assert [[token.id for token in row] for row in model.draft(slots, lengths)] == drafts
     for found, draft in zip(model.transcribe_batch(audio, options=STEPS), drafts, strict=True):
         assert found.text == model.tokenizer.decode(found.tokens, skip_special_tokens=True).strip()
         assert found.draft == model.tokenizer.decode(draft, skip_special_tokens=True).strip()
@@ -174,6 +175,32 @@ def test_canvas_fits_the_draft_or_without_one_the_slots(
     model.transcribe_batch(audio[:1], options=DenoiseOptions(steps=1), canvas_length=5)
     n = int(lengths[0])
     assert canvases == [(1, fitted_canvas(n, drafted)), (1, fitted_canvas(n, None)), (1, 5)]
+
+
+@pytest.mark.parametrize("sure", [0.0, 1.1])
+def test_the_canvas_can_start_from_the_sure_tokens_of_the_draft(
+    model: DiffusionGemmaASR,
+    audio: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    sure: float,
+) -> None:
+    monkeypatch.setattr(model_module, "SURE", sure)
+    first: dict[str, torch.Tensor] = {}
+
+    def recorded(backbone: Backbone, prefill: Prefill, canvas: torch.Tensor, *others: object) -> DenoiseResult:
+        first[start] = canvas.clone()
+        return denoise(backbone, prefill, canvas, *others)
+
+    monkeypatch.setattr(model_module, "denoise", recorded)
+    for start in ("noise", "draft"):
+        model.transcribe_batch(audio[:1], options=STEPS, canvas_length=40, start=start)
+    draft = [token.id for token in model.draft(*model.encode_audio(audio[:1]))[0]]
+    n, special = len(draft), model.prompts.special
+    assert 0 < n < 38
+    noise, drafted = first["noise"][0], first["draft"][0]
+    assert drafted[:n].tolist() == (draft if sure == 0 else noise[:n].tolist())
+    assert drafted[n:].tolist() == [special["end_of_turn"]] + [special["eos"]] * (39 - n)
+    assert noise[n:].tolist() != drafted[n:].tolist()
 
 
 def test_bad_language_and_bad_clip_are_refused(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:

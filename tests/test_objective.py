@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from diffusion_gemma_asr.backbone import Backbone, Prefill
-from diffusion_gemma_asr.objective import BackboneLosses, TextBatch, backbone_losses, text_batch
+from diffusion_gemma_asr.objective import BackboneLosses, TextBatch, backbone_losses, text_batch, write_canvas
 from diffusion_gemma_asr.prompt import PromptBuilder
 
 TEXTS = ["the quick brown fox", "she sells", ""]
@@ -63,11 +64,14 @@ def losses(
     full_noise: float = 0.0,
     seed: int = 0,
     autoregressive: bool = True,
+    **drafts: Any,
 ) -> BackboneLosses:
     backbone.calls = []
     generator = torch.Generator().manual_seed(seed)
     embeds = backbone.embed(batch.ids)
-    return backbone_losses(backbone, embeds, batch, self_conditioning, full_noise, generator, autoregressive=autoregressive)
+    return backbone_losses(
+        backbone, embeds, batch, self_conditioning, full_noise, generator, autoregressive=autoregressive, **drafts
+    )
 
 
 def rows_of(batch: TextBatch, row: int) -> TextBatch:
@@ -130,6 +134,25 @@ def test_noise_levels_differ_by_row(recorded: Recorded, batch: TextBatch) -> Non
     assert 0.3 < kept.mean() < 0.7
     assert kept.min() < 0.2
     assert kept.max() > 0.8
+
+
+def test_a_share_of_the_rows_starts_from_drafts(recorded: Recorded, batch: TextBatch) -> None:
+    """A drafted row is corrupted at t / 2: at least half of its draft stays, whatever full noise says of the others."""
+    many = TextBatch(**{f.name: getattr(batch, f.name)[[1] * 60] for f in fields(batch)})
+    drafts = torch.full_like(many.canvas, 9)
+    losses(recorded, many, full_noise=1.0, autoregressive=False, drafts=drafts, draft_share=0.4)
+    canvas, _, _ = recorded.calls[-1]
+    kept = (canvas == drafts).float().mean(1)
+    started = kept > 0.3
+    assert 0.2 < started.float().mean() < 0.6
+    assert 0.65 < kept[started].mean() < 0.85
+    assert kept[~started].mean() < 0.05
+    losses(recorded, many, full_noise=1.0, autoregressive=False, drafts=drafts, draft_share=0.0)
+    assert (recorded.calls[-1][0] == drafts).float().mean() < 0.05
+
+
+def test_rows_longer_than_the_canvas_are_cut() -> None:
+    assert write_canvas([[5, 6, 7], [8], []], 2, eos=1).tolist() == [[5, 6], [8, 1], [1, 1]]
 
 
 # -- self-conditioning ---------------------------------------------------------------------------------------

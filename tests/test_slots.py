@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from itertools import groupby
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
+from diffusion_gemma_asr.data import slots as slots_module
 from diffusion_gemma_asr.data.slots import SlotNoise, imitate, lookalikes, slot_rows
 
 PATIENT = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -26,8 +26,12 @@ targets = st.lists(st.integers(1, VOCABULARY - 1), max_size=30)
 
 
 def collapsed(slots: list[int]) -> list[int]:
-    """As CTC reads slots: repeats are one token, blanks are none."""
-    return [token for token, _ in groupby(slots) if token != BLANK]
+    return slots_module.collapsed(slots, BLANK)
+
+
+def test_ctc_reads_repeats_as_one_token_and_blanks_as_none() -> None:
+    assert collapsed([]) == collapsed([BLANK, BLANK]) == []
+    assert collapsed([BLANK, 7, 7, BLANK, 7, 3, 3, BLANK]) == [7, 7, 3]
 
 
 def imitated(target: list[int], noise: SlotNoise, seed: int) -> tuple[list[int], list[int], float, float]:

@@ -19,9 +19,10 @@ from sounds import tone, write
 from torch import Tensor
 
 import diffusion_gemma_asr
+from diffusion_gemma_asr.backbone import Backbone
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.encoder import AcousticEncoder
-from diffusion_gemma_asr.errors import DataError, RecipeError
+from diffusion_gemma_asr.errors import CheckpointError, DataError, RecipeError
 from diffusion_gemma_asr.train import adapter
 from diffusion_gemma_asr.train.adapter import train_from_recipe
 
@@ -200,6 +201,35 @@ def test_a_loss_without_weight_does_not_count(recipe: Path, whole: Path, tmp_pat
     (record,) = read_log(tmp_path / "run")
     assert record["loss"] == pytest.approx(2 * record["diffusion"], abs=1e-4)
     assert record["autoregressive"] == 0 and not (tmp_path / "run" / "frames").exists()
+
+
+def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(
+    recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content["losses"] = {"ctc": 1.0, "autoregressive": 0.0, "diffusion": 0.0}
+    content["train"] |= {"steps": 2, "monitor_samples": 0}
+    content["data"]["cache_dir"] = str(whole / "frames")
+    content["data"]["train"][0]["first"] = 1
+    (tmp_path / "ctc.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with monkeypatch.context() as patched:
+        patched.setattr(Backbone, "prefill", None)  # CTC alone does not run the backbone
+        train_from_recipe(tmp_path / "ctc.yaml", tmp_path / "ctc", "cpu")
+    assert all(record["loss"] == record["ctc"] for record in read_log(tmp_path / "ctc"))
+    trained = adapter_of(tmp_path / "ctc")
+    assert not any(weight.any() for name, weight in trained.items() if "lora_B" in name)
+
+    content["train"] |= {"start_from": str(tmp_path / "ctc" / "checkpoint"), "steps": 1, "lr": 1e-30}
+    (tmp_path / "next.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    train_from_recipe(tmp_path / "next.yaml", tmp_path / "next", "cpu")
+    after = adapter_of(tmp_path / "next")
+    assert all(torch.equal(after[name], weight) for name, weight in trained.items())
+    assert not torch.equal(trained["projector.linear.weight"], adapter_of(whole)["projector.linear.weight"])
+
+    content["projector"]["hidden_size"] += 1
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"projector\.conv1\.weight is \(16, 16, 7\), but this model's projector is"):
+        train_from_recipe(tmp_path / "other.yaml", tmp_path / "other", "cpu")
 
 
 def test_mistakes_are_named_before_anything_is_trained(recipe: Path, tmp_path: Path) -> None:

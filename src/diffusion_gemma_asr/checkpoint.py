@@ -184,6 +184,22 @@ def load_checkpoint(
     return model.requires_grad_(False).eval()
 
 
+def load_adapter(model: DiffusionGemmaASR, folder: str | Path) -> None:
+    """Fill a model's projector and LoRA with those of a checkpoint.
+
+    Args:
+        model: with the same frozen parts and LoRA rank as the checkpoint's.
+        folder: of `save_checkpoint`.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or a tensor is missing, left over or of another shape.
+    """
+    path = Path(folder) / ADAPTER
+    adapter = _read_adapter(path)
+    _fill_projector(model.projector, adapter, path, "this model's projector is")
+    model.backbone.load_lora_state_dict(_strip(adapter, "lora."))
+
+
 def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload a checkpoint's three files; frozen parts inside the folder go along.
 
@@ -368,21 +384,23 @@ def _check_backbone(entry: BackboneEntry, source: SourceRecipe, local_files_only
 def _build_projector(config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path) -> AudioProjector:
     scale = 1.0 if config.projector.scaled else None  # the value itself is among the saved tensors
     projector = AudioProjector(config.encoder.width, config.backbone.width, config.projector.hidden_size, scale)
+    _fill_projector(projector, adapter, folder / ADAPTER, f"{CONFIG} asks for")
+    return projector
+
+
+def _fill_projector(projector: AudioProjector, adapter: dict[str, Tensor], path: Path, wanted_by: str) -> None:
     saved, wanted = _strip(adapter, "projector."), projector.state_dict()
     if odd := sorted(saved.keys() ^ wanted.keys()):
         raise CheckpointError(
-            f"{folder / ADAPTER} does not hold this projector: {len(odd)} names differ, "
-            f"first projector.{odd[0]}; "
-            "fetch or save it again"
+            f"{path} does not hold this projector: {len(odd)} names differ, first projector.{odd[0]}; fetch or save it again"
         )
     for key, value in wanted.items():
         if saved[key].shape != value.shape:
             raise CheckpointError(
-                f"{folder / ADAPTER}: projector.{key} is {tuple(saved[key].shape)}, but {CONFIG} asks for "
-                f"{tuple(value.shape)}; the two files are of different checkpoints"
+                f"{path}: projector.{key} is {tuple(saved[key].shape)}, but {wanted_by} {tuple(value.shape)}; "
+                "the two are of different checkpoints"
             )
     projector.load_state_dict(saved)
-    return projector
 
 
 def load_tokenizer(source: SourceRecipe, local_files_only: bool = False) -> PreTrainedTokenizerBase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,16 +13,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .backbone import Backbone, Prefill
-from .ctc import lm_head_ctc_loss, lm_head_draft
+from .ctc import DraftToken, lm_head_ctc_loss, lm_head_draft
 from .denoise import DenoiseOptions, cut_at_end, denoise
 from .encoder import AcousticEncoder, length_mask
 from .noise import uniform_canvas
-from .objective import BackboneLosses, TextBatch, backbone_losses
+from .objective import BackboneLosses, TextBatch, backbone_losses, write_canvas
 from .projector import AudioProjector
 from .prompt import PromptBuilder
 
+SURE = 0.5  # probability from which a token of the draft stands on the first canvas; the others become noise
 CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
 
+Start = Literal["noise", "draft"]
 OnStep = Callable[[int, list[str]], None]
 
 
@@ -108,11 +111,10 @@ class DiffusionGemmaASR(nn.Module):
         frames, frame_lengths = self.encoder(mel.to(self.device), lengths.to(self.device))
         return self.projector(frames.to(self.projector.linear.weight.dtype), frame_lengths)
 
-    def draft(self, slots: Tensor, slot_lengths: Tensor) -> list[list[int]]:
-        """Greedy CTC transcripts of the slots, straight through lm_head: token ids of each row."""
+    def draft(self, slots: Tensor, slot_lengths: Tensor) -> list[list[DraftToken]]:
+        """Greedy CTC transcripts of the slots, straight through lm_head."""
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
-        rows = lm_head_draft(slots, weight, softcap, slot_lengths, self.blank)
-        return [[token.id for token in row] for row in rows]
+        return lm_head_draft(slots, weight, softcap, slot_lengths, self.blank)
 
     def prefill(self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str]) -> Prefill:
         """Reads the prompts whose placeholders are overwritten by the slots."""
@@ -124,7 +126,12 @@ class DiffusionGemmaASR(nn.Module):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def losses(
-        self, batch: SpeechBatch, self_conditioning: float = 0.5, full_noise: float = 0.0, autoregressive: bool = True
+        self,
+        batch: SpeechBatch,
+        self_conditioning: float = 0.5,
+        full_noise: float = 0.0,
+        autoregressive: bool = True,
+        draft_share: float = 0.0,
     ) -> tuple[BackboneLosses, Tensor]:
         """The three losses of a batch; see `backbone_losses` for the options.
 
@@ -133,20 +140,30 @@ class DiffusionGemmaASR(nn.Module):
         """
         slots, slot_lengths = self.projector(batch.frames, batch.frame_lengths)
         text = batch.text
-        target_lengths = text.target_mask.sum(1) - 1  # without the end of the turn
-        ctc = lm_head_ctc_loss(
-            slots,
-            self.backbone.lm_head_weight,
-            self.backbone.softcap,
-            text.canvas,
-            slot_lengths,
-            target_lengths,
-            self.blank,
-        )
         embeds = fill_slots(self.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
-        return backbone_losses(
-            self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive
-        ), ctc
+        drafts = None
+        if draft_share > 0:
+            drafts = self._write([_ids(row) for row in self.draft(slots, slot_lengths)], text.canvas.shape[1])
+        found = backbone_losses(
+            self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive, drafts=drafts,
+            draft_share=draft_share,
+        )  # fmt: skip
+        return found, self._ctc_loss(slots, slot_lengths, text)
+
+    def ctc_loss(self, batch: SpeechBatch) -> Tensor:
+        """The CTC loss a token alone, which does not need the backbone's layers."""
+        slots, slot_lengths = self.projector(batch.frames, batch.frame_lengths)
+        return self._ctc_loss(slots, slot_lengths, batch.text)
+
+    def _ctc_loss(self, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> Tensor:
+        tokens = text.target_mask.sum(1) - 1  # without the end of the turn
+        weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
+        return lm_head_ctc_loss(slots, weight, softcap, text.canvas, slot_lengths, tokens, self.blank)
+
+    def _write(self, rows: Sequence[Sequence[int]], length: int) -> Tensor:
+        """Canvases (B, length) that hold the tokens of each row and its end."""
+        special = self.prompts.special
+        return write_canvas([[*row, special["end_of_turn"]] for row in rows], length, special["eos"]).to(self.device)
 
     # -- transcription ------------------------------------------------------------------------------------------------
 
@@ -159,6 +176,7 @@ class DiffusionGemmaASR(nn.Module):
         seed: int = 0,
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
+        start: Start = "noise",
     ) -> list[Decoded]:
         """Transcribes clips; each gives the same whatever else is in the batch.
 
@@ -169,9 +187,10 @@ class DiffusionGemmaASR(nn.Module):
             canvas_length: tokens on the canvas; by default as long as the draft suggests.
             on_step: called after every denoising step with its number and the texts on the canvases of the clips that are
                 denoised together.
+            start: what the canvas holds at first: "noise", or the sure tokens of the CTC "draft" and noise between them.
         """
         slots, slot_lengths = self.encode_audio(audio)
-        return self.transcribe_slots(slots, slot_lengths, language, options, seed, canvas_length, on_step)
+        return self.transcribe_slots(slots, slot_lengths, language, options, seed, canvas_length, on_step, start)
 
     @torch.no_grad()
     def transcribe_slots(
@@ -183,6 +202,7 @@ class DiffusionGemmaASR(nn.Module):
         seed: int = 0,
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
+        start: Start = "noise",
     ) -> list[Decoded]:
         """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row."""
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
@@ -197,6 +217,9 @@ class DiffusionGemmaASR(nn.Module):
             prefill = self.prefill(slots[rows, : int(lengths.max())], lengths, [languages[row] for row in rows])
             generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
             canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
+            if start == "draft":
+                sure = self._write([[t.id if t.probability >= SURE else -1 for t in drafts[row]] for row in rows], length)
+                canvas = torch.where(sure >= 0, sure, canvas)
             found = denoise(self.backbone, prefill, canvas, options or DenoiseOptions(), generators, self._shown(on_step))
             tokens = cut_at_end(found.canvas, self.prompts.end_ids)
             for i, row in enumerate(rows):
@@ -204,7 +227,7 @@ class DiffusionGemmaASR(nn.Module):
                     text=self._text(tokens[i]),
                     tokens=tokens[i],
                     logprobs=found.logprobs[i, : len(tokens[i])].tolist(),
-                    draft=self._text(drafts[row]),
+                    draft=self._text(_ids(drafts[row])),
                     steps=int(found.steps[i]),
                 )
         return [decoded[row] for row in range(len(drafts))]
@@ -220,6 +243,10 @@ class DiffusionGemmaASR(nn.Module):
             on_step(step, [self._text(row) for row in cut_at_end(canvas, self.prompts.end_ids)])
 
         return show
+
+
+def _ids(draft: Sequence[DraftToken]) -> list[int]:
+    return [token.id for token in draft]
 
 
 def fill_slots(embeds: Tensor, slot_mask: Tensor, slots: Tensor, slot_lengths: Tensor) -> Tensor:

@@ -48,11 +48,17 @@ def text_batch(
     rows = [prompts.row(n, language) for n, language in zip(slots, languages, strict=True)]
     joined = pad_prompts([[*row, *target] for row, target in zip(rows, targets, strict=True)], prompts.special)
     lengths = torch.tensor([len(row) for row in rows])
-    canvas = torch.full((len(rows), max(map(len, targets)) + margin), prompts.special["eos"])
-    for i, target in enumerate(targets):
-        canvas[i, : len(target)] = torch.tensor(target)
+    canvas = write_canvas(targets, max(map(len, targets)) + margin, prompts.special["eos"])
     after_prompt = torch.arange(joined.ids.shape[1]) >= lengths[:, None]
     return TextBatch(joined.ids, joined.mask, joined.slot_mask, joined.mask & after_prompt, lengths, canvas)
+
+
+def write_canvas(rows: Sequence[Sequence[int]], length: int, eos: int) -> Tensor:
+    """(B, length) canvases that hold `rows` from their first position on, cut at `length`, then end of sequence."""
+    canvas = torch.full((len(rows), length), eos)
+    for i, row in enumerate(rows):
+        canvas[i, : len(row)] = torch.tensor(row[:length], dtype=torch.long)
+    return canvas
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ def backbone_losses(
     full_noise: float,
     generator: torch.Generator | None = None,
     autoregressive: bool = True,
+    drafts: Tensor | None = None,
+    draft_share: float = 0.0,
 ) -> BackboneLosses:
     """Diffusion and autoregressive loss of a batch.
 
@@ -84,6 +92,8 @@ def backbone_losses(
         self_conditioning: probability that a first pass, without gradient, hands its logits to the second.
         full_noise: probability that a row starts from pure noise instead of t ~ U(eps, 1).
         autoregressive: leave that loss out (0) where its weight is 0.
+        drafts: (B, C) long, canvases that hold a draft with its errors, for the rows that start from one.
+        draft_share: probability that a row starts from its draft, corrupted at half its level t, instead.
     """
     weight, softcap = backbone.lm_head_weight, backbone.softcap
     prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
@@ -92,8 +102,11 @@ def backbone_losses(
     if autoregressive:
         ar, ar_accuracy = autoregressive_loss(hidden, weight, softcap, batch.ids, batch.target_mask)
     t = sample_t(len(batch.canvas), generator, device=embeds.device)
-    t = torch.where(torch.rand(t.shape, generator=generator, device=t.device) < full_noise, 1.0, t)
-    noisy = q_xt(batch.canvas, t, backbone.vocab_size, generator)
+    pure = torch.rand(t.shape, generator=generator, device=t.device) < full_noise
+    noisy = q_xt(batch.canvas, torch.where(pure, 1.0, t), backbone.vocab_size, generator)
+    if drafts is not None:
+        drafted = torch.rand(t.shape, generator=generator, device=t.device) < draft_share
+        noisy = torch.where(drafted[:, None], q_xt(drafts, t / 2, backbone.vocab_size, generator), noisy)
     signal = None
     if float(torch.rand((), generator=generator, device=t.device)) < self_conditioning:
         with torch.no_grad():

@@ -71,13 +71,14 @@ class LossRecipe:
     ctc: float = 1.0
     self_conditioning: float = 0.5  # probability of a first pass whose logits the second sees; not a weight
     full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1); not a weight
+    draft_share: float = 0.0  # probability that a canvas starts from the CTC draft instead; not a weight
 
     def __post_init__(self) -> None:
         weights = {"diffusion": self.diffusion, "autoregressive": self.autoregressive, "ctc": self.ctc}
         for key, weight in weights.items():
             _require(weight >= 0, f"losses.{key}", weight, "at least 0")
         _require(any(weights.values()), "losses", "three weights of 0", "positive for at least one of them")
-        for key in ("self_conditioning", "full_noise"):
+        for key in ("self_conditioning", "full_noise", "draft_share"):
             _require(0 <= getattr(self, key) <= 1, f"losses.{key}", getattr(self, key), "from 0 to 1")
 
 
@@ -94,6 +95,7 @@ class TrainRecipe:
     warmup_steps: int = 0  # steps over which the rate rises linearly from 0 to `lr`
     min_lr_ratio: float = 0.0  # the cosine ends at this share of `lr`
     clip: float = 1.0  # largest norm of the gradient
+    start_from: str | None = None  # checkpoint folder whose adapter training begins with; None is a new one
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; trained weights stay float32
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
@@ -122,9 +124,11 @@ class TrainList:
 
     manifest: str  # JSONL; a relative path starts from the working directory
     weight: float = 1.0  # its share of the drawn utterances is weight / sum of all weights
+    first: int | None = None  # use only its first so many utterances
 
     def __post_init__(self) -> None:
         _require(self.weight > 0, "data.train.weight", self.weight, "above 0")
+        _require(self.first is None or self.first >= 1, "data.train.first", self.first, "at least 1")
 
 
 @dataclass(frozen=True)

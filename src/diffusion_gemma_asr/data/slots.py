@@ -86,6 +86,11 @@ def imitate(
     return slots or [blank], mixed or [blank], rng.uniform(0, noise.blur), rng.uniform(0, noise.gaussian)
 
 
+def collapsed(slots: Sequence[int], blank: int) -> list[int]:
+    """What CTC reads in slots: equal neighbours as one, blanks dropped."""
+    return [token for i, token in enumerate(slots) if token != blank and (i == 0 or slots[i - 1] != token)]
+
+
 def _draw(table: Sequence[tuple[int, float]], rng: random.Random) -> int:
     return rng.choices([value for value, _ in table], [weight for _, weight in table])[0]
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import soxr
 
+from ..audio import load_audio
 from ..errors import DataError
 from .espeak import speak
 from .manifest import Utterance, read_manifest, write_manifest
@@ -178,6 +179,15 @@ def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
         part.rename(path)
     duration = (path.stat().st_size - 44) / 2 / SAMPLE_RATE
     return Utterance(str(path), line.text, line.language, round(duration, 3), line.voice), phonemes
+
+
+def read_sound(path: str) -> np.ndarray:
+    """`load_audio` for training: the wav files made here are read plainly, ten times faster than FFmpeg opens them."""
+    if path.endswith(".wav"):
+        with wave.open(path) as file:
+            if (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, SAMPLE_RATE):
+                return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+    return load_audio(path)
 
 
 def pick_sentences(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..audio import load_audio
 from ..backbone import Backbone
-from ..checkpoint import load_tokenizer, save_checkpoint
+from ..checkpoint import load_adapter, load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
 from ..data.batches import UNLIMITED, Mixture
 from ..data.features import FeatureCache
@@ -112,6 +112,8 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
     model = build_model(recipe, str(place), dtype)
     if drafts is not None:
         model.drafts = drafts
+    if recipe.train.start_from is not None:
+        load_adapter(model, recipe.train.start_from)
     trainer = AdapterTrainer(recipe, model, folder, dtype)
     t = recipe.train
     options = LoopOptions(
@@ -131,7 +133,7 @@ class AdapterTrainer:
         self.recipe, self.model, self.dtype = recipe, model, dtype
         self.console = Console(stderr=True)
         data = recipe.data
-        lists = [read_manifest(item.manifest, data.languages, data.max_duration_s) for item in data.train]
+        lists = [read_manifest(item.manifest, data.languages, data.max_duration_s)[: item.first] for item in data.train]
         self.dev = {
             f"{Path(path).parent.name}/{Path(path).stem}": read_manifest(path, data.languages, data.max_duration_s)[
                 : recipe.train.monitor_samples
@@ -178,7 +180,12 @@ def weighted_loss(
     log."""
     weights = recipe.losses
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        losses, ctc = model.losses(batch, weights.self_conditioning, weights.full_noise, weights.autoregressive > 0)
+        if weights.diffusion == weights.autoregressive == 0:
+            ctc = model.ctc_loss(batch)
+            return weights.ctc * ctc, {"ctc": float(ctc.detach())}
+        losses, ctc = model.losses(
+            batch, weights.self_conditioning, weights.full_noise, weights.autoregressive > 0, weights.draft_share
+        )
         total = weights.diffusion * losses.diffusion + weights.ctc * ctc
         if weights.autoregressive > 0:
             total = total + weights.autoregressive * losses.autoregressive

@@ -1,4 +1,4 @@
-"""The training loop that all stages share: AdamW, warm-up and cosine, clipping, one JSON line a step, exact resumption.
+"""The training loop that all stages share: warm-up and cosine, clipping, one JSON line a step, exact resumption.
 
 Everything random in a step is seeded by (seed, step), and batches are a function of the step, so a run that was
 killed and resumed goes through the same states as one that was not.
@@ -18,22 +18,25 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RecipeError
+from .muon import MuonWithAdamW
 
 Metrics = dict[str, float]
+Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
 
 @dataclass(frozen=True)
 class LoopOptions:
     """How long and how fast.
 
-    lr is the peak learning rate, reached after warmup_steps and brought down by a cosine to lr * min_lr_ratio at
-    `steps`; clip is the largest gradient norm; accumulation is the number of micro-batches a step; the *_every are in
-    steps.
+    optimizer is "adamw", or "muon" for Muon on the matrices and AdamW on the rest; lr is the peak learning rate, reached
+    after warmup_steps and brought down by a cosine to lr * min_lr_ratio at `steps`; clip is the largest gradient norm;
+    accumulation is the number of micro-batches a step; the *_every are in steps.
     """
 
     steps: int
     lr: float
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
     warmup_steps: int = 100
@@ -81,7 +84,7 @@ def run(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parameters = list(trained.values())
-    optimizer = torch.optim.AdamW(parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+    optimizer = make_optimizer(trained, options)
     step = _resume(folder / "state.pt", trained, optimizer)
     log = _truncate_log(folder / "log.jsonl", step)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -99,10 +102,23 @@ def run(
             bar.update(task, completed=step, description=f"loss {record['loss']}")
 
 
+def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) -> Optimizer:
+    """The optimiser that the options name.
+
+    Raises:
+        RecipeError: none of that name.
+    """
+    if options.optimizer == "muon":
+        return MuonWithAdamW(trained, options.lr, options.betas, options.weight_decay)
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(trained.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+    raise RecipeError(f"optimizer {options.optimizer!r}: choose adamw or muon")
+
+
 def _one_step(
     step: int,
     parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     loss_of: Callable[[int, int], tuple[Tensor, Metrics]],
     options: LoopOptions,
 ) -> dict[str, Any]:
@@ -129,7 +145,7 @@ def _one_step(
     return {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
 
 
-def save_state(path: Path, step: int, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def save_state(path: Path, step: int, trained: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
     """Writes weights, optimiser and step; a kill in the middle leaves the state before."""
     part = path.with_suffix(".part")
     weights = {name: p.detach() for name, p in trained.items()}
@@ -137,7 +153,7 @@ def save_state(path: Path, step: int, trained: Mapping[str, nn.Parameter], optim
     part.replace(path)
 
 
-def _resume(path: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -24,11 +24,11 @@ from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaGene
 from ..backbone import Backbone
 from ..data.batches import LengthBuckets
 from ..data.manifest import read_manifest
-from ..data.slots import SlotNoise, imitate, lookalikes, slot_rows
+from ..data.slots import SlotNoise, collapsed, imitate, lookalikes, slot_rows
 from ..data.text import plain_english
 from ..denoise import DenoiseOptions, cut_at_end, denoise
 from ..noise import uniform_canvas
-from ..objective import TextBatch, backbone_losses, text_batch
+from ..objective import TextBatch, backbone_losses, text_batch, write_canvas
 from ..prompt import PromptBuilder
 from .backbone_config import small_config
 from .loop import LoopOptions, Metrics, run, step_seed
@@ -45,8 +45,8 @@ class Reader:
 
     def batch(
         self, targets: list[list[int]], rng: random.Random, margin: int, unheard: float, level: float = 1.0
-    ) -> tuple[Tensor, TextBatch]:
-        """Embeddings (B, P, H) with filled slots, and their batch.
+    ) -> tuple[Tensor, TextBatch, Tensor]:
+        """Embeddings (B, P, H) with filled slots, their batch, and canvases (B, C) that hold what the slots spell.
 
         Args:
             margin: canvas positions beyond the longest target.
@@ -65,7 +65,9 @@ class Reader:
         counts = torch.tensor([len(row[0]) for row in rows])
         blur, gaussian = (values.repeat_interleave(counts)[:, None] for values in (blur, gaussian))  # (slots, 1) each
         slots = slot_rows(shown, mixed, blur, gaussian, self.backbone.embedding_scale())
-        return embeds.masked_scatter(batch.slot_mask[..., None], slots), batch
+        spelled = [[*collapsed(row[0], special["pad"]), special["end_of_turn"]] for row in rows]
+        drafts = write_canvas(spelled, batch.canvas.shape[1], special["eos"])
+        return embeds.masked_scatter(batch.slot_mask[..., None], slots), batch, drafts
 
 
 def new_backbone(config: DiffusionGemmaConfig) -> Backbone:
@@ -115,8 +117,11 @@ def train_text(recipe: dict, folder: Path) -> None:
         grown = curriculum_level(step, **recipe["curriculum"])
         rows = [targets[i] for i in buckets.at(step)]
         rows = [scrambled(row, len(tokenizer), rng) if rng.random() < 1 - grown else row for row in rows]
-        embeds, batch = reader.batch(rows, rng, rng.randint(0, 6), recipe["unheard"], grown)
-        losses = backbone_losses(backbone, embeds, batch, recipe["self_conditioning"], recipe["full_noise"])
+        embeds, batch, drafts = reader.batch(rows, rng, rng.randint(0, 8), recipe["unheard"], grown)
+        losses = backbone_losses(
+            backbone, embeds, batch, recipe["self_conditioning"], recipe["full_noise"], drafts=drafts,
+            draft_share=recipe["draft_share"],
+        )  # fmt: skip
         metrics = {name: float(value.detach()) for name, value in losses.__dict__.items()}
         return losses.diffusion + recipe["autoregressive"] * losses.autoregressive, metrics
 
@@ -137,11 +142,11 @@ def _read_back(reader: Reader, sentences: list[str], step: int) -> Metrics:
     torch.manual_seed(1)
     targets = [prompts.target(s) for s in sentences]
     shown = [imitate(t[:-1], reader.similar, 0, reader.noise, random.Random(i))[0] for i, t in enumerate(targets)]
-    drafts = [[t for k, t in enumerate(row) if t and (k == 0 or row[k - 1] != t)] for row in shown]
+    drafts = [collapsed(row, prompts.special["pad"]) for row in shown]
     texts: list[str] = []
     first: list[str] = []
     for i, target in enumerate(targets):  # one by one: each row with the seed of its slots
-        embeds, batch = reader.batch([target], random.Random(i), 4, 0.0)
+        embeds, batch, _ = reader.batch([target], random.Random(i), 4, 0.0)
         mask = batch.mask & ~batch.target_mask
         prefill, _ = backbone.prefill(embeds[:, : int(mask.sum())], mask[:, : int(mask.sum())])
         generator = torch.Generator().manual_seed(i)

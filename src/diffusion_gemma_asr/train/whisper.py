@@ -1,9 +1,10 @@
 """Stage (a) of the mini model: a small Whisper, trained from nothing, whose encoder is then frozen.
 
-The encoder learns from three sides at once: the autoregressive decoder's cross-entropy, as Whisper does; a character CTC
-on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); and, on synthetic speech, the phoneme of every frame, which
-espeak-ng knows. Without the last two so small a model takes far longer to find out which sound belongs to which text. The
-phoneme and CTC heads are thrown away, the decoder is kept as the yardstick.
+The encoder learns from four sides at once: the autoregressive decoder's cross-entropy, as Whisper does; a character CTC
+on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); a CTC over the tokenizer's tokens through a projector
+like the one that stage (c) trains, so that the frames hold what 160 ms slots have to say; and, on synthetic speech, the
+phoneme of every frame, which espeak-ng knows. Without the last three so small a model takes far longer to find out which
+sound belongs to which text. These heads are thrown away, the decoder is kept as the yardstick.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jiwer
-import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
@@ -29,20 +29,22 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from ..audio import load_audio
+from ..ctc import lm_head_ctc_loss, lm_head_draft
 from ..data.augment import Masking, mask_bands
 from ..data.batches import Mixture
-from ..data.features import FeatureCache
 from ..data.manifest import Utterance, read_manifest
+from ..data.synth import read_sound
 from ..data.text import plain_english
 from ..encoder import AcousticEncoder
+from ..projector import AudioProjector
 from .loop import LoopOptions, Metrics, load_weights, run
 
+SOFTCAP = 30.0  # of the token head, as of the backbone's lm_head
 CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"  # index 0 is the CTC blank
 
 
 class HybridWhisper(nn.Module):
-    """Whisper with character CTC and phoneme heads on its encoder, run over the frames that hold sound."""
+    """Whisper with CTC and phoneme heads on its encoder, run over the frames that hold sound."""
 
     def __init__(self, config: WhisperConfig, phonemes: int):
         super().__init__()
@@ -52,6 +54,8 @@ class HybridWhisper(nn.Module):
         )
         self.ctc_head = nn.Linear(config.d_model, len(CHARACTERS))
         self.phoneme_head = nn.Linear(config.d_model, phonemes)
+        self.projector = AudioProjector(config.d_model, config.d_model, hidden_size=config.d_model)
+        self.token_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """All parameters but the encoder's fixed sinusoids."""
@@ -59,8 +63,8 @@ class HybridWhisper(nn.Module):
 
     def losses(
         self, mel: Tensor, lengths: Tensor, tokens: Tensor, characters: list[list[int]], phonemes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Autoregressive, CTC and phoneme loss of a batch.
+    ) -> dict[str, Tensor]:
+        """The four losses of a batch, by the names of the recipe's weights.
 
         Args:
             mel: (B, bins, T); lengths: (B,) mel frames.
@@ -69,7 +73,8 @@ class HybridWhisper(nn.Module):
             phonemes: (B, F) index of each frame's phoneme, -100 where it is not known.
 
         Returns:
-            cross-entropy a token, CTC loss a character, cross-entropy a frame (0 where no phoneme is known).
+            autoregressive: cross-entropy a token; characters, tokens: CTC loss a character and a token; phonemes:
+            cross-entropy a frame (0 where no phoneme is known).
         """
         frames, frame_lengths = self.acoustic(mel, lengths)
         hidden = self.whisper.model.decoder(
@@ -80,21 +85,29 @@ class HybridWhisper(nn.Module):
         log_probs = self.ctc_head(frames).log_softmax(-1).transpose(0, 1)  # (F, B, characters)
         sizes = torch.tensor([len(c) for c in characters])
         flat = torch.tensor([index for row in characters for index in row])
-        ctc = F.ctc_loss(log_probs, flat, frame_lengths, sizes, zero_infinity=True)
+        spelled = F.ctc_loss(log_probs, flat, frame_lengths, sizes, zero_infinity=True)
+        slots, slot_lengths = self.projector(frames, frame_lengths)
+        written = tokens[:, 1:].clamp(min=0)
+        token_counts = (tokens >= 0).sum(1) - 2  # without bos and eos
+        blank = self.whisper.config.pad_token_id
+        read = lm_head_ctc_loss(slots, self.token_head.weight, SOFTCAP, written, slot_lengths, token_counts, blank)
         known = phonemes >= 0
-        spoken = F.cross_entropy(self.phoneme_head(frames)[known], phonemes[known]) if known.any() else ctc.new_zeros(())
-        return autoregressive, ctc, spoken
+        spoken = F.cross_entropy(self.phoneme_head(frames)[known], phonemes[known]) if known.any() else read.new_zeros(())
+        return {"autoregressive": autoregressive, "characters": spelled, "tokens": read, "phonemes": spoken}
 
     @torch.no_grad()
-    def spell(self, mel: Tensor, lengths: Tensor) -> list[str]:
-        """Greedy character CTC transcripts of a batch."""
+    def greedy(self, mel: Tensor, lengths: Tensor) -> tuple[list[str], list[list[int]]]:
+        """Greedy CTC readings of a batch: spelled in characters, and as token ids."""
         frames, frame_lengths = self.acoustic(mel, lengths)
-        best = self.ctc_head(frames).argmax(-1)
+        best = self.ctc_head(frames).argmax(-1)  # (B, F)
         texts = []
         for row, n in zip(best, frame_lengths, strict=True):
             indices = torch.unique_consecutive(row[:n]).tolist()
             texts.append("".join(CHARACTERS[i] for i in indices if i).strip())
-        return texts
+        slots, slot_lengths = self.projector(frames, frame_lengths)
+        blank = self.whisper.config.pad_token_id
+        drafts = lm_head_draft(slots, self.token_head.weight, SOFTCAP, slot_lengths, blank)
+        return texts, [[token.id for token in draft] for draft in drafts]
 
 
 class PhonemeTimes:
@@ -120,19 +133,6 @@ class PhonemeTimes:
         return labels
 
 
-def mel_cache(path: Path, utterances: Sequence[Utterance], bins: int) -> FeatureCache:
-    """Log-mel spectrograms (T, bins) of all utterances, computed once."""
-    extractor = WhisperFeatureExtractor(feature_size=bins)
-
-    def compute(batch: list[Utterance]) -> list[np.ndarray]:
-        clips = [load_audio(u.audio_filepath) for u in batch]
-        return [
-            extractor(clip, sampling_rate=16_000, padding=False, truncation=False)["input_features"][0].T for clip in clips
-        ]
-
-    return FeatureCache.build(path, utterances, bins, compute)
-
-
 def whisper_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> WhisperConfig:
     """A Whisper configuration that writes the mini tokenizer's tokens."""
     return WhisperConfig(
@@ -156,7 +156,6 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     model = HybridWhisper(whisper_config(tokenizer, **recipe["model"]), len(phonemes.symbols))
     if recipe.get("start_from"):
         load_weights(model.trained(), torch.load(recipe["start_from"], weights_only=True)["weights"], recipe["start_from"])
-    cache = mel_cache(folder / "mel", [*train, *(u for rows in dev.values() for u in rows)], 80)
     tokens = [
         [
             tokenizer.bos_token_id,
@@ -168,44 +167,42 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     characters = [[CHARACTERS.index(c) for c in plain_english(u.text)] for u in train]
     mixture = Mixture(
         [len(rows) for rows in lists], [item["weight"] for item in data["train"]],
-        [cache.length(u) for u in train], recipe["batch_frames"], 256, recipe["loop"]["seed"],
+        [round(100 * u.duration) for u in train], recipe["batch_frames"], 256, recipe["loop"]["seed"],
     )  # fmt: skip
     masking = Masking(**recipe["masking"])
+
+    def hear(utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
+        return model.acoustic.features([read_sound(u.audio_filepath) for u in utterances])
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         model.train()
         chosen = mixture.at(step)
-        mel, lengths = cache.batch([train[i] for i in chosen])
-        mel = mask_bands(mel, lengths, masking)
+        mel, lengths = hear([train[i] for i in chosen])
+        mel = mask_bands(mel.transpose(1, 2), lengths, masking).transpose(1, 2)
         rows = nn.utils.rnn.pad_sequence([torch.tensor(tokens[i]) for i in chosen], True, -100)
-        frames = [phonemes.frames(train[i], (cache.length(train[i]) + 1) // 2) for i in chosen]
-        losses = model.losses(
-            mel.transpose(1, 2),
-            lengths,
-            rows,
-            [characters[i] for i in chosen],
-            nn.utils.rnn.pad_sequence(frames, True, -100),
-        )
-        named = dict(zip(("autoregressive", "ctc", "phonemes"), losses, strict=True))
-        loss = torch.stack([recipe["weights"][name] * value for name, value in named.items()]).sum()
-        return loss, {name: value.item() for name, value in named.items()} | {"audio_s": float(lengths.sum()) / 100}
+        frames = [phonemes.frames(train[i], (n + 1) // 2) for i, n in zip(chosen, lengths.tolist(), strict=True)]
+        labels = nn.utils.rnn.pad_sequence(frames, True, -100)
+        losses = model.losses(mel, lengths, rows, [characters[i] for i in chosen], labels)
+        loss = torch.stack([recipe["weights"][name] * value for name, value in losses.items()]).sum()
+        return loss, {name: value.item() for name, value in losses.items()} | {"audio_s": float(lengths.sum()) / 100}
 
     def evaluate(step: int) -> Metrics:
         model.eval()
         figures = {}
         for name, rows in dev.items():
-            texts = []
+            spelled: list[str] = []
+            read: list[str] = []
             for i in range(0, len(rows), 20):
-                mel, lengths = cache.batch(rows[i : i + 20])
-                texts += model.spell(mel.transpose(1, 2), lengths)
+                texts, drafts = model.greedy(*hear(rows[i : i + 20]))
+                spelled += texts
+                read += [tokenizer.decode(draft, skip_special_tokens=True) for draft in drafts]
             references = [plain_english(u.text) for u in rows]
-            figures[f"ctc_wer_{name}"] = round(jiwer.wer(references, texts), 4)
-            figures[f"ctc_cer_{name}"] = round(jiwer.cer(references, texts), 4)
-            print(
-                f"step {step} {name}: {figures}\n  "
-                + "\n  ".join(f"{reference} | {text}" for reference, text in list(zip(references, texts, strict=True))[:3]),
-                flush=True,
-            )
+            figures[f"character_cer_{name}"] = round(jiwer.cer(references, spelled), 4)
+            figures[f"character_wer_{name}"] = round(jiwer.wer(references, spelled), 4)
+            figures[f"token_wer_{name}"] = round(jiwer.wer(references, read), 4)
+            for row in list(zip(references, spelled, read, strict=True))[:3]:
+                print(f"step {step} {name}: " + " | ".join(row))
+        print(figures, flush=True)
         return figures
 
     start = time.time()

@@ -1,0 +1,107 @@
+"""Muon beside AdamW: orthogonalised momentum for the weight matrices, AdamW for everything else.
+
+Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the factor that lets it share
+AdamW's learning rate is that of Liu et al. 2025 (arXiv 2502.16982). torch.optim.Muon takes single matrices and computes in
+bfloat16, which many processors multiply slowly; this one also takes stacks of matrices (experts) and computes in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Quintic iteration whose fixed band is about [0.7, 1.2]: fast rather than exact (Jordan et al. 2024).
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Brings all singular values near 1: (..., M, N) → (..., M, N)."""
+    a, b, c = _QUINTIC
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, with decoupled weight decay.
+
+    Args:
+        params: weights of two dimensions, or of three where the first counts matrices.
+        lr: as for AdamW.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Updates every weight that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, same in by_shape.items():
+                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in same]))
+                factor = 0.2 * max(shape[-2:]) ** 0.5  # the root mean square of AdamW's updates
+                for p, update in zip(same, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * factor)
+
+    def _momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
+        assert p.grad is not None
+        buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(buffer, momentum)
+
+
+class MuonWithAdamW:
+    """Muon for the matrices between layers, AdamW for embeddings, heads, convolutions, gains and biases.
+
+    Has what the training loop asks of an optimiser. Which is which goes by shape and name: a parameter of two or three
+    dimensions whose name holds none of OTHERS is a matrix.
+    """
+
+    OTHERS = ("embed", "head", "proj_out", "conv")
+
+    def __init__(
+        self, trained: Mapping[str, nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
+    ):
+        matrices = {n for n, p in trained.items() if p.ndim in (2, 3) and not any(part in n for part in self.OTHERS)}
+        self.parts: tuple[torch.optim.Optimizer, ...] = (
+            Muon([p for n, p in trained.items() if n in matrices], lr, weight_decay=weight_decay),
+            torch.optim.AdamW(
+                [p for n, p in trained.items() if n not in matrices], lr=lr, betas=betas, weight_decay=weight_decay
+            ),
+        )
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """Updates both."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears both."""
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        for part, own in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(own)
