@@ -3,9 +3,10 @@
     python benchmarks/ctc_grid.py train recipes/mini.yaml    trains the four cells into runs/ctc-grid/ (resumable)
     python benchmarks/ctc_grid.py report                     writes docs/results/ctc-grid.{json,png}
 
-The cells are {CTC weight of the recipe, 0} x {projector output at the embeddings' scale, as the linear layer gives
-it}, with the recipe's frozen parts, the same seed, the same batches and the same number of steps. Transcripts are
-decoded from noise at 8 steps on canvases whose length comes from the duration, since half of the cells have no draft.
+The cells are {CTC weight of the recipe, 0} x {projector output at the embeddings' scale, as the linear layer gives it},
+with the recipe's frozen parts, a new projector, the same seed, the same batches and the same number of steps. Canvases
+start from noise alone, and their length comes from the duration, since half of the cells have no draft; transcripts are
+decoded at 8 steps.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ OUT = Path("docs/results")
 def train(recipe_path: str, steps: int, batch_size: int, only: str | None) -> None:
     """Trains the cells one after the other."""
     base = load_recipe(recipe_path)
-    data = replace(base.data, dev=base.data.dev[:1], cache_dir=str(RUNS / "frames"))
+    data = replace(base.data, dev=base.data.dev[:1])
     schedule = replace(
         base.train,
         steps=steps,
         batch_size=batch_size,
         warmup_steps=steps // 10,
         eval_every=steps // 8,
+        start_from=None,
         monitor_samples=60,
     )
     for name, (ctc, scaled) in CELLS.items():
@@ -45,7 +47,7 @@ def train(recipe_path: str, steps: int, batch_size: int, only: str | None) -> No
             cell = replace(
                 base, name=name, data=data, train=schedule,
                 projector=replace(base.projector, scaled=scaled),
-                losses=replace(base.losses, ctc=base.losses.ctc if ctc else 0.0),
+                losses=replace(base.losses, ctc=base.losses.ctc if ctc else 0.0, draft_share=0.0),
             )  # fmt: skip
             train_adapter(cell, RUNS / name, drafts=False)
 

@@ -13,9 +13,10 @@ stage() { echo "== $1 ($(date +%H:%M:%S))"; }
 
 stage "synthetic speech: training, monitor and held-out lists"
 synth="$python -m diffusion_gemma_asr.data.synth"
-[ -f $run/synth-en/manifest.jsonl ] || $synth --text "$shared/text/en.txt" --count 30000 --seed 1 --out $run/synth-en
 [ -f $run/dev-en/manifest.jsonl ] || $synth --text "$shared/text/en.txt" --count 200 --seed 77 --held_out_voices \
-  --exclude $run/synth-en/manifest.jsonl --out $run/dev-en
+  --out $run/dev-en
+[ -f $run/synth-en/manifest.jsonl ] || $synth --text "$shared/text/en.txt" --count 62500 --seed 1 \
+  --exclude $run/dev-en/manifest.jsonl --out $run/synth-en
 [ -f $run/heldout-en/manifest.jsonl ] || $synth --text recipes/lists/heldout-en.txt --seed 2026 --held_out_voices \
   --out $run/heldout-en
 
@@ -27,6 +28,9 @@ stage "(a) encoder, as a small Whisper"
 
 stage "(b) backbone, on text"
 [ -f $run/backbone/model.safetensors ] || $python -m diffusion_gemma_asr.train.text recipes/mini/b-text.yaml $run
+
+stage "(c) projector"
+[ -f runs/mini-projector/checkpoint/adapter.safetensors ] || $python -m diffusion_gemma_asr train recipes/mini/c-projector.yaml
 
 stage "(c) adapter"
 [ -f $run/checkpoint/adapter.safetensors ] || $python -m diffusion_gemma_asr train recipes/mini.yaml

@@ -19,9 +19,9 @@ from diffusion_gemma_asr import checkpoint as checkpoint_module
 from diffusion_gemma_asr.checkpoint import (
     load_checkpoint,
     push_to_hub,
-    read_checkpoint_config,
     save_checkpoint,
 )
+from diffusion_gemma_asr.checkpoint_config import read_checkpoint_config
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.model_card import ModelCard

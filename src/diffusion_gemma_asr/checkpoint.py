@@ -15,75 +15,39 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, DiffusionGemmaConfig, PreTrainedTokenizerBase, WhisperConfig
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from . import __version__
 from .backbone import Backbone
+from .checkpoint_config import (
+    CONFIG,
+    BackboneEntry,
+    CheckpointConfig,
+    EncoderEntry,
+    check_backbone,
+    check_encoder,
+    describe,
+    read_checkpoint_config,
+)
 from .encoder import AcousticEncoder
-from .errors import CheckpointError, RecipeError
+from .errors import CheckpointError
 from .model import DiffusionGemmaASR
 from .model_card import ModelCard, render_card
-from .pretrained import first_line, read_config
+from .pretrained import first_line
 from .projector import AudioProjector
 from .quantization import find_quantizer
-from .recipe import LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe, from_mapping, resolve_source
+from .recipe import ModelRecipe, SourceRecipe, resolve_source
 
-FORMAT = 1  # of config.json and of the keys; raised when an older reader would misread them
 PRESETS = Path(__file__).resolve().parent / "presets"
-ADAPTER, CONFIG, CARD = "adapter.safetensors", "config.json", "README.md"
-
-
-@dataclass(frozen=True)
-class EncoderEntry:
-    """The frozen encoder: where it comes from, and the shapes the projector was trained for."""
-
-    name: str
-    revision: str | None
-    width: int  # of a frame
-    mel_bins: int
-
-
-@dataclass(frozen=True)
-class BackboneEntry:
-    """The frozen backbone: where it comes from, and the shapes projector and LoRA were trained for."""
-
-    name: str
-    revision: str | None
-    width: int  # of a token row
-    vocab_size: int
-    layers: int
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """`config.json` of a checkpoint."""
-
-    format: int
-    package_version: str
-    recipe: str
-    encoder: EncoderEntry
-    backbone: BackboneEntry
-    projector: ProjectorRecipe
-    lora: LoraRecipe
-    languages: tuple[str, ...]
-    drafts: bool  # whether CTC trained the projector, so that its slots spell a draft
-    dtype: Literal["float32", "bfloat16", "float16"]  # of the frozen parts in training; the default in loading
-
-    @property
-    def model(self) -> ModelRecipe:
-        """The same as a recipe has it, for saving again."""
-        encoder = SourceRecipe(self.encoder.name, self.encoder.revision)
-        backbone = SourceRecipe(self.backbone.name, self.backbone.revision)
-        return ModelRecipe(self.recipe, encoder, backbone, self.projector, self.lora, self.languages)
+ADAPTER, CARD = "adapter.safetensors", "README.md"
 
 
 def save_checkpoint(
@@ -114,7 +78,7 @@ def save_checkpoint(
     tensors = {f"projector.{key}": value for key, value in model.projector.state_dict().items()}
     tensors |= {f"lora.{key}": value for key, value in lora.items()}
     recipe = _relative_to(recipe, folder)
-    config = _describe(model, recipe)
+    config = describe(model, recipe)
     trained = sum(parameter.numel() for parameter in model.trained().values())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +131,8 @@ def load_checkpoint(
     adapter = _read_adapter(folder / ADAPTER)
     encoder_source = _source(config.encoder, encoder, folder)
     backbone_source = _source(config.backbone, backbone, folder)
-    _check_encoder(config.encoder, encoder_source, local_files_only)
-    _check_backbone(config.backbone, backbone_source, local_files_only)
+    check_encoder(config.encoder, encoder_source, local_files_only)
+    check_backbone(config.backbone, backbone_source, local_files_only)
     dtype = dtype or getattr(torch, config.dtype)
     projector = _build_projector(config, adapter, folder)
 
@@ -187,17 +151,20 @@ def load_checkpoint(
 def load_adapter(model: DiffusionGemmaASR, folder: str | Path) -> None:
     """Fill a model's projector and LoRA with those of a checkpoint.
 
+    The projector's scale stays the model's own, since it belongs to the backbone.
+
     Args:
-        model: with the same frozen parts and LoRA rank as the checkpoint's.
-        folder: of `save_checkpoint`.
+        model: with projector and LoRA of the shapes in the checkpoint.
+        folder: of `save_checkpoint`, or one whose adapter holds a projector alone; LoRA then stays as it is.
 
     Raises:
         CheckpointError: the folder is no checkpoint, or a tensor is missing, left over or of another shape.
     """
     path = Path(folder) / ADAPTER
-    adapter = _read_adapter(path)
+    adapter = _read_adapter(path) | {"projector.scale": model.projector.scale}
     _fill_projector(model.projector, adapter, path, "this model's projector is")
-    model.backbone.load_lora_state_dict(_strip(adapter, "lora."))
+    if lora := _strip(adapter, "lora."):
+        model.backbone.load_lora_state_dict(lora)
 
 
 def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
@@ -236,61 +203,7 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, r
         raise CheckpointError(f"cannot upload to {repository}: {first_line(error)}") from error
 
 
-def read_checkpoint_config(folder: Path) -> CheckpointConfig:
-    """A checkpoint's config.json.
-
-    Raises:
-        CheckpointError: it is missing, no JSON, of another program or a newer version, or a key is wrong.
-    """
-    path = folder / CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is no checkpoint: it has no {CONFIG}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {first_line(error)}; fetch or save it again") from None
-    if not isinstance(content, dict) or "format" not in content:
-        raise CheckpointError(f"{path} is not of this program; give a folder that save_checkpoint wrote")
-    if content["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {content['format']} of version {content.get('package_version')}, "
-            f"this is {__version__} with format {FORMAT}; update diffusion-gemma-asr"
-        )
-    try:
-        return from_mapping(CheckpointConfig, content)
-    except RecipeError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-
-
 # -- saving ------------------------------------------------------------------------------------------------
-
-
-def _describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
-    """config.json of a model: the recipe's names and settings, with the shapes that the model really has."""
-    backbone, encoder = model.backbone, model.encoder
-    return CheckpointConfig(
-        format=FORMAT,
-        package_version=__version__,
-        recipe=recipe.name,
-        encoder=EncoderEntry(
-            recipe.encoder.name,
-            recipe.encoder.revision,
-            encoder.hidden_size,
-            encoder.encoder.config.num_mel_bins,
-        ),
-        backbone=BackboneEntry(
-            recipe.backbone.name,
-            recipe.backbone.revision,
-            backbone.hidden_size,
-            backbone.vocab_size,
-            backbone.config.num_hidden_layers,
-        ),
-        projector=recipe.projector,
-        lora=recipe.lora,
-        languages=recipe.languages,
-        drafts=model.drafts,
-        dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
-    )
 
 
 def _relative_to(recipe: ModelRecipe, folder: Path) -> ModelRecipe:
@@ -351,34 +264,6 @@ def _source(entry: EncoderEntry | BackboneEntry, override: str | Path | None, fo
     if override is not None:
         return SourceRecipe(resolve_source(str(override), Path.cwd()))
     return SourceRecipe(resolve_source(entry.name, folder), entry.revision)
-
-
-def _check_encoder(entry: EncoderEntry, source: SourceRecipe, local_files_only: bool) -> None:
-    found = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
-    if not isinstance(found, WhisperConfig):
-        raise CheckpointError(f"the encoder {source.name} is a {found.model_type}; it must be a Whisper")
-    if (found.d_model, found.num_mel_bins) != (entry.width, entry.mel_bins):
-        raise CheckpointError(
-            f"the adapter was trained for an encoder {entry.width} wide with {entry.mel_bins} mel bins "
-            f"({entry.name}), but {source.name} is {found.d_model} wide with {found.num_mel_bins}; "
-            "load the one it was trained with"
-        )
-
-
-def _check_backbone(entry: BackboneEntry, source: SourceRecipe, local_files_only: bool) -> None:
-    config = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
-    if not isinstance(config, DiffusionGemmaConfig):
-        kind = config.model_type
-        raise CheckpointError(f"the backbone {source.name} is a {kind}; it must be a DiffusionGemma")
-    text = config.text_config
-    found = (text.hidden_size, text.num_hidden_layers, text.vocab_size)
-    trained = (entry.width, entry.layers, entry.vocab_size)
-    if found != trained:
-        raise CheckpointError(
-            "the adapter was trained for a backbone {} wide with {} layers and a vocabulary of {} ".format(*trained)
-            + f"({entry.name}), but {source.name} is "
-            + "{} wide with {} layers and {}; load the one it was trained with".format(*found)
-        )
 
 
 def _build_projector(config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path) -> AudioProjector:

@@ -12,13 +12,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ..audio import load_audio
 from ..backbone import Backbone
 from ..checkpoint import load_adapter, load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
 from ..data.batches import UNLIMITED, Mixture
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance, read_manifest
+from ..data.synth import read_sound
 from ..data.text import plain_english
 from ..encoder import AcousticEncoder
 from ..model import Decoded, DiffusionGemmaASR, SpeechBatch
@@ -74,7 +74,7 @@ def frame_cache(folder: Path, model: DiffusionGemmaASR, utterances: Sequence[Utt
     """Frames (n, hidden) of the frozen encoder for all utterances, computed once and kept in `folder`."""
 
     def compute(batch: list[Utterance]) -> list[np.ndarray]:
-        mel, lengths = model.encoder.features([load_audio(u.audio_filepath) for u in batch])
+        mel, lengths = model.encoder.features([read_sound(u.audio_filepath) for u in batch])
         with torch.no_grad():
             frames, frame_lengths = model.encoder(mel.to(model.device), lengths.to(model.device))
         return [row[:n].float().cpu().numpy() for row, n in zip(frames, frame_lengths.tolist(), strict=True)]

@@ -4,7 +4,8 @@ The encoder learns from four sides at once: the autoregressive decoder's cross-e
 on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); a CTC over the tokenizer's tokens through a projector
 like the one that stage (c) trains, so that the frames hold what 160 ms slots have to say; and, on synthetic speech, the
 phoneme of every frame, which espeak-ng knows. Without the last three so small a model takes far longer to find out which
-sound belongs to which text. These heads are thrown away, the decoder is kept as the yardstick.
+sound belongs to which text. The heads are thrown away; the decoder is kept as the yardstick, and the projector as the one
+that stage (c) begins with.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import jiwer
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -29,6 +31,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from ..checkpoint import ADAPTER
 from ..ctc import lm_head_ctc_loss, lm_head_draft
 from ..data.augment import Masking, mask_bands
 from ..data.batches import Mixture
@@ -143,7 +146,8 @@ def whisper_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> WhisperC
 
 
 def train_whisper(recipe: dict, folder: Path) -> None:
-    """Trains by a stage recipe and writes the encoder to `folder/encoder`, the whole Whisper to `folder/whisper`."""
+    """Trains by a stage recipe and writes the encoder to `folder/encoder`, the projector as an adapter without LoRA to
+    `folder/projector`, and the whole Whisper to `folder/whisper`."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     data = recipe["data"]
     lists = [read_manifest(item["manifest"], ["en"], data["max_duration_s"]) for item in data["train"]]
@@ -210,6 +214,8 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     model.whisper.save_pretrained(folder / "whisper")
     model.acoustic.extractor.save_pretrained(folder / "whisper")
     save_encoder(model.acoustic, folder / "encoder")
+    (folder / "projector").mkdir(exist_ok=True)
+    save_file({f"projector.{k}": v for k, v in model.projector.state_dict().items()}, folder / "projector" / ADAPTER)
     print(
         json.dumps(
             {
