@@ -2,9 +2,9 @@
 
     python benchmarks/step_sweep.py --manifest runs/mini/heldout-en/manifest.jsonl --name heldout-en
 
-writes docs/results/steps-NAME.json and steps-NAME.md. Every row is decoded from noise with the same seed; the time
-covers features, encoder, projector, prefill, denoising and text, after one warm-up batch, and is the median of
-alternating runs.
+writes docs/results/steps-NAME.json and steps-NAME.md. Every row is decoded with the same seed, from noise and from the CTC
+draft; the time covers features, encoder, projector, prefill, denoising and text, after one warm-up batch, and is the
+median of alternating runs.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.data.manifest import read_manifest
 from diffusion_gemma_asr.data.text import plain_english
 from diffusion_gemma_asr.denoise import DenoiseOptions
-from diffusion_gemma_asr.model import Decoded, DiffusionGemmaASR
+from diffusion_gemma_asr.model import Decoded, DiffusionGemmaASR, Start
 
 STEPS = (1, 2, 4, 8, 16, 32, 48)
+STARTS: tuple[Start, ...] = ("noise", "draft")
+Case = tuple[Start, int]  # what canvases hold at first, denoising steps at most
 
 
-def decode_all(model: DiffusionGemmaASR, clips: list, steps: int, batch_size: int) -> tuple[list[Decoded], float]:
+def decode_all(model: DiffusionGemmaASR, clips: list, case: Case, batch_size: int) -> tuple[list[Decoded], float]:
     """Decodes clips sorted by length → what was written, in the order given, and seconds."""
+    first, steps = case
     order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
     decoded: dict[int, Decoded] = {}
     start = time.perf_counter()
     for i in range(0, len(order), batch_size):
         rows = order[i : i + batch_size]
-        found = model.transcribe_batch([clips[j] for j in rows], options=DenoiseOptions(steps=steps))
+        found = model.transcribe_batch([clips[j] for j in rows], options=DenoiseOptions(steps=steps), start=first)
         decoded.update(zip(rows, found, strict=True))
     return [decoded[i] for i in range(len(clips))], time.perf_counter() - start
 
@@ -60,26 +63,27 @@ def main() -> None:
     clips = [load_audio(u.audio_filepath) for u in utterances]
     references = [plain_english(u.text) for u in utterances]
     seconds_of_sound = sum(len(clip) for clip in clips) / 16_000
-    steps = [int(s) for s in args.steps.split(",")]
-    times: dict[int, list[float]] = {n: [] for n in steps}
-    rows: dict[int, list[Decoded]] = {}
-    decode_all(model, clips[: args.batch_size], 1, args.batch_size)
+    cases: list[Case] = [(first, int(n)) for first in STARTS for n in args.steps.split(",")]
+    times: dict[Case, list[float]] = {case: [] for case in cases}
+    rows: dict[Case, list[Decoded]] = {}
+    decode_all(model, clips[: args.batch_size], cases[0], args.batch_size)
     for _ in range(args.repeats):
-        for n in steps:
-            rows[n], taken = decode_all(model, clips, n, args.batch_size)
-            times[n].append(taken)
+        for case in cases:
+            rows[case], taken = decode_all(model, clips, case, args.batch_size)
+            times[case].append(taken)
     table = [
         {
-            "steps": n,
-            "wer": round(jiwer.wer(references, [plain_english(d.text) for d in rows[n]]), 4),
-            "cer": round(jiwer.cer(references, [plain_english(d.text) for d in rows[n]]), 4),
-            "passes": round(statistics.mean(d.steps for d in rows[n]), 2),
-            "seconds": round(statistics.median(times[n]), 2),
-            "rtfx": round(seconds_of_sound / statistics.median(times[n]), 1),
+            "start": case[0],
+            "steps": case[1],
+            "wer": round(jiwer.wer(references, [plain_english(d.text) for d in rows[case]]), 4),
+            "cer": round(jiwer.cer(references, [plain_english(d.text) for d in rows[case]]), 4),
+            "passes": round(statistics.mean(d.steps for d in rows[case]), 2),
+            "seconds": round(statistics.median(times[case]), 2),
+            "rtfx": round(seconds_of_sound / statistics.median(times[case]), 1),
         }
-        for n in steps
+        for case in cases
     ]
-    draft = jiwer.wer(references, [plain_english(d.draft) for d in rows[steps[0]]])
+    draft = jiwer.wer(references, [plain_english(d.draft) for d in rows[cases[0]]])
     result = {
         "model": args.model, "list": args.name, "utterances": len(clips), "seconds_of_sound": round(seconds_of_sound, 1),
         "ctc_draft_wer": round(draft, 4), "batch_size": args.batch_size, "repeats": args.repeats,
@@ -91,7 +95,8 @@ def main() -> None:
     (out / f"steps-{args.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / f"steps-{args.name}.md").write_text(markdown(result), encoding="utf-8")
     if args.predictions:
-        write_predictions(out / f"predictions-{args.name}.jsonl", references, rows[8 if 8 in rows else steps[-1]])
+        shown = (model.start, 8) if (model.start, 8) in rows else cases[-1]
+        write_predictions(out / f"predictions-{args.name}.jsonl", references, rows[shown])
     print(markdown(result))
 
 
@@ -118,10 +123,10 @@ def markdown(result: dict) -> str:
         f"batch size {result['batch_size']}, {result['dtype']}, {result['threads']} threads, {result['processor']}, torch "
         f"{result['torch']}, {result['date']}. Time: median of {result['repeats']} alternating runs, from samples to text. "
         f"WER of the CTC draft alone: {result['ctc_draft_wer']:.1%}.\n\n"
-        "| steps at most | passes used | WER | CER | seconds | RTFx |\n|---|---|---|---|---|---|\n"
+        "| canvas starts as | steps at most | passes used | WER | CER | seconds | RTFx |\n|---|---|---|---|---|---|---|\n"
     )
     return head + "".join(
-        f"| {r['steps']} | {r['passes']} | {r['wer']:.1%} | {r['cer']:.1%} | {r['seconds']} | {r['rtfx']} |\n"
+        f"| {r['start']} | {r['steps']} | {r['passes']} | {r['wer']:.1%} | {r['cer']:.1%} | {r['seconds']} | {r['rtfx']} |\n"
         for r in result["table"]
     )
 

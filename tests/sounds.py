@@ -64,7 +64,7 @@ class PitchModel:
     """Stands in for DiffusionGemmaASR: transcribes every sound to its pitch, to the nearest 20 Hz."""
 
     batches: list[list[int]] = field(default_factory=list)  # samples of every sound, batch by batch
-    calls: list[tuple[str, DenoiseOptions, int]] = field(default_factory=list)  # language, options, seed
+    calls: list[tuple[str, DenoiseOptions, int, str | None]] = field(default_factory=list)  # language, options, seed, start
 
     def transcribe_batch(
         self,
@@ -72,12 +72,13 @@ class PitchModel:
         language: str = "en",
         options: DenoiseOptions | None = None,
         seed: int = 0,
+        start: str | None = None,
     ) -> list[HeardPitch]:
         if language not in ("en", "de"):
             raise AsrError(f"language {language} is not one of en, de")
         assert options is not None
         self.batches.append([len(samples) for samples in audio])
-        self.calls.append((language, options, seed))
+        self.calls.append((language, options, seed, start))
         return [self._hear(samples) for samples in audio]
 
     def _hear(self, samples: NDArray[np.float32]) -> HeardPitch:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import WhisperFeatureExtractor
 
-from diffusion_gemma_asr.data.augment import Masking, mask_bands
+from diffusion_gemma_asr.data.augment import Masking, mask_bands, warp_frequencies
 
 ROWS, FRAMES, CHANNELS = 600, 120, 16
 TIME_ONLY = Masking(time_bands=1, time_width=20, channel_bands=0, channel_width=0)
@@ -87,3 +89,27 @@ def test_without_a_generator_torchs_own_decides() -> None:
     first, second = mask_bands(ones, lengths, Masking()), mask_bands(ones, lengths, Masking())
     torch.manual_seed(3)
     assert torch.equal(first, mask_bands(ones, lengths, Masking())) and not torch.equal(first, second)
+
+
+def tone_spectrogram(hertz: float) -> Tensor:
+    """Log-mel frames of a second of a pure tone, (1, T, 80), without its first and last frames."""
+    extractor = WhisperFeatureExtractor(feature_size=80)
+    samples = np.sin(2 * np.pi * hertz * np.arange(16_000) / 16_000).astype(np.float32)
+    mel = extractor(samples, sampling_rate=16_000, padding=False, truncation=False, return_tensors="pt")["input_features"]
+    return mel.transpose(1, 2)[:, 5:-5]
+
+
+@pytest.mark.parametrize("hertz", [400.0, 1500.0, 3000.0])
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.3])
+def test_warping_moves_a_tone_to_the_factors_frequency(hertz: float, factor: float) -> None:
+    warped = warp_frequencies(tone_spectrogram(hertz), torch.tensor([factor]))
+    expected = tone_spectrogram(factor * hertz)
+    assert (warped.mean(1).argmax() - expected.mean(1).argmax()).abs() <= 1
+
+
+def test_a_factor_of_one_changes_nothing_and_rows_have_their_own() -> None:
+    mel = torch.randn(2, 7, 80, generator=torch.Generator().manual_seed(0))
+    warped = warp_frequencies(mel, torch.tensor([1.0, 1.2]))
+    torch.testing.assert_close(warped[0], mel[0], atol=1e-4, rtol=0)
+    assert not torch.allclose(warped[1], mel[1], atol=0.1)
+    torch.testing.assert_close(warp_frequencies(mel[1:], torch.tensor([1.2]))[0], warped[1])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffusion_gemma_asr import checkpoint as checkpoint_module
 from diffusion_gemma_asr.checkpoint import (
+    load_adapter,
     load_checkpoint,
     push_to_hub,
     save_checkpoint,
@@ -79,6 +80,37 @@ def test_an_unscaled_projector_comes_back_unscaled(
     loaded = load_checkpoint(save_checkpoint(model, tmp_path / "plain", recipe), device="cpu")
     assert not loaded.projector.scaled
     assert torch.allclose(logits(loaded)[1], logits(model)[1], atol=1e-5)
+
+
+def test_what_canvases_start_with_is_kept(
+    tmp_path: Path, model: DiffusionGemmaASR, recipe: ModelRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "start", "draft")
+    folder = save_checkpoint(model, tmp_path / "drafted", recipe)
+    assert load_checkpoint(folder, device="cpu").start == "draft"
+    edit_config(lambda config: config.pop("start"))(folder)  # as checkpoints were before there was a choice
+    assert load_checkpoint(folder, device="cpu").start == "noise"
+
+
+def test_an_adapter_fills_another_model_and_one_without_lora_fills_the_projector(
+    tmp_path: Path, model: DiffusionGemmaASR, folder: Path, recipe: ModelRecipe
+) -> None:
+    other = tiny.build_model(recipe, seed=1)
+    other.projector.scale.fill_(3.0)
+    load_adapter(other, folder)
+    assert other.projector.scale == 3.0  # the backbone's, not the adapter's
+    for name, weight in model.trained().items():
+        assert torch.equal(other.trained()[name], weight), name
+
+    alone = tmp_path / "projector"
+    alone.mkdir()
+    tensors = {key: value for key, value in load_file(folder / "adapter.safetensors").items() if "lora" not in key}
+    save_file(tensors, alone / "adapter.safetensors")
+    third = tiny.build_model(recipe, seed=2)
+    before = {name: weight.clone() for name, weight in third.backbone.lora_state_dict().items()}
+    load_adapter(third, alone)
+    assert torch.equal(third.projector.linear.weight, model.projector.linear.weight)
+    assert all(torch.equal(third.backbone.lora_state_dict()[name], weight) for name, weight in before.items())
 
 
 def test_a_checkpoint_holds_the_adapter_alone(

@@ -123,11 +123,12 @@ def test_options_reach_the_model() -> None:
         denoise=denoise,
         seed=5,
         sampling_rate=8_000,
+        start="draft",
     )
     assert transcript.text == "440 hertz" and transcript.language == "de"
-    assert model.calls == [("de", denoise, 5)]
+    assert model.calls == [("de", denoise, 5, "draft")]
     asr.transcribe(sound, model)
-    assert model.calls[1] == ("en", DenoiseOptions(), 0)
+    assert model.calls[1] == ("en", DenoiseOptions(), 0, None)
 
 
 def test_errors_that_concern_every_recording() -> None:
@@ -135,6 +136,8 @@ def test_errors_that_concern_every_recording() -> None:
         asr.transcribe(tone(440, 0.5), PitchModel(), language="xx")
     with pytest.raises(asr.AsrError, match="batch_size is 0"):
         asr.TranscribeOptions(batch_size=0)
+    with pytest.raises(asr.AsrError, match="start is 'middle'; choose 'noise' or 'draft'"):
+        asr.TranscribeOptions(start="middle")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="langauge"):
         asr.transcribe(tone(440, 0.5), PitchModel(), langauge="en")
 

@@ -144,7 +144,8 @@ def load_checkpoint(
     tokenizer = load_tokenizer(backbone_source, local_files_only)
     loaded_backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
     loaded_backbone.load_lora_state_dict(_strip(adapter, "lora."))
-    model = DiffusionGemmaASR(loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer, drafts=config.drafts)
+    parts = loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer
+    model = DiffusionGemmaASR(*parts, drafts=config.drafts, start=config.start)
     return model.requires_grad_(False).eval()
 
 

@@ -54,6 +54,7 @@ class CheckpointConfig:
     languages: tuple[str, ...]
     drafts: bool  # whether CTC trained the projector, so that its slots spell a draft
     dtype: Literal["float32", "bfloat16", "float16"]  # of the frozen parts in training; the default in loading
+    start: Literal["noise", "draft"] = "noise"  # what canvases hold at first, where the caller does not say
 
     @property
     def model(self) -> ModelRecipe:
@@ -87,6 +88,7 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
         lora=recipe.lora,
         languages=recipe.languages,
         drafts=model.drafts,
+        start=model.start,
         dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
 

@@ -1,4 +1,4 @@
-"""The command `diffusion-gemma-asr`: transcribe, train, info.
+"""The command `diffusion-gemma-asr`: transcribe, train, evaluate, compare, info.
 
 Option names are those of openai/whisper and whisperX, with underscores; dashes are understood too. Results go
 to standard output, everything else to standard error. Exit status: 0 all went well, 1 something failed (named
@@ -43,6 +43,16 @@ class OutputFormat(str, Enum):
     json = "json"
 
 
+class Start(str, Enum):
+    noise = "noise"
+    draft = "draft"
+
+
+class SystemName(str, Enum):
+    diffusion = "diffusion"
+    ctc = "ctc"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with `arguments` (None is those of the process) and leave with its exit status."""
     try:
@@ -83,6 +93,10 @@ def transcribe(
     ] = None,
     language: Annotated[str, typer.Option(help="Code of the language spoken.")] = asr.TranscribeOptions.language,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps at most.")] = 8,
+    start: Annotated[
+        Start | None,
+        typer.Option(help="First canvas: random tokens, or the CTC draft.", show_default="the checkpoint's own"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same transcript.")] = asr.TranscribeOptions.seed,
     batch_size: Annotated[
         int, typer.Option("--batch_size", min=1, help="Chunks of at most 30 s taken at once.")
@@ -103,7 +117,9 @@ def transcribe(
         _set_threads(threads)
     wanted_dtype = None if dtype == "auto" else dtype
     loaded = asr.load(model, device=device, dtype=wanted_dtype, quantization=quantization)
-    chosen = asr.TranscribeOptions(language, _denoise_options(steps), seed, batch_size)
+    chosen = asr.TranscribeOptions(
+        language, _denoise_options(steps), seed, batch_size, start=None if start is None else start.value
+    )
 
     began, heard_s, failed = time.perf_counter(), 0.0, 0
     with _progress_bar() as bar:
@@ -145,6 +161,42 @@ def train(
     from diffusion_gemma_asr.train.adapter import train_from_recipe
 
     train_from_recipe(recipe)
+
+
+@app.command()
+def evaluate(
+    manifest: Annotated[list[Path], typer.Argument(help="JSONL manifests with references.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a killed run goes on.", show_default=False)],
+    model: Annotated[str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository.")] = "mini",
+    system: Annotated[SystemName, typer.Option(help="Denoising decoder, or CTC draft alone.")] = SystemName.diffusion,
+    steps: Annotated[str, typer.Option(help="Denoising steps at most; 1,2,4,8 measures each.")] = "8",
+    start: Annotated[
+        Start | None,
+        typer.Option(help="First canvas: random tokens, or the CTC draft.", show_default="the checkpoint's own"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Clips taken at once.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Measure error rate and speed; writes predictions.jsonl, summary.json and report.html."""
+    from diffusion_gemma_asr.evaluate.command import evaluate_command
+
+    try:
+        counts = [int(value) for value in steps.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--steps is {steps!r}; give numbers such as 8 or 1,2,4,8") from None
+    first = None if start is None else start.value
+    evaluate_command(manifest, out, model, system.value, counts, first, seed, batch_size, device)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that `evaluate` wrote.", show_default=False)],
+) -> None:
+    """Put runs side by side, each tested against the first on the same utterances."""
+    from diffusion_gemma_asr.evaluate.command import compare_command
+
+    compare_command(runs)
 
 
 def _complain(message: str) -> None:

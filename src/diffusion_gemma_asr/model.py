@@ -65,6 +65,8 @@ class DiffusionGemmaASR(nn.Module):
         projector: trained; its widths must fit both.
         tokenizer: the backbone's.
         drafts: whether the projector was trained by CTC, so that its slots spell a draft through lm_head.
+        start: what a canvas holds at first where the caller does not say: "noise", or the sure tokens of the CTC "draft"
+            and noise between them.
     """
 
     def __init__(
@@ -74,12 +76,13 @@ class DiffusionGemmaASR(nn.Module):
         backbone: Backbone,
         tokenizer: PreTrainedTokenizerBase,
         drafts: bool = True,
+        start: Start = "noise",
     ):
         super().__init__()
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
         self.tokenizer = tokenizer
         self.prompts = PromptBuilder(tokenizer)
-        self.drafts = drafts
+        self.drafts, self.start = drafts, start
 
     @property
     def device(self) -> torch.device:
@@ -171,23 +174,23 @@ class DiffusionGemmaASR(nn.Module):
     def transcribe_batch(
         self,
         audio: Sequence[np.ndarray],
-        language: str = "en",
+        language: str | Sequence[str] = "en",
         options: DenoiseOptions | None = None,
         seed: int = 0,
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
-        start: Start = "noise",
+        start: Start | None = None,
     ) -> list[Decoded]:
         """Transcribes clips; each gives the same whatever else is in the batch.
 
         Args:
             audio: float32 arrays (n,), 16 kHz, at most 30 s each.
-            language: code of one of the six.
+            language: code of one of the six, or one code a clip.
             seed: of each clip's own generator.
             canvas_length: tokens on the canvas; by default as long as the draft suggests.
             on_step: called after every denoising step with its number and the texts on the canvases of the clips that are
                 denoised together.
-            start: what the canvas holds at first: "noise", or the sure tokens of the CTC "draft" and noise between them.
+            start: "noise" or "draft"; None is the model's own.
         """
         slots, slot_lengths = self.encode_audio(audio)
         return self.transcribe_slots(slots, slot_lengths, language, options, seed, canvas_length, on_step, start)
@@ -202,7 +205,7 @@ class DiffusionGemmaASR(nn.Module):
         seed: int = 0,
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
-        start: Start = "noise",
+        start: Start | None = None,
     ) -> list[Decoded]:
         """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row."""
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
@@ -217,7 +220,7 @@ class DiffusionGemmaASR(nn.Module):
             prefill = self.prefill(slots[rows, : int(lengths.max())], lengths, [languages[row] for row in rows])
             generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
             canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
-            if start == "draft":
+            if (start or self.start) == "draft":
                 sure = self._write([[t.id if t.probability >= SURE else -1 for t in drafts[row]] for row in rows], length)
                 canvas = torch.where(sure >= 0, sure, canvas)
             found = denoise(self.backbone, prefill, canvas, options or DenoiseOptions(), generators, self._shown(on_step))

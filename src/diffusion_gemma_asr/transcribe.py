@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion_gemma_asr.audio import SAMPLE_RATE, AudioSource, Chunk, is_silent, load_audio, split
 from diffusion_gemma_asr.errors import AsrError, AudioError
@@ -31,6 +31,7 @@ class TranscribeOptions:
             else is in the batch.
         batch_size: chunks of at most 30 s that the model takes at once.
         sampling_rate: of sound given as an array, in Hz. A file says its own.
+        start: what the canvas holds at first, "noise" or the CTC "draft"; None is as the checkpoint says.
     """
 
     language: str = "en"
@@ -38,10 +39,13 @@ class TranscribeOptions:
     seed: int = 0
     batch_size: int = 8
     sampling_rate: int = SAMPLE_RATE
+    start: Literal["noise", "draft"] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise AsrError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.start not in (None, "noise", "draft"):
+            raise AsrError(f"start is {self.start!r}; choose 'noise' or 'draft'")
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ def _decode(model: DiffusionGemmaASR, batch: list[Chunk], options: TranscribeOpt
         language=options.language,
         options=options.denoise or DenoiseOptions(),
         seed=options.seed,
+        start=options.start,
     )
 
 

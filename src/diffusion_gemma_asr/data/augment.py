@@ -1,11 +1,14 @@
-"""SpecAugment-style masking (Park et al. 2019, arXiv 1904.08779) on spectrograms or on encoder frames."""
+"""What training does to features: SpecAugment-style masking (Park et al. 2019, arXiv 1904.08779) on spectrograms or on
+encoder frames, and frequency warping of spectrograms, which makes other vocal tracts out of one (Jaitly & Hinton 2013)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,30 @@ class Masking:
     time_width: int = 20
     channel_bands: int = 2
     channel_width: int = 12
+
+
+def warp_frequencies(mel: Tensor, factors: Tensor) -> Tensor:
+    """Stretches the frequencies of Whisper's log-mel spectrograms: what was at f Hz comes to lie at factor * f.
+
+    Bins between two old ones are interpolated; what would come from above 8 kHz is the top bin's value.
+
+    Args:
+        mel: (B, T, bins), Slaney's mel scale from 0 to 8 kHz.
+        factors: (B,), 1 changes nothing; above 1 a vocal tract is shorter, its formants and pitch higher.
+
+    Returns:
+        (B, T, bins), a new tensor.
+    """
+    bins = mel.shape[2]
+    top = hertz_to_mel(8000.0, mel_scale="slaney")
+    width = top / (bins + 1)  # bin k is centred at (k + 1) * width
+    hertz = mel_to_hertz(np.arange(1, bins + 1) * width, mel_scale="slaney")  # (bins,)
+    sources = hertz[None] / factors.double().numpy()[:, None]  # (B, bins) Hz
+    at = torch.from_numpy(hertz_to_mel(np.minimum(sources, 8000.0), mel_scale="slaney") / width - 1).clamp(0, bins - 1)
+    low = at.floor().long().clamp(max=bins - 2)  # (B, bins)
+    share = (at - low).to(mel.dtype)[:, None]
+    below, above = (mel.gather(2, index[:, None].expand_as(mel)) for index in (low, low + 1))
+    return below * (1 - share) + above * share
 
 
 def mask_bands(features: Tensor, lengths: Tensor, masking: Masking, generator: torch.Generator | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,13 +26,16 @@ class Utterance:
     speaker: str = ""
 
 
-def read_manifest(path: str | Path, languages: Iterable[str] = (), max_duration_s: float = 30.0) -> list[Utterance]:
+def read_manifest(
+    path: str | Path, languages: Iterable[str] = (), max_duration_s: float = 30.0, skipped: list[str] | None = None
+) -> list[Utterance]:
     """Reads a JSONL manifest.
 
     Args:
         path: manifest file; relative `audio_filepath` values are taken from its folder.
         languages: keep only these codes (empty: all).
         max_duration_s: leave out longer utterances.
+        skipped: takes a message for every line that cannot be used, and reading goes on; None stops at the first.
 
     Raises:
         DataError: the file is missing, a line is no JSON object, or a field is missing; the message names file and
@@ -43,29 +46,41 @@ def read_manifest(path: str | Path, languages: Iterable[str] = (), max_duration_
         raise DataError(f"{path}: no such manifest; check the recipe's data section or make the data first")
     keep = frozenset(languages)
     rows = []
-    for number, row in _json_lines(path):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            audio = os.path.join(path.parent, row["audio_filepath"])
-            for name in ("text", "language"):
-                if not isinstance(row[name], str):
-                    raise TypeError(f"{name}: {row[name]!r}")
-            utterance = Utterance(
-                os.path.abspath(audio),
-                row["text"],
-                row["language"],
-                float(row["duration"]),
-                str(row.get("speaker", "")),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}, line {number}: missing or wrong field {error}; each line needs "
-                "audio_filepath, text, language, duration"
-            ) from None
+            utterance = _utterance(path, number, line)
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
         if utterance.duration <= max_duration_s and (not keep or utterance.language in keep):
             rows.append(utterance)
-    if not rows:
+    if not rows and not skipped:
         raise DataError(f"{path}: no utterance of at most {max_duration_s} s in {sorted(keep) or 'any language'}")
     return rows
+
+
+def _utterance(path: Path, number: int, line: str) -> Utterance:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
+    try:
+        for name in ("text", "language"):
+            if not isinstance(row[name], str):
+                raise TypeError(f"{name}: {row[name]!r}")
+        audio = os.path.abspath(os.path.join(path.parent, row["audio_filepath"]))
+        return Utterance(audio, row["text"], row["language"], float(row["duration"]), str(row.get("speaker", "")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}, line {number}: missing or wrong field {error}; each line needs "
+            "audio_filepath, text, language, duration"
+        ) from None
 
 
 def write_manifest(path: str | Path, rows: Iterable[Utterance]) -> None:
@@ -79,17 +94,3 @@ def write_manifest(path: str | Path, rows: Iterable[Utterance]) -> None:
             fields["audio_filepath"] = os.path.relpath(row.audio_filepath, path.parent)
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
     part.replace(path)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
-            yield number, row

@@ -21,7 +21,7 @@ from ..data.manifest import Utterance, read_manifest
 from ..data.synth import read_sound
 from ..data.text import plain_english
 from ..encoder import AcousticEncoder
-from ..model import Decoded, DiffusionGemmaASR, SpeechBatch
+from ..model import Decoded, DiffusionGemmaASR, SpeechBatch, Start
 from ..objective import text_batch
 from ..projector import AudioProjector, output_length
 from ..recipe import Recipe, load_recipe
@@ -42,7 +42,9 @@ def build_model(recipe: Recipe, device: str = "cpu", dtype: torch.dtype = torch.
     backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     scale = backbone.embedding_scale() if recipe.projector.scaled else None
     projector = AudioProjector(encoder.hidden_size, backbone.hidden_size, recipe.projector.hidden_size, scale)
-    model = DiffusionGemmaASR(encoder, projector.to(device), backbone, tokenizer, drafts=recipe.losses.ctc > 0)
+    parts = encoder, projector.to(device), backbone, tokenizer
+    start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
+    model = DiffusionGemmaASR(*parts, drafts=recipe.losses.ctc > 0, start=start)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()
     return model
@@ -195,7 +197,11 @@ def weighted_loss(
 
 @torch.no_grad()
 def transcribe_cached(
-    model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache, batch_size: int = 25
+    model: DiffusionGemmaASR,
+    utterances: Sequence[Utterance],
+    cache: FeatureCache,
+    batch_size: int = 25,
+    start: Start | None = None,
 ) -> list[Decoded]:
     """Transcripts of utterances whose frozen frames are cached, in their order."""
     decoded: list[Decoded] = []
@@ -203,5 +209,5 @@ def transcribe_cached(
         batch = utterances[i : i + batch_size]
         frames, lengths = cache.batch(batch)
         slots, slot_lengths = model.projector(frames.to(model.device), lengths.to(model.device))
-        decoded += model.transcribe_slots(slots, slot_lengths, [u.language for u in batch])
+        decoded += model.transcribe_slots(slots, slot_lengths, [u.language for u in batch], start=start)
     return decoded

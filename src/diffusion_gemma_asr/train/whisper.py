@@ -33,7 +33,7 @@ from transformers import (
 
 from ..checkpoint import ADAPTER
 from ..ctc import lm_head_ctc_loss, lm_head_draft
-from ..data.augment import Masking, mask_bands
+from ..data.augment import Masking, mask_bands, warp_frequencies
 from ..data.batches import Mixture
 from ..data.manifest import Utterance, read_manifest
 from ..data.synth import read_sound
@@ -182,7 +182,9 @@ def train_whisper(recipe: dict, folder: Path) -> None:
         model.train()
         chosen = mixture.at(step)
         mel, lengths = hear([train[i] for i in chosen])
-        mel = mask_bands(mel.transpose(1, 2), lengths, masking).transpose(1, 2)
+        low, high = recipe["warp"]
+        factors = low * (high / low) ** torch.rand(len(chosen))  # (B,), log-uniform
+        mel = mask_bands(warp_frequencies(mel.transpose(1, 2), factors), lengths, masking).transpose(1, 2)
         rows = nn.utils.rnn.pad_sequence([torch.tensor(tokens[i]) for i in chosen], True, -100)
         frames = [phonemes.frames(train[i], (n + 1) // 2) for i, n in zip(chosen, lengths.tolist(), strict=True)]
         labels = nn.utils.rnn.pad_sequence(frames, True, -100)

@@ -1,0 +1,1 @@
+"""Measuring: text normalisation, error rates, resumable runs over data sets, reports and comparisons."""

@@ -1,0 +1,77 @@
+"""The commands `evaluate` and `compare`: load, run with a progress bar, print a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .. import load
+from ..data.manifest import Utterance, read_manifest
+from ..denoise import DenoiseOptions
+from ..model import Start
+from .compare import compare
+from .metrics import Edits
+from .report import write_report
+from .run import MAX_CLIP_S, evaluate
+from .systems import CtcGreedy, Diffusion, System
+
+
+def evaluate_command(
+    manifests: Sequence[Path],
+    out: Path,
+    model: str,
+    system: str,
+    steps: Sequence[int],
+    start: Start | None,
+    seed: int,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Evaluates a model on manifests: once, or once for each number of steps in folders `steps-N` of `out`."""
+    skipped: list[str] = []
+    utterances: list[Utterance] = []
+    for path in manifests:
+        utterances += read_manifest(path, max_duration_s=MAX_CLIP_S, skipped=skipped)
+    options = [DenoiseOptions(steps=n) for n in steps]
+    loaded = load(model, device=device)
+    systems: dict[Path, System] = {}
+    if system == "ctc":
+        systems[out] = CtcGreedy(loaded, model)
+    else:
+        folders = [out] if len(steps) == 1 else [out / f"steps-{n}" for n in steps]
+        systems = {f: Diffusion(loaded, model, o, start, seed) for f, o in zip(folders, options, strict=True)}
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    table = Table("run", "language", "error rate", "95 % interval", "passes", "RTFx", "skipped")
+    for folder, chosen in systems.items():
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(folder.name, total=len(utterances))
+
+            def show(done: int, edits: Edits, bar: Progress = bar, task: int = task, name: str = folder.name) -> None:
+                bar.update(task, completed=done, description=f"{name} {edits.rate:.1%}")  # type: ignore[arg-type]
+
+            summary = evaluate(chosen, utterances, folder, batch_size, skipped, show)
+        for language, found in summary["languages"].items():
+            table.add_row(
+                folder.name, language, f"{found['error_rate']:.2%}", f"{found['low']:.2%} – {found['high']:.2%}",
+                str(summary["passes"]), str(summary["speed"]["rtfx"]), str(summary["skipped"]),
+            )  # fmt: skip
+    Console().print(table)
+    print(write_report(list(systems), out / "report.html"))
+
+
+def compare_command(runs: Sequence[Path]) -> None:
+    """Prints the comparison as a table."""
+    table = Table("run", "language", "utterances", "error rate", "against the first", "p")
+    for row in compare(runs):
+        test = row.get("against_first")
+        shown = f"{test['difference']:+.2%} ({test['low']:+.2%} to {test['high']:+.2%})" if test else ""
+        table.add_row(
+            row["run"], row["language"], str(row["utterances"]), f"{row['error_rate']:.2%}", shown,
+            f"{test['p_value']:.3f}" if test else "",
+        )  # fmt: skip
+    Console().print(table)

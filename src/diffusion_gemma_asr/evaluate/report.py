@@ -1,0 +1,150 @@
+"""One self-contained HTML page of a run or of a sweep over denoising steps: tables, a plot, and every utterance."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .metrics import Piece, align
+from .run import SUMMARY, Prediction, read_predictions
+
+MIME = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg", ".opus": "audio/ogg",
+        ".m4a": "audio/mp4", ".webm": "audio/webm"}  # fmt: skip
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1b1b;background:#fff}
+table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd}
+th:first-child,td:first-child{text-align:left}.said,.written{font-family:ui-monospace,monospace}
+.utterance{border-top:1px solid #ddd;padding:.6rem 0}.meta{color:#666;font-size:13px}
+.substitute{background:#ffe08a}.delete{background:#ffb3b3;text-decoration:line-through}.insert{background:#b8e6b8}
+input{font:inherit;padding:.3rem .5rem;width:20rem}audio{height:2rem;vertical-align:middle}
+"""
+SCRIPT = """
+const box=document.getElementById('filter'),rows=[...document.querySelectorAll('.utterance')];
+box.addEventListener('input',()=>{const wanted=box.value.toLowerCase();
+for(const row of rows)row.hidden=!row.textContent.toLowerCase().includes(wanted)});
+"""
+
+
+def write_report(runs: Sequence[str | Path], target: str | Path, audio: int = 50) -> Path:
+    """Writes report.html.
+
+    Args:
+        runs: folders of finished runs; the utterances shown are those of the last.
+        target: the file to write.
+        audio: players for so many of the worst utterances; their sound goes into the page.
+
+    Returns:
+        the file.
+    """
+    summaries = [json.loads((Path(run) / SUMMARY).read_text(encoding="utf-8")) for run in runs]
+    rows = read_predictions(runs[-1])
+    heard = sorted((row for row in rows if row.error is None), key=lambda row: (-row.counts.errors, -row.counts.rate))
+    body = [
+        "<h1>Speech recognition report</h1>", _settings(summaries), _table(summaries), _plot(summaries),
+        _skipped(summaries[-1]),
+        "<h2>Utterances, worst first</h2>", '<p><input id="filter" placeholder="filter: text, language, file"></p>',
+        *(_utterance(row, with_audio=i < audio) for i, row in enumerate(heard)),
+    ]  # fmt: skip
+    page = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Speech recognition report</title>'
+        f"<style>{STYLE}</style><body>{''.join(body)}<script>{SCRIPT}</script></body></html>\n"
+    )
+    target = Path(target)
+    part = target.with_name(target.name + ".part")
+    part.write_text(page, encoding="utf-8")
+    part.replace(target)
+    return target
+
+
+def _settings(summaries: Sequence[dict[str, Any]]) -> str:
+    last = summaries[-1]
+    facts = last["settings"] | last["machine"]
+    listed = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    return f'<p class="meta">{html.escape(listed)}</p>'
+
+
+def _table(summaries: Sequence[dict[str, Any]]) -> str:
+    head = ("run", "language", "error rate", "95 % interval", "with marks kept", "S", "D", "I", "of", "passes", "RTFx")
+    cells = [f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"]
+    for summary in summaries:
+        for language, found in summary["languages"].items():
+            kept = found.get("with_marks")
+            measure = "WER" if found["unit"] == "word" else "CER"
+            row = (
+                label(summary["settings"]), language, f"{measure} {found['error_rate']:.2%}",
+                f"{found['low']:.2%} – {found['high']:.2%}", f"{kept['error_rate']:.2%}" if kept else "",
+                found["substitutions"], found["deletions"], found["insertions"], found["reference"],
+                summary["passes"], summary["speed"]["rtfx"],
+            )  # fmt: skip
+            cells.append(f"<tr>{''.join(f'<td>{html.escape(str(value))}</td>' for value in row)}</tr>")
+    return f"<table>{''.join(cells)}</table>"
+
+
+def label(settings: dict[str, Any]) -> str:
+    """A short name of a run: system, model, steps and start."""
+    parts = [settings.get(key) for key in ("system", "model", "steps", "start")]
+    names = [f"{part} steps" if isinstance(part, int) else str(part) for part in parts if part is not None]
+    return " · ".join(names)
+
+
+def _plot(summaries: Sequence[dict[str, Any]]) -> str:
+    """Error rate against speed, where there is more than one run."""
+    if len(summaries) < 2:
+        return ""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    for language in summaries[-1]["languages"]:
+        points = [(s["speed"]["rtfx"], s["languages"][language]["error_rate"], s) for s in summaries]
+        axis.plot([x for x, _, _ in points], [100 * y for _, y, _ in points], "o-", label=language)
+        for x, y, summary in points:
+            axis.annotate(str(summary["settings"].get("steps", "")), (x, 100 * y), textcoords="offset points", xytext=(5, 5))
+    axis.set_xlabel("RTFx (seconds of sound a second)")
+    axis.set_ylabel("error rate, %")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    image = io.StringIO()
+    figure.savefig(image, format="svg")
+    return image.getvalue().split("?>", 1)[-1]
+
+
+def _skipped(summary: dict[str, Any]) -> str:
+    if not summary["skipped"]:
+        return ""
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in summary["skipped_why"])
+    return f"<p>{summary['skipped']} utterances were skipped:</p><ul>{reasons}</ul>"
+
+
+def _utterance(row: Prediction, with_audio: bool) -> str:
+    pieces = align(row.reference_normalised, row.hypothesis_normalised, "character" if row.unit == "character" else "word")
+    edits = row.counts
+    meta = (
+        f"{Path(row.audio_filepath).name} · {row.language} · {row.duration:.1f} s · {edits.rate:.0%} "
+        f"({edits.substitutions} S, {edits.deletions} D, {edits.insertions} I) · {row.passes} passes"
+    )
+    joint = "" if row.unit == "character" else " "
+    return (
+        f'<div class="utterance"><div class="meta">{html.escape(meta)} {_player(row) if with_audio else ""}</div>'
+        f'<div class="said">{joint.join(_marked(p, p.said) for p in pieces if p.said)}</div>'
+        f'<div class="written">{joint.join(_marked(p, p.written) for p in pieces if p.written)}</div></div>'
+    )
+
+
+def _marked(piece: Piece, text: str) -> str:
+    shown = html.escape(text)
+    return shown if piece.kind == "equal" else f'<span class="{piece.kind}">{shown}</span>'
+
+
+def _player(row: Prediction) -> str:
+    path = Path(row.audio_filepath)
+    kind = MIME.get(path.suffix.lower())
+    if kind is None or not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<audio controls preload="none" src="data:{kind};base64,{data}"></audio>'

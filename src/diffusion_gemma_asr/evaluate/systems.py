@@ -1,0 +1,73 @@
+"""What can be evaluated: anything that turns a batch of clips into texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..denoise import DenoiseOptions
+from ..model import DiffusionGemmaASR, Start
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What a system wrote for a clip, and how many passes of its decoder that took."""
+
+    text: str
+    passes: int
+
+
+class System(Protocol):
+    """A speech recogniser under test."""
+
+    def settings(self) -> dict[str, Any]:
+        """What defines it, as JSON: two runs with equal settings on the same audio give the same texts."""
+
+    def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+        """Texts of (n,) float32 clips of 16 kHz, at most 30 s each, in their order."""
+
+
+class Diffusion:
+    """Our model through its denoising decoder."""
+
+    def __init__(
+        self, model: DiffusionGemmaASR, name: str, options: DenoiseOptions, start: Start | None = None, seed: int = 0
+    ):
+        self.model, self.name, self.options, self.seed = model, name, options, seed
+        self.start: Start = start or model.start
+
+    def settings(self) -> dict[str, Any]:
+        """Model, denoising options, first canvas and seed."""
+        chosen = {"system": "diffusion", "model": self.name, "start": self.start, "seed": self.seed}
+        return chosen | asdict(self.options) | {"dtype": _dtype(self.model)}
+
+    def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+        """See `System`."""
+        found = self.model.transcribe_batch(clips, languages, self.options, self.seed, start=self.start)
+        return [Hypothesis(row.text, row.steps) for row in found]
+
+
+class CtcGreedy:
+    """The projector's slots straight through the frozen lm_head, greedily: no decoder at all."""
+
+    def __init__(self, model: DiffusionGemmaASR, name: str):
+        self.model, self.name = model, name
+
+    def settings(self) -> dict[str, Any]:
+        """The model."""
+        return {"system": "ctc", "model": self.name, "dtype": _dtype(self.model)}
+
+    @torch.no_grad()
+    def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+        """See `System`; the languages are not used."""
+        drafts = self.model.draft(*self.model.encode_audio(clips))
+        texts = [self.model.tokenizer.decode([t.id for t in row], skip_special_tokens=True).strip() for row in drafts]
+        return [Hypothesis(text, 0) for text in texts]
+
+
+def _dtype(model: DiffusionGemmaASR) -> str:
+    return str(model.backbone.lm_head_weight.dtype).removeprefix("torch.")
