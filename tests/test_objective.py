@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from diffusion_gemma_asr.backbone import Backbone, Prefill
-from diffusion_gemma_asr.objective import BackboneLosses, TextBatch, backbone_losses, text_batch, write_canvas
+from diffusion_gemma_asr.objective import BackboneLosses, TextBatch, backbone_losses, one_step, text_batch, write_canvas
 from diffusion_gemma_asr.prompt import PromptBuilder
 
 TEXTS = ["the quick brown fox", "she sells", ""]
@@ -64,13 +64,13 @@ def losses(
     full_noise: float = 0.0,
     seed: int = 0,
     autoregressive: bool = True,
-    **drafts: Any,
+    **others: Any,
 ) -> BackboneLosses:
     backbone.calls = []
     generator = torch.Generator().manual_seed(seed)
     embeds = backbone.embed(batch.ids)
     return backbone_losses(
-        backbone, embeds, batch, self_conditioning, full_noise, generator, autoregressive=autoregressive, **drafts
+        backbone, embeds, batch, self_conditioning, full_noise, generator, autoregressive=autoregressive, **others
     )
 
 
@@ -184,6 +184,28 @@ def test_self_conditioning_happens_as_often_as_asked(recorded: Recorded, prompts
         passes.append(len(recorded.calls))
     assert set(passes) == {1, 2}
     assert passes.count(2) < 8
+
+
+def test_unrolled_rows_go_on_with_the_canvas_that_the_first_pass_makes(recorded: Recorded, batch: TextBatch) -> None:
+    many = TextBatch(**{f.name: getattr(batch, f.name)[[0] * 40] for f in fields(batch)})
+    for share, low, high in ((0.0, 0, 0), (0.5, 10, 30), (1.0, 40, 40)):
+        losses(recorded, many, self_conditioning=1.0, autoregressive=False, unroll=share)
+        (canvas, first, _), (again, second, last) = recorded.calls
+        assert first is None and second is not None and last.requires_grad
+        assert low <= int((canvas != again).any(1).sum()) <= high
+    losses(recorded, many, self_conditioning=0.0, autoregressive=False, unroll=1.0)
+    assert len(recorded.calls) == 1
+
+
+def test_one_step_keeps_what_is_sure_and_draws_the_rest_anew() -> None:
+    logits = torch.zeros(1, 200, 500)
+    logits[:, :50, 7] = 60.0  # fifty sure positions among even ones
+    for seed in range(5):
+        canvas = one_step(logits, torch.Generator().manual_seed(seed))[0]
+        assert (canvas[:50] == 7).all()
+        assert len(canvas[50:].unique()) > 80
+    again = one_step(logits, torch.Generator().manual_seed(4))[0]
+    assert torch.equal(again, canvas)
 
 
 # -- the losses ----------------------------------------------------------------------------------------------

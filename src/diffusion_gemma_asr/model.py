@@ -135,6 +135,7 @@ class DiffusionGemmaASR(nn.Module):
         full_noise: float = 0.0,
         autoregressive: bool = True,
         draft_share: float = 0.0,
+        unroll: float = 0.0,
     ) -> tuple[BackboneLosses, Tensor]:
         """The three losses of a batch; see `backbone_losses` for the options.
 
@@ -149,7 +150,7 @@ class DiffusionGemmaASR(nn.Module):
             drafts = self._write([_ids(row) for row in self.draft(slots, slot_lengths)], text.canvas.shape[1])
         found = backbone_losses(
             self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive, drafts=drafts,
-            draft_share=draft_share,
+            draft_share=draft_share, unroll=unroll,
         )  # fmt: skip
         return found, self._ctc_loss(slots, slot_lengths, text)
 

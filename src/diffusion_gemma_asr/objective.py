@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .backbone import Backbone
+from .denoise import accept, renoise, sample
 from .losses import autoregressive_loss, diffusion_loss
 from .noise import q_xt, sample_t
 from .prompt import PromptBuilder, pad_prompts
@@ -81,6 +82,7 @@ def backbone_losses(
     autoregressive: bool = True,
     drafts: Tensor | None = None,
     draft_share: float = 0.0,
+    unroll: float = 0.0,
 ) -> BackboneLosses:
     """Diffusion and autoregressive loss of a batch.
 
@@ -94,6 +96,8 @@ def backbone_losses(
         autoregressive: leave that loss out (0) where its weight is 0.
         drafts: (B, C) long, canvases that hold a draft with its errors, for the rows that start from one.
         draft_share: probability that a row starts from its draft, corrupted at half its level t, instead.
+        unroll: probability that a row whose first pass handed over its logits also goes on with the canvas that a denoising
+            step makes of them, its own mistakes included, as inference does (Savinov et al. 2021, arXiv 2112.06749).
     """
     weight, softcap = backbone.lm_head_weight, backbone.softcap
     prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
@@ -111,7 +115,23 @@ def backbone_losses(
     if float(torch.rand((), generator=generator, device=t.device)) < self_conditioning:
         with torch.no_grad():
             signal = backbone.denoise_logits(noisy, prefill)
+        if unroll > 0:
+            stepped = one_step(signal, generator)
+            own = torch.rand(t.shape, generator=generator, device=t.device) < unroll
+            noisy = torch.where(own[:, None], stepped, noisy)
     hidden = backbone.denoise_hidden(noisy, prefill, signal)
     everywhere = torch.ones_like(noisy, dtype=torch.bool)
     diffusion, accuracy = diffusion_loss(hidden, weight, softcap, batch.canvas, everywhere)
     return BackboneLosses(diffusion, ar, accuracy, ar_accuracy)
+
+
+@torch.no_grad()
+def one_step(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The canvas (B, C) that a denoising step makes of its logits (B, C, V): drawn, accepted or drawn anew.
+
+    Temperature and entropy bound are drawn for the batch, from the ranges that decoding uses: 0.2 to 0.8, and, on a
+    logarithmic scale, 0.1 to 10 nats.
+    """
+    low, high = torch.rand(2, generator=generator, device=logits.device).tolist()
+    drawn, entropy = sample(logits / (0.2 + 0.6 * low), generator)
+    return renoise(drawn, accept(entropy, 0.1 * 100**high), logits.shape[-1], generator)

@@ -186,8 +186,9 @@ def weighted_loss(
             ctc = model.ctc_loss(batch)
             return weights.ctc * ctc, {"ctc": float(ctc.detach())}
         losses, ctc = model.losses(
-            batch, weights.self_conditioning, weights.full_noise, weights.autoregressive > 0, weights.draft_share
-        )
+            batch, weights.self_conditioning, weights.full_noise, weights.autoregressive > 0, weights.draft_share,
+            weights.unroll,
+        )  # fmt: skip
         total = weights.diffusion * losses.diffusion + weights.ctc * ctc
         if weights.autoregressive > 0:
             total = total + weights.autoregressive * losses.autoregressive

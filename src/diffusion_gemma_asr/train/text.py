@@ -120,7 +120,7 @@ def train_text(recipe: dict, folder: Path) -> None:
         embeds, batch, drafts = reader.batch(rows, rng, rng.randint(0, 8), recipe["unheard"], grown)
         losses = backbone_losses(
             backbone, embeds, batch, recipe["self_conditioning"], recipe["full_noise"], drafts=drafts,
-            draft_share=recipe["draft_share"],
+            draft_share=recipe["draft_share"], unroll=float(step >= recipe["unroll_from"]),
         )  # fmt: skip
         metrics = {name: float(value.detach()) for name, value in losses.__dict__.items()}
         return losses.diffusion + recipe["autoregressive"] * losses.autoregressive, metrics
