@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -117,9 +117,7 @@ def transcribe(
         _set_threads(threads)
     wanted_dtype = None if dtype == "auto" else dtype
     loaded = asr.load(model, device=device, dtype=wanted_dtype, quantization=quantization)
-    chosen = asr.TranscribeOptions(
-        language, _denoise_options(steps), seed, batch_size, start=None if start is None else start.value
-    )
+    chosen = asr.TranscribeOptions(language, _denoise_options(steps), seed, batch_size, start=_first_canvas(start))
 
     began, heard_s, failed = time.perf_counter(), 0.0, 0
     with _progress_bar() as bar:
@@ -185,8 +183,7 @@ def evaluate(
         counts = [int(value) for value in steps.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--steps is {steps!r}; give numbers such as 8 or 1,2,4,8") from None
-    first = None if start is None else start.value
-    evaluate_command(manifest, out, model, system.value, counts, first, seed, batch_size, device)
+    evaluate_command(manifest, out, model, system.value, counts, _first_canvas(start), seed, batch_size, device)
 
 
 @app.command()
@@ -213,6 +210,10 @@ def _denoise_options(steps: int) -> DenoiseOptions:
     from diffusion_gemma_asr.denoise import DenoiseOptions
 
     return DenoiseOptions(steps=steps)
+
+
+def _first_canvas(start: Start | None) -> Literal["noise", "draft"] | None:
+    return None if start is None else ("draft" if start is Start.draft else "noise")
 
 
 def _output_files(files: list[Path], folder: Path | None, output_format: OutputFormat) -> list[Path | None]:

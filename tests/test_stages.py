@@ -1,0 +1,109 @@
+"""train/whisper.py and train/text.py: the mini model's first two stages, a few steps each, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sounds import tone, write
+from transformers import WhisperForConditionalGeneration
+
+from diffusion_gemma_asr.backbone import Backbone
+from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
+from diffusion_gemma_asr.encoder import AcousticEncoder
+from diffusion_gemma_asr.projector import AudioProjector
+from diffusion_gemma_asr.train.text import train_text
+from diffusion_gemma_asr.train.tokenizer import train_tokenizer
+from diffusion_gemma_asr.train.whisper import PhonemeTimes, train_whisper
+
+TEXTS = ["the quick fox", "lazy dog", "by the sea", "she sells shells", "it is fine"]
+RECIPES = Path(__file__).parents[1] / "recipes" / "mini"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a tokenizer and a corpus of tones, whose phonemes are known for all but the last."""
+    folder = tmp_path_factory.mktemp("mini")
+    train_tokenizer(TEXTS * 3, 320, folder / "tokenizer")
+    rows, times = [], []
+    for i, text in enumerate(TEXTS):
+        sound = write(folder / f"{i}.wav", tone(220 + 110 * i, 1.2))
+        rows.append(Utterance(str(sound), text, "en", 1.2))
+        times.append({"audio_filepath": f"{i}.wav", "phonemes": [["_", 0.0, 0.2], ["a", 0.2, 0.7], ["b", 0.7, 1.2]]})
+    write_manifest(folder / "manifest.jsonl", rows)
+    (folder / "phonemes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times[:-1]))
+    (folder / "text.txt").write_text("\n".join(TEXTS * 2))
+    return folder
+
+
+def recipe_of(name: str, **changes: Any) -> dict[str, Any]:
+    """A recipe of the repository with some sections changed: its keys are thus those that the code reads."""
+    recipe = yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))
+    recipe["loop"] |= {"steps": 3, "warmup_steps": 1, "save_every": 2, "evaluate_every": 3}
+    for section, values in changes.items():
+        recipe[section] = recipe[section] | values if isinstance(values, dict) else values
+    return recipe
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_phonemes_lie_on_their_frames(run_folder: Path) -> None:
+    times = PhonemeTimes([run_folder / "phonemes.jsonl"])
+    assert times.symbols == ["_", "a", "b"]
+    known, unknown = (Utterance(str(run_folder / f"{i}.wav"), "", "en", 1.2) for i in (0, 4))
+    assert times.frames(known, 62).tolist() == [0] * 10 + [1] * 25 + [2] * 25 + [-100] * 2
+    assert (times.frames(unknown, 5) == -100).all()
+
+
+def test_the_first_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder: Path) -> None:
+    manifest = str(run_folder / "manifest.jsonl")
+    train = [{"manifest": manifest, "phonemes": str(run_folder / "phonemes.jsonl"), "weight": 1.0}]
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
+    data = {"train": train, "dev": {"tones": manifest}, "dev_count": 2}
+    train_whisper(recipe_of("a-whisper.yaml", model=sizes, data=data, batch_frames=300), run_folder)
+    records = read_log(run_folder / "whisper-run")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    for record in records:
+        assert all(record[name] > 0 for name in ("autoregressive", "characters", "tokens", "phonemes"))
+    assert {"character_cer_tones", "token_wer_tones"} <= records[-1]["evaluation"].keys()
+    state = torch.load(run_folder / "whisper-run" / "state.pt", weights_only=True)["weights"]
+
+    encoder = AcousticEncoder.from_pretrained(run_folder / "encoder")
+    saved = state["whisper.model.encoder.layers.0.fc1.weight"]
+    torch.testing.assert_close(encoder.encoder.layers[0].fc1.weight, saved, atol=1e-3, rtol=1e-3)  # float16
+    projector = AudioProjector(16, 16, 16)
+    adapter = load_file(run_folder / "projector" / "adapter.safetensors")
+    projector.load_state_dict({name.removeprefix("projector."): value for name, value in adapter.items()})
+    assert torch.equal(projector.conv1.weight.detach(), state["projector.conv1.weight"])
+    whisper = WhisperForConditionalGeneration.from_pretrained(run_folder / "whisper")
+    assert whisper.config.d_model == 16 and whisper.config.vocab_size == 320
+
+
+def test_the_second_stage_leaves_a_backbone_in_the_real_layout(run_folder: Path) -> None:
+    sizes = {"hidden": 32, "layers": 2, "heads": 4, "head_dim": 8, "intermediate": 32, "experts": 2, "top_k": 1,
+             "expert_intermediate": 16}  # fmt: skip
+    paths = {"text": str(run_folder / "text.txt"), "speech": str(run_folder / "manifest.jsonl")}
+    write_manifest(run_folder / "dev.jsonl", [Utterance(str(run_folder / "0.wav"), "the sea", "en", 1.2)])
+    recipe = recipe_of(
+        "b-text.yaml", model=sizes, data=paths | {"dev": str(run_folder / "dev.jsonl")}, self_conditioning=1.0,
+        unroll_from=1, curriculum={"clean": 1, "until": 2}, batch_size=4,
+    )  # fmt: skip
+    train_text(recipe, run_folder)
+    records = read_log(run_folder / "backbone-run")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert all(record["diffusion"] > 0 and record["autoregressive"] > 0 for record in records)
+    assert {"wer_of_slots", "wer_8_steps", "wer_1_step"} <= records[-1]["evaluation"].keys()
+    backbone = Backbone.from_pretrained(run_folder / "backbone")
+    assert (backbone.hidden_size, backbone.vocab_size) == (32, 320)
+    state = torch.load(run_folder / "backbone-run" / "state.pt", weights_only=True)["weights"]
+    loaded = dict(backbone.named_parameters())
+    name = next(name for name in state if name.endswith("layers.0.self_attn.q_proj.weight"))
+    torch.testing.assert_close(loaded[name], state[name], atol=1e-3, rtol=1e-3)
