@@ -25,7 +25,6 @@ from diffusion_gemma_asr import load
 from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.data.manifest import read_manifest
 from diffusion_gemma_asr.data.text import plain_english
-from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.model import Decoded, DiffusionGemmaASR, Start
 
 STEPS = (1, 2, 4, 8, 16, 32, 48)
@@ -41,7 +40,7 @@ def decode_all(model: DiffusionGemmaASR, clips: list, case: Case, batch_size: in
     start = time.perf_counter()
     for i in range(0, len(order), batch_size):
         rows = order[i : i + batch_size]
-        found = model.transcribe_batch([clips[j] for j in rows], options=DenoiseOptions(steps=steps), start=first)
+        found = model.transcribe_batch([clips[j] for j in rows], options=steps, start=first)
         decoded.update(zip(rows, found, strict=True))
     return [decoded[i] for i in range(len(clips))], time.perf_counter() - start
 

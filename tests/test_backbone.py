@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache
 
 from diffusion_gemma_asr.backbone import Backbone, Prefill
+from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.train.backbone_config import small_config
 
@@ -353,3 +356,19 @@ def test_small_config_has_the_real_ones_shape(backbone_folder: Path, layers: int
         (1, 2, 6, 4) if kind == "sliding_attention" else (1, 1, 6, 8) for kind in kinds
     ]
     assert predict(model, prefill).shape == (1, CANVAS, tiny.VOCAB_SIZE)
+
+
+# -- how to denoise ------------------------------------------------------------------------------------------
+
+
+def test_the_generation_config_says_how_to_denoise(backbone_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "backbone"
+    shutil.copytree(backbone_folder, folder)
+    path = folder / "generation_config.json"
+    said = json.loads(path.read_text())
+    said |= {"t_max": 0.5, "t_min": 0.25, "stability_threshold": 2, "confidence_threshold": 0.01}
+    said["sampler_config"]["entropy_bound"] = 3.0
+    path.write_text(json.dumps(said))
+    found = Backbone.from_pretrained(folder)
+    assert found.denoise_options(5) == DenoiseOptions(5, 3.0, 0.5, 0.25, 2, 0.01)
+    assert Backbone.from_config(found.model.config).denoise_options(4) == DenoiseOptions(steps=4)

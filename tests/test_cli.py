@@ -17,7 +17,6 @@ from sounds import PitchModel, tone, write
 import diffusion_gemma_asr as asr
 from diffusion_gemma_asr.checkpoint import save_checkpoint
 from diffusion_gemma_asr.cli import _clock, main
-from diffusion_gemma_asr.denoise import DenoiseOptions
 
 
 @dataclass(frozen=True)
@@ -143,13 +142,13 @@ def test_options_reach_the_model_with_underscores_or_dashes(
         *(f"--batch{style}size", "1", f"--output{style}format", "json"),
     )
     assert outcome.status == 0
-    assert model.calls == [("de", DenoiseOptions(steps=3), 7, "noise")] * 2
+    assert model.calls == [("de", 3, 7, "noise")] * 2
     assert json.loads(outcome.out.splitlines()[0])["language"] == "de"
 
 
 def test_defaults_are_those_of_the_library(run: Run, model: PitchModel, sound: Path) -> None:
     run("transcribe", sound)
-    assert model.calls == [("en", DenoiseOptions(), 0, None)]
+    assert model.calls == [("en", 8, 0, None)]
 
 
 def test_what_is_loaded(run: Run, model: PitchModel, sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ def test_options_reach_the_model() -> None:
     assert transcript.text == "440 hertz" and transcript.language == "de"
     assert model.calls == [("de", denoise, 5, "draft")]
     asr.transcribe(sound, model)
-    assert model.calls[1] == ("en", DenoiseOptions(), 0, None)
+    assert model.calls[1] == ("en", None, 0, None)
 
 
 def test_errors_that_concern_every_recording() -> None:

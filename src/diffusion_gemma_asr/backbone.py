@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import Cache, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 
+from .denoise import DenoiseOptions
 from .errors import CheckpointError
 from .pretrained import load_pretrained
 from .quantization import find_quantizer, quantize_experts
@@ -110,6 +111,21 @@ class Backbone(nn.Module):
         """Root mean square of one component of the token rows as the layers see them, after the factor sqrt(hidden)."""
         mean_square = sum(float(rows.float().pow(2).sum()) for rows in self.lm_head_weight.split(8192))
         return (mean_square / self.lm_head_weight.numel() * self.hidden_size) ** 0.5
+
+    def denoise_options(self, steps: int) -> DenoiseOptions:
+        """How this checkpoint's generation_config.json says to denoise, in at most `steps` steps.
+
+        What the file leaves out is as in `DenoiseOptions`; its own number of steps does not count.
+        """
+        said = self.model.generation_config
+        given = {
+            "entropy_bound": said.sampler_config.entropy_bound if said.sampler_config else None,
+            "t_max": said.t_max,
+            "t_min": said.t_min,
+            "stability_threshold": said.stability_threshold,
+            "confidence_threshold": said.confidence_threshold,
+        }
+        return DenoiseOptions(steps=steps, **{name: value for name, value in given.items() if value is not None})
 
     # -- LoRA ---------------------------------------------------------------------------------------------------------
 

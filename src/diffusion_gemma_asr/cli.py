@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -22,9 +22,6 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
 import diffusion_gemma_asr as asr
-
-if TYPE_CHECKING:
-    from diffusion_gemma_asr.denoise import DenoiseOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -117,7 +114,7 @@ def transcribe(
         _set_threads(threads)
     wanted_dtype = None if dtype == "auto" else dtype
     loaded = asr.load(model, device=device, dtype=wanted_dtype, quantization=quantization)
-    chosen = asr.TranscribeOptions(language, _denoise_options(steps), seed, batch_size, start=_first_canvas(start))
+    chosen = asr.TranscribeOptions(language, steps, seed, batch_size, start=_first_canvas(start))
 
     began, heard_s, failed = time.perf_counter(), 0.0, 0
     with _progress_bar() as bar:
@@ -204,12 +201,6 @@ def _set_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-def _denoise_options(steps: int) -> DenoiseOptions:
-    from diffusion_gemma_asr.denoise import DenoiseOptions
-
-    return DenoiseOptions(steps=steps)
 
 
 def _first_canvas(start: Start | None) -> Literal["noise", "draft"] | None:

@@ -176,7 +176,7 @@ class DiffusionGemmaASR(nn.Module):
         self,
         audio: Sequence[np.ndarray],
         language: str | Sequence[str] = "en",
-        options: DenoiseOptions | None = None,
+        options: DenoiseOptions | int | None = None,
         seed: int = 0,
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
@@ -187,6 +187,8 @@ class DiffusionGemmaASR(nn.Module):
         Args:
             audio: float32 arrays (n,), 16 kHz, at most 30 s each.
             language: code of one of the six, or one code a clip.
+            options: how to denoise; a number is so many steps at most (None: 8), and the rest as the backbone's
+                generation_config.json says.
             seed: of each clip's own generator.
             canvas_length: tokens on the canvas; by default as long as the draft suggests.
             on_step: called after every denoising step with its number and the texts on the canvases of the clips that are
@@ -202,13 +204,15 @@ class DiffusionGemmaASR(nn.Module):
         slots: Tensor,
         slot_lengths: Tensor,
         language: str | Sequence[str] = "en",
-        options: DenoiseOptions | None = None,
+        options: DenoiseOptions | int | None = None,
         seed: int = 0,
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
         start: Start | None = None,
     ) -> list[Decoded]:
         """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row."""
+        if not isinstance(options, DenoiseOptions):
+            options = self.backbone.denoise_options(options or DenoiseOptions.steps)
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
         drafts = self.draft(slots, slot_lengths)
         groups: dict[int, list[int]] = {}
@@ -224,7 +228,7 @@ class DiffusionGemmaASR(nn.Module):
             if (start or self.start) == "draft":
                 sure = self._write([[t.id if t.probability >= SURE else -1 for t in drafts[row]] for row in rows], length)
                 canvas = torch.where(sure >= 0, sure, canvas)
-            found = denoise(self.backbone, prefill, canvas, options or DenoiseOptions(), generators, self._shown(on_step))
+            found = denoise(self.backbone, prefill, canvas, options, generators, self._shown(on_step))
             tokens = cut_at_end(found.canvas, self.prompts.end_ids)
             for i, row in enumerate(rows):
                 decoded[row] = Decoded(

@@ -26,7 +26,8 @@ class TranscribeOptions:
 
     Attributes:
         language: code of the language spoken.
-        denoise: how to denoise; None is `DenoiseOptions()`.
+        denoise: how to denoise; a number is so many steps at most (None: 8), and the rest as the backbone's
+            generation_config.json says.
         seed: of the random draws; the same seed and recording give the same transcript, whatever
             else is in the batch.
         batch_size: chunks of at most 30 s that the model takes at once.
@@ -35,7 +36,7 @@ class TranscribeOptions:
     """
 
     language: str = "en"
-    denoise: DenoiseOptions | None = None
+    denoise: DenoiseOptions | int | None = None
     seed: int = 0
     batch_size: int = 8
     sampling_rate: int = SAMPLE_RATE
@@ -159,12 +160,10 @@ def _pools(audio: Iterable[AudioSource], options: TranscribeOptions) -> Iterator
 
 
 def _decode(model: DiffusionGemmaASR, batch: list[Chunk], options: TranscribeOptions) -> list[Decoded]:
-    from diffusion_gemma_asr.denoise import DenoiseOptions
-
     return model.transcribe_batch(
         [chunk.samples for chunk in batch],
         language=options.language,
-        options=options.denoise or DenoiseOptions(),
+        options=options.denoise,
         seed=options.seed,
         start=options.start,
     )

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from .. import load
 from ..data.manifest import Utterance, read_manifest
-from ..denoise import DenoiseOptions
 from ..model import Start
 from .compare import compare
 from .metrics import Edits
@@ -36,8 +35,8 @@ def evaluate_command(
     utterances: list[Utterance] = []
     for path in manifests:
         utterances += read_manifest(path, max_duration_s=MAX_CLIP_S, skipped=skipped)
-    options = [DenoiseOptions(steps=n) for n in steps]
     loaded = load(model, device=device)
+    options = [loaded.backbone.denoise_options(n) for n in steps]
     systems: dict[Path, System] = {}
     if system == "ctc":
         systems[out] = CtcGreedy(loaded, model)
