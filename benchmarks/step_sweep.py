@@ -28,7 +28,6 @@ from diffusion_gemma_asr.data.text import plain_english
 from diffusion_gemma_asr.model import Decoded, DiffusionGemmaASR, Start
 
 STEPS = (1, 2, 4, 8, 16, 32, 48)
-STARTS: tuple[Start, ...] = ("noise", "draft")
 Case = tuple[Start, int]  # what canvases hold at first, denoising steps at most
 
 
@@ -52,6 +51,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the result files")
     parser.add_argument("--count", type=int, help="the first so many utterances (default: all)")
     parser.add_argument("--steps", default=",".join(map(str, STEPS)))
+    parser.add_argument("--starts", default="noise,draft", help="what canvases hold at first")
     parser.add_argument("--repeats", type=int, default=3, help="runs for the time; each run decodes everything")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--predictions", action="store_true", help="also write predictions-NAME.jsonl, with the references")
@@ -62,7 +62,7 @@ def main() -> None:
     clips = [load_audio(u.audio_filepath) for u in utterances]
     references = [plain_english(u.text) for u in utterances]
     seconds_of_sound = sum(len(clip) for clip in clips) / 16_000
-    cases: list[Case] = [(first, int(n)) for first in STARTS for n in args.steps.split(",")]
+    cases: list[Case] = [(first, int(n)) for first in args.starts.split(",") for n in args.steps.split(",")]
     times: dict[Case, list[float]] = {case: [] for case in cases}
     rows: dict[Case, list[Decoded]] = {}
     decode_all(model, clips[: args.batch_size], cases[0], args.batch_size)
