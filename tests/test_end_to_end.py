@@ -14,7 +14,6 @@ from diffusion_gemma_asr.cli import main
 from diffusion_gemma_asr.data import espeak
 from diffusion_gemma_asr.data.synth import Line, render
 from diffusion_gemma_asr.data.text import plain_english
-from diffusion_gemma_asr.denoise import DenoiseOptions
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXAMPLE_SENTENCES = EXAMPLES.parent / "recipes" / "lists" / "examples-en.txt"
@@ -27,14 +26,14 @@ def mini() -> asr.DiffusionGemmaASR:
 
 
 def test_real_words_are_found(mini: asr.DiffusionGemmaASR) -> None:
-    """Version 0 is weak (docs/results/mini.md): of sentences that nobody trained on it must find a quarter of the words."""
+    """Version 1 is weak (docs/results/mini.md): of sentences that nobody trained on it must find two words in five."""
     if espeak.library_name() is None:
         pytest.skip("needs the espeak-ng library (Debian: apt-get install espeak-ng)")
     said = [plain_english(line) for line in EXAMPLE_SENTENCES.read_text(encoding="utf-8").splitlines()]
     clips = [render(Line(text, "en", "en-us", 160, 50, -3.0, 30.0, 1)) for text in said]
-    written = mini.transcribe_batch(clips, options=DenoiseOptions(steps=1))
+    written = mini.transcribe_batch(clips, options=1)
     found = sum(len(set(a.split()) & set(b.text.split())) for a, b in zip(said, written, strict=True))
-    assert found / sum(len(set(text.split())) for text in said) > 0.25
+    assert found / sum(len(set(text.split())) for text in said) > 0.4
 
 
 def test_the_audio_is_heard(mini: asr.DiffusionGemmaASR) -> None:
