@@ -198,11 +198,7 @@ def weighted_loss(
 
 @torch.no_grad()
 def transcribe_cached(
-    model: DiffusionGemmaASR,
-    utterances: Sequence[Utterance],
-    cache: FeatureCache,
-    batch_size: int = 25,
-    start: Start | None = None,
+    model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache, batch_size: int = 25
 ) -> list[Decoded]:
     """Transcripts of utterances whose frozen frames are cached, in their order."""
     decoded: list[Decoded] = []
@@ -210,5 +206,5 @@ def transcribe_cached(
         batch = utterances[i : i + batch_size]
         frames, lengths = cache.batch(batch)
         slots, slot_lengths = model.projector(frames.to(model.device), lengths.to(model.device))
-        decoded += model.transcribe_slots(slots, slot_lengths, [u.language for u in batch], start=start)
+        decoded += model.transcribe_slots(slots, slot_lengths, [u.language for u in batch])
     return decoded
