@@ -25,6 +25,7 @@ from diffusion_gemma_asr import load
 from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.data.manifest import read_manifest
 from diffusion_gemma_asr.data.text import plain_english
+from diffusion_gemma_asr.evaluate.run import processor
 from diffusion_gemma_asr.model import Decoded, DiffusionGemmaASR, Start
 
 STEPS = (1, 2, 4, 8, 16, 32, 48)
@@ -105,13 +106,6 @@ def write_predictions(path: Path, references: list[str], decoded: list[Decoded])
         for reference, row in zip(references, decoded, strict=True):
             line = {"reference": reference, "hypothesis": plain_english(row.text), "draft": plain_english(row.draft)}
             file.write(json.dumps(line | {"steps": row.steps}) + "\n")
-
-
-def processor() -> str:
-    """The processor's name as Linux tells it."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else platform.processor()
 
 
 def markdown(result: dict) -> str:

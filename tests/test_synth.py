@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sounds import tone, write
 
+from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.data import espeak, synth
 from diffusion_gemma_asr.data.manifest import read_manifest
 from diffusion_gemma_asr.data.synth import (
@@ -22,7 +24,7 @@ from diffusion_gemma_asr.data.synth import (
     render,
     synthesise,
 )
-from diffusion_gemma_asr.errors import DataError, SynthesisError
+from diffusion_gemma_asr.errors import AudioError, DataError, SynthesisError
 
 needs_espeak = pytest.mark.skipif(
     espeak.library_name() is None, reason="needs the espeak-ng library (Debian: apt-get install espeak-ng)"
@@ -210,3 +212,12 @@ def test_the_command_line_keeps_voices_apart(tmp_path: Path, monkeypatch: pytest
         found[name] = read_manifest(tmp_path / name / "manifest.jsonl")
     assert {u.speaker.split("+")[1] for u in found["train"]} <= set(TRAIN_VARIANTS)
     assert {u.speaker.split("+")[1] for u in found["held"]} <= set(HELD_OUT_VARIANTS)
+
+
+def test_sound_for_training_is_read_as_load_audio_reads_it(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain.wav", tone(440, 0.5))
+    np.testing.assert_allclose(synth.read_sound(str(plain)), load_audio(plain), atol=1e-4)
+    disguised = write(tmp_path / "sound.flac", tone(440, 0.5)).rename(tmp_path / "disguised.wav")
+    np.testing.assert_array_equal(synth.read_sound(str(disguised)), load_audio(disguised))
+    with pytest.raises(AudioError, match=r"gone\.wav"):
+        synth.read_sound(str(tmp_path / "gone.wav"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .metrics import Piece, align
-from .run import SUMMARY, Prediction, read_predictions
+from .run import SUMMARY, Prediction, read_predictions, write_whole
 
 MIME = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg", ".opus": "audio/ogg",
         ".m4a": "audio/mp4", ".webm": "audio/webm"}  # fmt: skip
@@ -55,9 +55,7 @@ def write_report(runs: Sequence[str | Path], target: str | Path, audio: int = 50
         f"<style>{STYLE}</style><body>{''.join(body)}<script>{SCRIPT}</script></body></html>\n"
     )
     target = Path(target)
-    part = target.with_name(target.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(target)
+    write_whole(target, page)
     return target
 
 

@@ -105,9 +105,9 @@ def evaluate(
             if on_batch is not None:
                 on_batch(len(done), finished)
     rows = [done[u.audio_filepath] for u in utterances]
-    _write_whole(folder / PREDICTIONS, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_whole(folder / PREDICTIONS, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
     summary = summarise(rows, settings, skipped)
-    _write_whole(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
 
 
@@ -193,15 +193,20 @@ def rates(edits: Sequence[Edits]) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "processor": f"{len(names)} × {names[0]}" if names else platform.processor(), "gpu": gpu,
+        "processor": processor(), "gpu": gpu,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__,
         "package": __version__, "date": date.today().isoformat(),
     }  # fmt: skip
+
+
+def processor() -> str:
+    """The processor's name and how many there are, as Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.processor()
 
 
 def read_predictions(folder: str | Path) -> list[Prediction]:
@@ -223,13 +228,14 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     if path.exists() and (held := json.loads(path.read_text(encoding="utf-8"))) != settings:
         odd = sorted(key for key in held.keys() | settings.keys() if held.get(key) != settings.get(key))
         raise DataError(f"{folder} holds a run with other settings ({', '.join(odd)}); give another --out, or delete it")
-    _write_whole(path, json.dumps(settings, indent=1) + "\n")
+    write_whole(path, json.dumps(settings, indent=1) + "\n")
     if (folder / PREDICTIONS).exists():
         text = (folder / PREDICTIONS).read_text(encoding="utf-8")
-        _write_whole(folder / PREDICTIONS, text[: text.rfind("\n") + 1])
+        write_whole(folder / PREDICTIONS, text[: text.rfind("\n") + 1])
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
