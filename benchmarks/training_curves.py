@@ -1,6 +1,6 @@
 """Collects the logs of the mini model's stages into one data file and one plot.
 
-    python benchmarks/training_curves.py        reads runs/mini*/, writes docs/results/mini-training.{json,png}
+    python benchmarks/training_curves.py        reads runs/mini/, writes docs/results/mini-training.{json,png}
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from matplotlib import pyplot as plt
 
 DEV = ("wer_dev-en/manifest", "wer_draft_dev-en/manifest")
 STAGES = {  # log, the losses to draw, the evaluations to draw
-    "(a) encoder": (
-        "runs/mini/whisper-run",
-        ("phonemes", "tokens", "autoregressive"),
-        ("token_wer_synthetic", "token_wer_real"),
-    ),
-    "(b) backbone": (
+    "1 backbone": (
         "runs/mini/backbone-run",
         ("diffusion", "autoregressive"),
         ("wer_of_slots", "wer_8_steps", "wer_1_step"),
     ),
-    "(c) projector": ("runs/mini-projector", ("ctc",), DEV),
-    "(c) adapter": ("runs/mini", ("diffusion", "autoregressive", "ctc"), DEV),
+    "2 encoder": (
+        "runs/mini/whisper-run",
+        ("phonemes", "tokens", "autoregressive"),
+        ("token_wer_synthetic", "token_wer_real"),
+    ),
+    "3 adapter": ("runs/mini", ("diffusion", "autoregressive", "ctc"), DEV),
 }
 WINDOW = 25  # steps that a point of the data is the mean of
 OUT = Path("docs/results")

@@ -23,16 +23,13 @@ synth="$python -m diffusion_gemma_asr.data.synth"
 stage "tokenizer"
 [ -f $run/tokenizer/tokenizer.json ] || $python -m diffusion_gemma_asr.train.tokenizer "$shared/text/en.txt" $run/tokenizer
 
-stage "(a) encoder, as a small Whisper"
-[ -f $run/encoder/model.safetensors ] || $python -m diffusion_gemma_asr.train.whisper recipes/mini/a-whisper.yaml $run
+stage "1: backbone, on text"
+[ -f $run/backbone/model.safetensors ] || $python -m diffusion_gemma_asr.train.text recipes/mini/1-backbone.yaml $run
 
-stage "(b) backbone, on text"
-[ -f $run/backbone/model.safetensors ] || $python -m diffusion_gemma_asr.train.text recipes/mini/b-text.yaml $run
+stage "2: encoder, as a small Whisper, and projector"
+[ -f $run/encoder/model.safetensors ] || $python -m diffusion_gemma_asr.train.whisper recipes/mini/2-encoder.yaml $run
 
-stage "(c) projector"
-[ -f runs/mini-projector/checkpoint/adapter.safetensors ] || $python -m diffusion_gemma_asr train recipes/mini/c-projector.yaml
-
-stage "(c) adapter"
+stage "3: adapter"
 [ -f $run/checkpoint/adapter.safetensors ] || $python -m diffusion_gemma_asr train recipes/mini.yaml
 
 stage "bundle"

@@ -54,6 +54,21 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.fixture(scope="module")
+def backbone(run_folder: Path) -> Backbone:
+    """What the first stage makes."""
+    sizes = {"hidden": 32, "layers": 2, "heads": 4, "head_dim": 8, "intermediate": 32, "experts": 2, "top_k": 1,
+             "expert_intermediate": 16}  # fmt: skip
+    paths = {"text": str(run_folder / "text.txt"), "speech": str(run_folder / "manifest.jsonl")}
+    write_manifest(run_folder / "dev.jsonl", [Utterance(str(run_folder / "0.wav"), "the sea", "en", 1.2)])
+    recipe = recipe_of(
+        "1-backbone.yaml", model=sizes, data=paths | {"dev": str(run_folder / "dev.jsonl")}, self_conditioning=1.0,
+        unroll_from=1, curriculum={"clean": 1, "until": 2}, batch_size=4,
+    )  # fmt: skip
+    train_text(recipe, run_folder)
+    return Backbone.from_pretrained(run_folder / "backbone")
+
+
 def test_phonemes_lie_on_their_frames(run_folder: Path) -> None:
     times = PhonemeTimes([run_folder / "phonemes.jsonl"])
     assert times.symbols == ["_", "a", "b"]
@@ -62,13 +77,26 @@ def test_phonemes_lie_on_their_frames(run_folder: Path) -> None:
     assert (times.frames(unknown, 5) == -100).all()
 
 
-def test_the_first_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder: Path) -> None:
+def test_the_first_stage_leaves_a_backbone_in_the_real_layout(run_folder: Path, backbone: Backbone) -> None:
+    records = read_log(run_folder / "backbone-run")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert all(record["diffusion"] > 0 and record["autoregressive"] > 0 for record in records)
+    assert {"wer_of_slots", "wer_8_steps", "wer_1_step"} <= records[-1]["evaluation"].keys()
+    assert (backbone.hidden_size, backbone.vocab_size) == (32, 320)
+    state = torch.load(run_folder / "backbone-run" / "state.pt", weights_only=True)["weights"]
+    loaded = dict(backbone.named_parameters())
+    name = next(name for name in state if name.endswith("layers.0.self_attn.q_proj.weight"))
+    torch.testing.assert_close(loaded[name], state[name], atol=1e-3, rtol=1e-3)
+
+
+def test_the_second_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder: Path, backbone: Backbone) -> None:
     manifest = str(run_folder / "manifest.jsonl")
     train = [{"manifest": manifest, "phonemes": str(run_folder / "phonemes.jsonl"), "weight": 1.0}]
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
              "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
     data = {"train": train, "dev": {"tones": manifest}, "dev_count": 2}
-    train_whisper(recipe_of("a-whisper.yaml", model=sizes, data=data, batch_frames=300), run_folder)
+    recipe = recipe_of("2-encoder.yaml", model=sizes, projector_size=24, data=data, batch_frames=300)
+    train_whisper(recipe, run_folder)
     records = read_log(run_folder / "whisper-run")
     assert [record["step"] for record in records] == [1, 2, 3]
     for record in records:
@@ -79,31 +107,9 @@ def test_the_first_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder:
     encoder = AcousticEncoder.from_pretrained(run_folder / "encoder")
     saved = state["whisper.model.encoder.layers.0.fc1.weight"]
     torch.testing.assert_close(encoder.encoder.layers[0].fc1.weight, saved, atol=1e-3, rtol=1e-3)  # float16
-    projector = AudioProjector(16, 16, 16)
+    projector = AudioProjector(16, backbone.hidden_size, 24, scale=backbone.embedding_scale())
     adapter = load_file(run_folder / "projector" / "adapter.safetensors")
     projector.load_state_dict({name.removeprefix("projector."): value for name, value in adapter.items()})
     assert torch.equal(projector.conv1.weight.detach(), state["projector.conv1.weight"])
     whisper = WhisperForConditionalGeneration.from_pretrained(run_folder / "whisper")
     assert whisper.config.d_model == 16 and whisper.config.vocab_size == 320
-
-
-def test_the_second_stage_leaves_a_backbone_in_the_real_layout(run_folder: Path) -> None:
-    sizes = {"hidden": 32, "layers": 2, "heads": 4, "head_dim": 8, "intermediate": 32, "experts": 2, "top_k": 1,
-             "expert_intermediate": 16}  # fmt: skip
-    paths = {"text": str(run_folder / "text.txt"), "speech": str(run_folder / "manifest.jsonl")}
-    write_manifest(run_folder / "dev.jsonl", [Utterance(str(run_folder / "0.wav"), "the sea", "en", 1.2)])
-    recipe = recipe_of(
-        "b-text.yaml", model=sizes, data=paths | {"dev": str(run_folder / "dev.jsonl")}, self_conditioning=1.0,
-        unroll_from=1, curriculum={"clean": 1, "until": 2}, batch_size=4,
-    )  # fmt: skip
-    train_text(recipe, run_folder)
-    records = read_log(run_folder / "backbone-run")
-    assert [record["step"] for record in records] == [1, 2, 3]
-    assert all(record["diffusion"] > 0 and record["autoregressive"] > 0 for record in records)
-    assert {"wer_of_slots", "wer_8_steps", "wer_1_step"} <= records[-1]["evaluation"].keys()
-    backbone = Backbone.from_pretrained(run_folder / "backbone")
-    assert (backbone.hidden_size, backbone.vocab_size) == (32, 320)
-    state = torch.load(run_folder / "backbone-run" / "state.pt", weights_only=True)["weights"]
-    loaded = dict(backbone.named_parameters())
-    name = next(name for name in state if name.endswith("layers.0.self_attn.q_proj.weight"))
-    torch.testing.assert_close(loaded[name], state[name], atol=1e-3, rtol=1e-3)

@@ -160,7 +160,14 @@ def train(
 
 @app.command()
 def evaluate(
-    manifest: Annotated[list[Path], typer.Argument(help="JSONL manifests with references.", show_default=False)],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            help="JSONL manifests, folders of sounds with .txt beside them, or corpora: librispeech:clean, fleurs:de, "
+            "voxpopuli, ...",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a killed run goes on.", show_default=False)],
     model: Annotated[str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository.")] = "mini",
     system: Annotated[SystemName, typer.Option(help="Denoising decoder, or CTC draft alone.")] = SystemName.diffusion,
@@ -172,6 +179,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the random draws.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Clips taken at once.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    language: Annotated[str, typer.Option(help="Spoken in folders of sounds; manifests and corpora say it.")] = "en",
 ) -> None:
     """Measure error rate and speed; writes predictions.jsonl, summary.json and report.html."""
     from diffusion_gemma_asr.evaluate.command import evaluate_command
@@ -180,7 +188,7 @@ def evaluate(
         counts = [int(value) for value in steps.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--steps is {steps!r}; give numbers such as 8 or 1,2,4,8") from None
-    evaluate_command(manifest, out, model, system.value, counts, _first_canvas(start), seed, batch_size, device)
+    evaluate_command(data, out, model, system.value, counts, _first_canvas(start), seed, batch_size, device, language)
 
 
 @app.command()

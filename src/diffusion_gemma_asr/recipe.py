@@ -123,7 +123,7 @@ class TrainRecipe:
 class TrainList:
     """One manifest to train on, and its share."""
 
-    manifest: str  # JSONL; a relative path starts from the working directory
+    manifest: str  # JSONL, or another source of data/sources.py; a relative path starts from the working directory
     weight: float = 1.0  # its share of the drawn utterances is weight / sum of all weights
     first: int | None = None  # use only its first so many utterances
 
@@ -137,7 +137,7 @@ class DataRecipe:
     """Manifests to train on and to judge by. Relative paths start from the working directory."""
 
     train: tuple[TrainList, ...]
-    dev: tuple[str, ...]  # manifests; never trained on
+    dev: tuple[str, ...]  # manifests or other sources; never trained on
     max_duration_s: float = 30.0  # longer utterances are left out
     cache_dir: str | None = None  # folder for the frozen encoder's output, one for each encoder; None is frames/ of the run
     languages: tuple[str, ...] = ("en",)  # codes as Whisper has them; utterances in others are left out

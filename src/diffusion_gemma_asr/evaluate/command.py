@@ -10,8 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .. import load
-from ..data.manifest import Utterance, read_manifest
+from ..data.manifest import Utterance
+from ..data.sources import read_source
 from ..model import Start
+from ..prompt import LANGUAGES
 from .compare import compare
 from .metrics import Edits
 from .report import write_report
@@ -20,7 +22,7 @@ from .systems import CtcGreedy, Diffusion, System
 
 
 def evaluate_command(
-    manifests: Sequence[Path],
+    sources: Sequence[str],
     out: Path,
     model: str,
     system: str,
@@ -29,12 +31,14 @@ def evaluate_command(
     seed: int,
     batch_size: int,
     device: str,
+    folder_language: str,
 ) -> None:
-    """Evaluates a model on manifests: once, or once for each number of steps in folders `steps-N` of `out`."""
+    """Evaluates a model on manifests, folders or corpora (see data/sources.py): once, or once for each number of steps in
+    folders `steps-N` of `out`."""
     skipped: list[str] = []
     utterances: list[Utterance] = []
-    for path in manifests:
-        utterances += read_manifest(path, max_duration_s=MAX_CLIP_S, skipped=skipped)
+    for source in sources:
+        utterances += usable(read_source(source, (), MAX_CLIP_S, skipped, folder_language), skipped)
     loaded = load(model, device=device)
     options = [loaded.backbone.denoise_options(n) for n in steps]
     systems: dict[Path, System] = {}
@@ -61,6 +65,16 @@ def evaluate_command(
             )  # fmt: skip
     Console().print(table)
     print(write_report(list(systems), out / "report.html"))
+
+
+def usable(rows: Sequence[Utterance], skipped: list[str]) -> list[Utterance]:
+    """The utterances in a language that the system knows; `skipped` takes a message for each other one."""
+    kept = [u for u in rows if u.language in LANGUAGES]
+    known = ", ".join(LANGUAGES)
+    skipped += [
+        f"{u.audio_filepath}: language {u.language!r} is none of {known}" for u in rows if u.language not in LANGUAGES
+    ]
+    return kept
 
 
 def compare_command(runs: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Stage (c), and the whole training of the real composition: projector and LoRA on frozen parts, by a recipe."""
+"""Stage 3 of the mini model, and all training of the real composition: projector and LoRA on frozen parts, by a recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ..checkpoint import load_adapter, load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
 from ..data.batches import UNLIMITED, Mixture
 from ..data.features import FeatureCache
-from ..data.manifest import Utterance, read_manifest
+from ..data.manifest import Utterance
+from ..data.sources import read_source
 from ..data.synth import read_sound
 from ..data.text import plain_english
 from ..encoder import AcousticEncoder
@@ -135,12 +136,15 @@ class AdapterTrainer:
         self.recipe, self.model, self.dtype = recipe, model, dtype
         self.console = Console(stderr=True)
         data = recipe.data
-        lists = [read_manifest(item.manifest, data.languages, data.max_duration_s)[: item.first] for item in data.train]
+
+        def read(source: str, split: str) -> list[Utterance]:
+            # A folder of sounds does not say its language: it is the recipe's first.
+            return read_source(source, data.languages, data.max_duration_s, None, data.languages[0], split)
+
+        lists = [read(item.manifest, "train")[: item.first] for item in data.train]
         self.dev = {
-            f"{Path(path).parent.name}/{Path(path).stem}": read_manifest(path, data.languages, data.max_duration_s)[
-                : recipe.train.monitor_samples
-            ]
-            for path in data.dev
+            "/".join(Path(source).with_suffix("").parts[-2:]): read(source, "validation")[: recipe.train.monitor_samples]
+            for source in data.dev
         }
         everything = [u for rows in [*lists, *self.dev.values()] for u in rows]
         self.cache = frame_cache(Path(data.cache_dir or folder / "frames"), model, everything)

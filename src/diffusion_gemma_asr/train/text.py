@@ -1,4 +1,4 @@
-"""Stage (b) of the mini model: a small DiffusionGemma, trained from nothing on text, then frozen.
+"""Stage 1 of the mini model: a small DiffusionGemma, trained from nothing on text, then frozen.
 
 It learns to read: every prompt holds a sentence as imitated audio tokens (see data/slots.py), the clean sentence is the
 transcript on the canvas and, for the autoregressive loss, behind the prompt. A share of the prompts holds no sentence
@@ -109,7 +109,7 @@ def train_text(recipe: dict, folder: Path) -> None:
     reader = Reader(backbone, prompts, SlotNoise(**recipe["slots"]))
     sizes = [len(target) for target in targets]
     buckets = LengthBuckets(sizes, recipe["batch_tokens"], recipe["batch_size"], recipe["loop"]["seed"])
-    trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name}
+    trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name and p.requires_grad}
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         backbone.train()
@@ -183,7 +183,7 @@ def save_backbone(backbone: Backbone, prompts: PromptBuilder, folder: Path) -> N
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the mini model's backbone on text (stage b).")
+    parser = argparse.ArgumentParser(description="Train the mini model's backbone on text (stage 1).")
     parser.add_argument("recipe", help="stage recipe, YAML")
     parser.add_argument("folder", help="run folder that holds tokenizer/")
     args = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Stage (a) of the mini model: a small Whisper, trained from nothing, whose encoder is then frozen.
+"""Stage 2 of the mini model: a small Whisper, trained from nothing, whose encoder is then frozen.
 
 The encoder learns from four sides at once: the autoregressive decoder's cross-entropy, as Whisper does; a character CTC
-on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); a CTC over the tokenizer's tokens through a projector
-like the one that stage (c) trains, so that the frames hold what 160 ms slots have to say; and, on synthetic speech, the
-phoneme of every frame, which espeak-ng knows. Without the last three so small a model takes far longer to find out which
-sound belongs to which text. The heads are thrown away; the decoder is kept as the yardstick, and the projector as the one
-that stage (c) begins with.
+on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); a CTC over the tokenizer's tokens, through the projector
+that stage 3 goes on with and the frozen lm_head of stage 1, so that the frames hold what 160 ms slots have to say;
+and, on synthetic speech, the phoneme of every frame, which espeak-ng knows. Without the last three so small a model takes
+far longer to find out which sound belongs to which text. The two heads on the frames are thrown away; the decoder is kept
+as the yardstick.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from ..backbone import Backbone
 from ..checkpoint import ADAPTER
 from ..ctc import lm_head_ctc_loss, lm_head_draft
 from ..data.augment import Masking, mask_bands, warp_frequencies
@@ -42,14 +43,22 @@ from ..encoder import AcousticEncoder
 from ..projector import AudioProjector
 from .loop import LoopOptions, Metrics, load_weights, run
 
-SOFTCAP = 30.0  # of the token head, as of the backbone's lm_head
 CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"  # index 0 is the CTC blank
 
 
 class HybridWhisper(nn.Module):
-    """Whisper with CTC and phoneme heads on its encoder, run over the frames that hold sound."""
+    """Whisper with CTC and phoneme heads on its encoder, run over the frames that hold sound.
 
-    def __init__(self, config: WhisperConfig, phonemes: int):
+    Args:
+        config: of the Whisper.
+        phonemes: classes of the phoneme head.
+        backbone: frozen; the projector's slots are read by its lm_head, and are as large as its embeddings.
+        projector_size: channels between the projector's convolutions.
+    """
+
+    lm_head: Tensor
+
+    def __init__(self, config: WhisperConfig, phonemes: int, backbone: Backbone, projector_size: int):
         super().__init__()
         self.whisper = WhisperForConditionalGeneration(config)
         self.acoustic = AcousticEncoder(
@@ -57,8 +66,10 @@ class HybridWhisper(nn.Module):
         )
         self.ctc_head = nn.Linear(config.d_model, len(CHARACTERS))
         self.phoneme_head = nn.Linear(config.d_model, phonemes)
-        self.projector = AudioProjector(config.d_model, config.d_model, hidden_size=config.d_model)
-        self.token_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        scale = backbone.embedding_scale()
+        self.projector = AudioProjector(config.d_model, backbone.hidden_size, projector_size, scale)
+        self.register_buffer("lm_head", backbone.lm_head_weight.detach().clone())
+        self.softcap = backbone.softcap
 
     def trained(self) -> dict[str, nn.Parameter]:
         """All parameters but the encoder's fixed sinusoids."""
@@ -93,7 +104,7 @@ class HybridWhisper(nn.Module):
         written = tokens[:, 1:].clamp(min=0)
         token_counts = (tokens >= 0).sum(1) - 2  # without bos and eos
         blank = self.whisper.config.pad_token_id
-        read = lm_head_ctc_loss(slots, self.token_head.weight, SOFTCAP, written, slot_lengths, token_counts, blank)
+        read = lm_head_ctc_loss(slots, self.lm_head, self.softcap, written, slot_lengths, token_counts, blank)
         known = phonemes >= 0
         spoken = F.cross_entropy(self.phoneme_head(frames)[known], phonemes[known]) if known.any() else read.new_zeros(())
         return {"autoregressive": autoregressive, "characters": spelled, "tokens": read, "phonemes": spoken}
@@ -109,7 +120,7 @@ class HybridWhisper(nn.Module):
             texts.append("".join(CHARACTERS[i] for i in indices if i).strip())
         slots, slot_lengths = self.projector(frames, frame_lengths)
         blank = self.whisper.config.pad_token_id
-        drafts = lm_head_draft(slots, self.token_head.weight, SOFTCAP, slot_lengths, blank)
+        drafts = lm_head_draft(slots, self.lm_head, self.softcap, slot_lengths, blank)
         return texts, [[token.id for token in draft] for draft in drafts]
 
 
@@ -157,7 +168,9 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     }
     phonemes = PhonemeTimes([item["phonemes"] for item in data["train"] if "phonemes" in item])
     torch.manual_seed(recipe["loop"]["seed"])
-    model = HybridWhisper(whisper_config(tokenizer, **recipe["model"]), len(phonemes.symbols))
+    backbone = Backbone.from_pretrained(folder / "backbone")
+    config = whisper_config(tokenizer, **recipe["model"])
+    model = HybridWhisper(config, len(phonemes.symbols), backbone, recipe["projector_size"])
     if recipe.get("start_from"):
         load_weights(model.trained(), torch.load(recipe["start_from"], weights_only=True)["weights"], recipe["start_from"])
     tokens = [
@@ -239,8 +252,8 @@ def save_encoder(acoustic: AcousticEncoder, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the mini model's Whisper (stage a).")
+    parser = argparse.ArgumentParser(description="Train the mini model's Whisper (stage 2).")
     parser.add_argument("recipe", help="stage recipe, YAML")
-    parser.add_argument("folder", help="run folder that holds tokenizer/")
+    parser.add_argument("folder", help="run folder that holds tokenizer/ and backbone/")
     args = parser.parse_args()
     train_whisper(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder))

@@ -1,0 +1,116 @@
+"""Speech corpora of the Hugging Face hub by name, stored once as sound files with a manifest.
+
+LibriSpeech (Panayotov et al. 2015), FLEURS (Conneau et al. 2022, arXiv 2205.12446), VoxPopuli (Wang et al. 2021,
+arXiv 2101.00390), through the library `datasets`. Sounds are kept as the corpus has them: `datasets` hands over the
+encoded bytes, and our own decoder reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..audio import load_audio
+from ..errors import AudioError, DataError
+from .manifest import Utterance, write_manifest
+
+SAMPLE_RATE = 16_000
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where a corpus lies and what its columns are called.
+
+    repository is a hub name, or a folder in the same layout; parts gives the language of each configuration that we know;
+    text and speaker are columns, and the sound is in `audio`.
+    """
+
+    repository: str
+    parts: Mapping[str, str]
+    text: str
+    speaker: str | None = None
+
+
+FLEURS = {"en_us": "en", "de_de": "de", "fr_fr": "fr", "es_419": "es", "hi_in": "hi", "cmn_hans_cn": "zh"}
+CORPORA = {
+    "librispeech": Corpus("openslr/librispeech_asr", {"clean": "en", "other": "en"}, "text", "speaker_id"),
+    "fleurs": Corpus("google/fleurs", FLEURS, "raw_transcription"),
+    "voxpopuli": Corpus("facebook/voxpopuli", {c: c for c in ("en", "de", "fr", "es")}, "normalized_text", "speaker_id"),
+}
+
+
+def cache_folder() -> Path:
+    """Where stored corpora go: `$XDG_CACHE_HOME/diffusion-gemma-asr`, by default under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-gemma-asr"
+
+
+def store(name: str, part: str, split: str, folder: Path | None = None, corpora: Mapping[str, Corpus] = CORPORA) -> Path:
+    """Stores one split of one configuration, unless it is there already.
+
+    Args:
+        name: key of `corpora`; part: one of its configurations; split: as the corpus calls it ("test", "train.100").
+        folder: of all stored corpora; by default `cache_folder()`.
+
+    Returns:
+        the manifest, in `folder/name/part/split`, with the sounds beside it. It is written last: what a kill left behind is
+        stored again.
+
+    Raises:
+        DataError: `datasets` is missing, the hub cannot be reached, it has no such split, or no utterance can be used.
+    """
+    corpus = corpora[name]
+    place = (folder or cache_folder()) / name / part / split
+    if (place / MANIFEST).exists():
+        return place / MANIFEST
+    sounds = place / "audio"
+    shutil.rmtree(sounds, ignore_errors=True)
+    sounds.mkdir(parents=True)
+    rows = []
+    for number, row in enumerate(_rows(corpus, part, split)):
+        if missing := sorted({"audio", corpus.text} - row.keys()):
+            raise DataError(f"{corpus.repository}: no column {missing[0]}, but {', '.join(sorted(row))}")
+        held = row["audio"]
+        suffix = Path(held.get("path") or "").suffix or ".wav"
+        content = held.get("bytes") or Path(held["path"]).read_bytes()
+        file = sounds / f"{number:06d}{suffix}"
+        file.write_bytes(content)
+        try:
+            duration = len(load_audio(file)) / SAMPLE_RATE
+        except AudioError:
+            duration = 0.0  # listed all the same: evaluation names and counts what it cannot read
+        text = (row[corpus.text] or "").strip()
+        speaker = "" if corpus.speaker is None else str(row.get(corpus.speaker) or "")
+        if text:
+            rows.append(Utterance(str(file), text, corpus.parts[part], round(duration, 3), speaker))
+    if not rows:
+        raise DataError(f"{corpus.repository} ({part}, {split}): no utterance with a transcript")
+    write_manifest(place / MANIFEST, rows)
+    return place / MANIFEST
+
+
+def _rows(corpus: Corpus, part: str, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of a split, their sounds as {"bytes", "path"}, one after the other without a copy of the whole."""
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise DataError("corpora by name need `datasets`: pip install 'diffusion-gemma-asr[datasets]'") from None
+    where = f"{corpus.repository} ({part}, {split})"
+    try:
+        try:
+            found = datasets.load_dataset(corpus.repository, part, split=split, streaming=True)
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            # The hub keeps a copy without code of corpora that are still published as a script.
+            found = datasets.load_dataset(
+                corpus.repository, part, split=split, streaming=True, revision="refs/convert/parquet"
+            )
+        yield from found.cast_column("audio", datasets.Audio(decode=False))
+    except Exception as error:  # whatever network, hub and parsers raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(f"{where} cannot be loaded: {reason}") from error
