@@ -173,7 +173,9 @@ def test_self_conditioning_hands_on_the_first_passs_logits(recorded: Recorded, b
         assert canvas.equal(again)
         assert not hidden.requires_grad
         assert last.requires_grad
-        assert second.equal(recorded.logits(hidden))
+        ratio = second / recorded.logits(hidden)  # 1 over the temperature, as in denoising
+        torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio), rtol=1e-4, atol=0.0)
+        assert 1 / 0.81 < float(ratio.flatten()[0]) < 1 / 0.099
 
 
 def test_self_conditioning_happens_as_often_as_asked(recorded: Recorded, prompts: PromptBuilder) -> None:
@@ -201,10 +203,11 @@ def test_one_step_keeps_what_is_sure_and_draws_the_rest_anew() -> None:
     logits = torch.zeros(1, 200, 500)
     logits[:, :50, 7] = 60.0  # fifty sure positions among even ones
     for seed in range(5):
-        canvas = one_step(logits, torch.Generator().manual_seed(seed))[0]
+        canvas, signal = (part[0] for part in one_step(logits, torch.Generator().manual_seed(seed)))
+        assert 0.099 < 60.0 / float(signal[0, 7]) < 0.81  # the temperature
         assert (canvas[:50] == 7).all()
         assert len(canvas[50:].unique()) > 80
-    again = one_step(logits, torch.Generator().manual_seed(4))[0]
+    again = one_step(logits, torch.Generator().manual_seed(4))[0][0]
     assert torch.equal(again, canvas)
 
 

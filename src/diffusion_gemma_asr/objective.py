@@ -91,12 +91,13 @@ def backbone_losses(
 
     Args:
         embeds: (B, P, H), audio slots filled.
-        self_conditioning: probability that a first pass, without gradient, hands its logits to the second.
+        self_conditioning: probability that a first pass, without gradient, hands its logits to the second, divided by a
+            temperature as in denoising.
         full_noise: probability that a row starts from pure noise instead of t ~ U(eps, 1).
         autoregressive: leave that loss out (0) where its weight is 0.
         drafts: (B, C) long, canvases that hold a draft with its errors, for the rows that start from one.
         draft_share: probability that a row starts from its draft, corrupted at half its level t, instead.
-        unroll: probability that a row whose first pass handed over its logits also goes on with the canvas that a denoising
+        unroll: probability that a row whose first pass did so also goes on with the canvas that a denoising
             step makes of them, its own mistakes included, as inference does (Savinov et al. 2021, arXiv 2112.06749).
     """
     weight, softcap = backbone.lm_head_weight, backbone.softcap
@@ -114,9 +115,8 @@ def backbone_losses(
     signal = None
     if float(torch.rand((), generator=generator, device=t.device)) < self_conditioning:
         with torch.no_grad():
-            signal = backbone.denoise_logits(noisy, prefill)
+            stepped, signal = one_step(backbone.denoise_logits(noisy, prefill), generator)
         if unroll > 0:
-            stepped = one_step(signal, generator)
             own = torch.rand(t.shape, generator=generator, device=t.device) < unroll
             noisy = torch.where(own[:, None], stepped, noisy)
     hidden = backbone.denoise_hidden(noisy, prefill, signal)
@@ -126,12 +126,14 @@ def backbone_losses(
 
 
 @torch.no_grad()
-def one_step(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The canvas (B, C) that a denoising step makes of its logits (B, C, V): drawn, accepted or drawn anew.
+def one_step(logits: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """What a denoising step hands to the next: the canvas (B, C), drawn, accepted or drawn anew from the logits
+    (B, C, V), and the logits divided by the step's temperature, the self-conditioning signal.
 
-    Temperature and entropy bound are drawn for the batch, from the ranges that decoding uses: 0.2 to 0.8, and, on a
-    logarithmic scale, 0.1 to 10 nats.
+    Temperature and entropy bound are drawn for the batch, from the ranges that decoding uses, on a logarithmic scale: 0.1
+    to 0.8, and 0.1 to 10 nats.
     """
     low, high = torch.rand(2, generator=generator, device=logits.device).tolist()
-    drawn, entropy = sample(logits / (0.2 + 0.6 * low), generator)
-    return renoise(drawn, accept(entropy, 0.1 * 100**high), logits.shape[-1], generator)
+    scaled = logits / (0.1 * 8**low)
+    drawn, entropy = sample(scaled, generator)
+    return renoise(drawn, accept(entropy, 0.1 * 100**high), logits.shape[-1], generator), scaled
