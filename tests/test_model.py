@@ -249,9 +249,9 @@ def test_prefill_reads_slots_behind_any_padding(model: DiffusionGemmaASR) -> Non
     lengths = torch.tensor([6, 2])
     canvas = torch.arange(10).expand(2, -1)
     with torch.no_grad():
-        expected = model.backbone.denoise_logits(canvas, model.prefill(slots, lengths, ["en", "fr"]))
+        expected = model.backbone.denoise_logits(canvas, model.read_prompts(slots, lengths, ["en", "fr"])[0])
         slots[1, 2:] = 1000.0
-        found = model.backbone.denoise_logits(canvas, model.prefill(slots, lengths, ["en", "fr"]))
+        found = model.backbone.denoise_logits(canvas, model.read_prompts(slots, lengths, ["en", "fr"])[0])
     assert found.equal(expected)
 
 

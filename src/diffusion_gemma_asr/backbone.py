@@ -206,6 +206,26 @@ class Backbone(nn.Module):
         visible = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
         return Prefill(out.past_key_values, visible, lengths), out.last_hidden_state
 
+    def extend(self, embeds: Tensor, prefill: Prefill) -> tuple[Prefill, Tensor]:
+        """Reads one more token of each row causally, behind what it has read.
+
+        Args:
+            embeds: (B, 1, H) from `embed`.
+            prefill: of the same B rows; its cache grows and must not be used otherwise afterwards.
+
+        Returns:
+            the longer Prefill, and the last hidden states (B, 1, H).
+        """
+        visible = torch.cat([prefill.visible, prefill.visible.new_ones(len(embeds), 1)], 1)  # (B, P + 1)
+        mask = visible[:, None, None]
+        out = self.model.model.encoder(
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": mask, "sliding_attention": mask},
+            position_ids=prefill.lengths[:, None],
+            past_key_values=prefill.cache,
+        )
+        return Prefill(out.past_key_values, visible, prefill.lengths + 1), out.last_hidden_state
+
     def denoise_hidden(
         self,
         canvas: Tensor,

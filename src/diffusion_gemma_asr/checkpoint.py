@@ -125,7 +125,7 @@ def load_checkpoint(
     """
     if quantization is not None:
         find_quantizer(quantization)  # before minutes of reading
-    device = _choose_device(device)
+    device = choose_device(device)
     folder = _find(name_or_path, revision, local_files_only)
     config = read_checkpoint_config(folder)
     adapter = _read_adapter(folder / ADAPTER)
@@ -305,7 +305,8 @@ def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _choose_device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
+    """What "auto" means here; anything else is taken at its word."""
     if str(device) != "auto":
         return torch.device(device)
     if torch.cuda.is_available():

@@ -48,6 +48,8 @@ class Start(str, Enum):
 class SystemName(str, Enum):
     diffusion = "diffusion"
     ctc = "ctc"
+    autoregressive = "autoregressive"
+    whisper = "whisper"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -169,8 +171,13 @@ def evaluate(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a killed run goes on.", show_default=False)],
-    model: Annotated[str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository.")] = "mini",
-    system: Annotated[SystemName, typer.Option(help="Denoising decoder, or CTC draft alone.")] = SystemName.diffusion,
+    model: Annotated[
+        str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository; a Whisper for that system.")
+    ] = "mini",
+    system: Annotated[
+        SystemName,
+        typer.Option(help="Denoising decoder; CTC draft alone; the backbone token after token; a Whisper with its decoder."),
+    ] = SystemName.diffusion,
     steps: Annotated[str, typer.Option(help="Denoising steps at most; 1,2,4,8 measures each.")] = "8",
     start: Annotated[
         Start | None,

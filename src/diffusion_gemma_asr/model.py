@@ -119,12 +119,12 @@ class DiffusionGemmaASR(nn.Module):
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
         return lm_head_draft(slots, weight, softcap, slot_lengths, self.blank)
 
-    def prefill(self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str]) -> Prefill:
-        """Reads the prompts whose placeholders are overwritten by the slots."""
+    def read_prompts(self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str]) -> tuple[Prefill, Tensor]:
+        """Reads the prompts whose placeholders are overwritten by the slots; see `Backbone.prefill`."""
         prompt = self.prompts.build(slot_lengths.tolist(), languages)
         ids, slot_mask = prompt.ids.to(self.device), prompt.slot_mask.to(self.device)
         embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)
-        return self.backbone.prefill(embeds, prompt.mask.to(self.device))[0]
+        return self.backbone.prefill(embeds, prompt.mask.to(self.device))
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -222,7 +222,7 @@ class DiffusionGemmaASR(nn.Module):
         decoded: dict[int, Decoded] = {}
         for length, rows in groups.items():
             lengths = slot_lengths[rows]
-            prefill = self.prefill(slots[rows, : int(lengths.max())], lengths, [languages[row] for row in rows])
+            prefill, _ = self.read_prompts(slots[rows, : int(lengths.max())], lengths, [languages[row] for row in rows])
             generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
             canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
             if (start or self.start) == "draft":

@@ -10,6 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .. import load
+from ..baselines.autoregressive import Autoregressive
+from ..baselines.whisper import Whisper
+from ..checkpoint import choose_device
 from ..data.manifest import Utterance
 from ..data.sources import read_source
 from ..model import Start
@@ -39,14 +42,7 @@ def evaluate_command(
     utterances: list[Utterance] = []
     for source in sources:
         utterances += usable(read_source(source, (), MAX_CLIP_S, skipped, folder_language), skipped)
-    loaded = load(model, device=device)
-    options = [loaded.backbone.denoise_options(n) for n in steps]
-    systems: dict[Path, System] = {}
-    if system == "ctc":
-        systems[out] = CtcGreedy(loaded, model)
-    else:
-        folders = [out] if len(steps) == 1 else [out / f"steps-{n}" for n in steps]
-        systems = {f: Diffusion(loaded, model, o, start, seed) for f, o in zip(folders, options, strict=True)}
+    systems = load_systems(system, model, device, out, steps, start, seed)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table = Table("run", "language", "error rate", "95 % interval", "passes", "RTFx", "skipped")
@@ -65,6 +61,22 @@ def evaluate_command(
             )  # fmt: skip
     Console().print(table)
     print(write_report(list(systems), out / "report.html"))
+
+
+def load_systems(
+    system: str, model: str, device: str, out: Path, steps: Sequence[int], start: Start | None, seed: int
+) -> dict[Path, System]:
+    """The systems to evaluate, by the folders of their runs: one, or one for each number of steps."""
+    if system == "whisper":
+        return {out: Whisper(model, choose_device(device))}
+    loaded = load(model, device=device)
+    if system == "ctc":
+        return {out: CtcGreedy(loaded, model)}
+    if system == "autoregressive":
+        return {out: Autoregressive(loaded, model)}
+    folders = [out] if len(steps) == 1 else [out / f"steps-{n}" for n in steps]
+    options = [loaded.backbone.denoise_options(n) for n in steps]
+    return {f: Diffusion(loaded, model, o, start, seed) for f, o in zip(folders, options, strict=True)}
 
 
 def usable(rows: Sequence[Utterance], skipped: list[str]) -> list[Utterance]:

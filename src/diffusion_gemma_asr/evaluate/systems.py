@@ -43,7 +43,7 @@ class Diffusion:
     def settings(self) -> dict[str, Any]:
         """Model, denoising options, first canvas and seed."""
         chosen = {"system": "diffusion", "model": self.name, "start": self.start, "seed": self.seed}
-        return chosen | asdict(self.options) | {"dtype": _dtype(self.model)}
+        return chosen | asdict(self.options) | {"dtype": dtype_name(self.model)}
 
     def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
         """See `System`."""
@@ -59,7 +59,7 @@ class CtcGreedy:
 
     def settings(self) -> dict[str, Any]:
         """The model."""
-        return {"system": "ctc", "model": self.name, "dtype": _dtype(self.model)}
+        return {"system": "ctc", "model": self.name, "dtype": dtype_name(self.model)}
 
     @torch.no_grad()
     def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
@@ -69,5 +69,6 @@ class CtcGreedy:
         return [Hypothesis(text, 0) for text in texts]
 
 
-def _dtype(model: DiffusionGemmaASR) -> str:
+def dtype_name(model: DiffusionGemmaASR) -> str:
+    """Of the backbone's weights, as JSON."""
     return str(model.backbone.lm_head_weight.dtype).removeprefix("torch.")

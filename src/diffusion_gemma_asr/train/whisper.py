@@ -228,6 +228,7 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     run(model.trained(), loss_of, folder / "whisper-run", LoopOptions(**recipe["loop"]), evaluate)
     model.whisper.save_pretrained(folder / "whisper")
     model.acoustic.extractor.save_pretrained(folder / "whisper")
+    tokenizer.save_pretrained(folder / "whisper")
     save_encoder(model.acoustic, folder / "encoder")
     (folder / "projector").mkdir(exist_ok=True)
     save_file({f"projector.{k}": v for k, v in model.projector.state_dict().items()}, folder / "projector" / ADAPTER)
