@@ -1,6 +1,6 @@
 """Collects the logs of the mini model's stages into one data file and one plot.
 
-    python benchmarks/training_curves.py        reads runs/mini/, writes docs/results/mini-training.{json,png}
+python benchmarks/training_curves.py        reads runs/mini/, writes docs/results/mini-training.{json,png}
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STAGES = {  # log, the losses to draw, the evaluations to draw
     "1 backbone": (
         "runs/mini/backbone-run",
         ("diffusion", "autoregressive"),
-        ("wer_of_slots", "wer_8_steps", "wer_1_step"),
+        ("wer_of_slots", "wer_8_steps", "wer_8_steps_from_slots"),
     ),
     "2 encoder": (
         "runs/mini/whisper-run",
