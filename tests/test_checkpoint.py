@@ -50,7 +50,7 @@ def logits(model: DiffusionGemmaASR) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(0)
     clips = [rng.normal(0, 0.1, n).astype(np.float32) for n in (16_000, 9_000)]
     slots, lengths = model.encode_audio(clips)
-    prefill = model.prefill(slots, lengths, ["en", "en"])
+    prefill, _ = model.read_prompts(slots, lengths, ["en", "en"])
     canvas = torch.randint(model.backbone.vocab_size, (2, 8), generator=torch.Generator().manual_seed(1))
     return model.backbone.denoise_logits(canvas, prefill), slots
 
