@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from diffusion_gemma_asr.backbone import Backbone, Prefill
-from diffusion_gemma_asr.objective import BackboneLosses, TextBatch, backbone_losses, one_step, text_batch, write_canvas
+from diffusion_gemma_asr.objective import (
+    BackboneLosses,
+    TextBatch,
+    backbone_losses,
+    draw_temperature,
+    one_step,
+    text_batch,
+    write_canvas,
+)
 from diffusion_gemma_asr.prompt import PromptBuilder
 
 TEXTS = ["the quick brown fox", "she sells", ""]
@@ -203,11 +211,14 @@ def test_one_step_keeps_what_is_sure_and_draws_the_rest_anew() -> None:
     logits = torch.zeros(1, 200, 500)
     logits[:, :50, 7] = 60.0  # fifty sure positions among even ones
     for seed in range(5):
-        canvas, signal = (part[0] for part in one_step(logits, torch.Generator().manual_seed(seed)))
-        assert 0.099 < 60.0 / float(signal[0, 7]) < 0.81  # the temperature
+        generator = torch.Generator().manual_seed(seed)
+        temperature = draw_temperature(generator)
+        assert 0.099 < temperature < 0.81
+        canvas = one_step(logits / temperature, generator)[0]
         assert (canvas[:50] == 7).all()
         assert len(canvas[50:].unique()) > 80
-    again = one_step(logits, torch.Generator().manual_seed(4))[0][0]
+    generator = torch.Generator().manual_seed(4)
+    again = one_step(logits / draw_temperature(generator), generator)[0]
     assert torch.equal(again, canvas)
 
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from .audio import SAMPLE_RATE
 from .errors import AudioError, CheckpointError
 from .pretrained import first_line, load_pretrained
 
-SAMPLE_RATE = 16_000
 HOP = 160  # samples a mel frame: 10 ms; the encoder's second convolution halves that to 20 ms frames
 
 

@@ -232,15 +232,16 @@ class DiffusionGemmaASR(nn.Module):
             tokens = cut_at_end(found.canvas, self.prompts.end_ids)
             for i, row in enumerate(rows):
                 decoded[row] = Decoded(
-                    text=self._text(tokens[i]),
+                    text=self.text(tokens[i]),
                     tokens=tokens[i],
                     logprobs=found.logprobs[i, : len(tokens[i])].tolist(),
-                    draft=self._text(_ids(drafts[row])),
+                    draft=self.text(_ids(drafts[row])),
                     steps=int(found.steps[i]),
                 )
         return [decoded[row] for row in range(len(drafts))]
 
-    def _text(self, tokens: Sequence[int]) -> str:
+    def text(self, tokens: Sequence[int]) -> str:
+        """What token ids spell, special tokens left out."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def _shown(self, on_step: OnStep | None) -> Callable[[int, Tensor, Tensor], None] | None:
@@ -248,7 +249,7 @@ class DiffusionGemmaASR(nn.Module):
             return None
 
         def show(step: int, canvas: Tensor, entropy: Tensor) -> None:
-            on_step(step, [self._text(row) for row in cut_at_end(canvas, self.prompts.end_ids)])
+            on_step(step, [self.text(row) for row in cut_at_end(canvas, self.prompts.end_ids)])
 
         return show
 

@@ -115,8 +115,9 @@ def backbone_losses(
     signal = None
     if float(torch.rand((), generator=generator, device=t.device)) < self_conditioning:
         with torch.no_grad():
-            stepped, signal = one_step(backbone.denoise_logits(noisy, prefill), generator)
+            signal = backbone.denoise_logits(noisy, prefill) / draw_temperature(generator, embeds.device)
         if unroll > 0:
+            stepped = one_step(signal, generator)
             own = torch.rand(t.shape, generator=generator, device=t.device) < unroll
             noisy = torch.where(own[:, None], stepped, noisy)
     hidden = backbone.denoise_hidden(noisy, prefill, signal)
@@ -125,15 +126,18 @@ def backbone_losses(
     return BackboneLosses(diffusion, ar, accuracy, ar_accuracy)
 
 
-@torch.no_grad()
-def one_step(logits: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """What a denoising step hands to the next: the canvas (B, C), drawn, accepted or drawn anew from the logits
-    (B, C, V), and the logits divided by the step's temperature, the self-conditioning signal.
+def draw_temperature(generator: torch.Generator | None, device: torch.device | str = "cpu") -> float:
+    """A denoising step's temperature: 0.1 to 0.8, the range that decoding uses, on a logarithmic scale."""
+    return 0.1 * 8 ** float(torch.rand((), generator=generator, device=device))
 
-    Temperature and entropy bound are drawn for the batch, from the ranges that decoding uses, on a logarithmic scale: 0.1
-    to 0.8, and 0.1 to 10 nats.
+
+@torch.no_grad()
+def one_step(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The canvas (B, C) that a denoising step makes of its logits (B, C, V), temperature-scaled: drawn, accepted or drawn
+    anew.
+
+    The entropy bound is drawn for the batch: 0.1 to 10 nats, the range that decoding uses, on a logarithmic scale.
     """
-    low, high = torch.rand(2, generator=generator, device=logits.device).tolist()
-    scaled = logits / (0.1 * 8**low)
-    drawn, entropy = sample(scaled, generator)
-    return renoise(drawn, accept(entropy, 0.1 * 100**high), logits.shape[-1], generator), scaled
+    bound = 0.1 * 100 ** float(torch.rand((), generator=generator, device=logits.device))
+    drawn, entropy = sample(logits, generator)
+    return renoise(drawn, accept(entropy, bound), logits.shape[-1], generator)

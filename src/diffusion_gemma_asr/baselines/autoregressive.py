@@ -30,8 +30,7 @@ class Autoregressive:
     def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
         """See `System`; the passes are one a token, the end included."""
         rows = greedy(self.model, *self.model.encode_audio(clips), languages)
-        tokenizer = self.model.tokenizer
-        return [Hypothesis(tokenizer.decode(row, skip_special_tokens=True).strip(), len(row) + 1) for row in rows]
+        return [Hypothesis(self.model.text(row), len(row) + 1) for row in rows]
 
 
 @torch.no_grad()

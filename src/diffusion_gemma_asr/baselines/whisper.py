@@ -11,7 +11,8 @@ import torch
 from transformers import AutoTokenizer, GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..encoder import SAMPLE_RATE, AcousticEncoder
+from ..audio import SAMPLE_RATE
+from ..encoder import AcousticEncoder
 from ..errors import CheckpointError
 from ..evaluate.systems import Hypothesis
 from ..pretrained import first_line, load_pretrained

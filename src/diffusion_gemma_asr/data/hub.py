@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..audio import load_audio
+from ..audio import SAMPLE_RATE, load_audio
 from ..errors import AudioError, DataError
 from .manifest import Utterance, write_manifest
 
-SAMPLE_RATE = 16_000
 MANIFEST = "manifest.jsonl"
 
 

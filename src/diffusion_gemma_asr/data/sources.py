@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from glob import escape
 from pathlib import Path
 
-from ..audio import load_audio
+from ..audio import SAMPLE_RATE, load_audio
 from ..errors import AudioError, DataError
-from .hub import CORPORA, SAMPLE_RATE, store
+from .hub import CORPORA, store
 from .manifest import Utterance, read_manifest
 
 _NAME = re.compile(r"(?P<name>[a-z_]+)(:(?P<part>\w+))?(/(?P<split>[\w.]+))?")
@@ -67,12 +67,12 @@ def corpus_parts(source: str, split: str = "test") -> list[tuple[str, str, str]]
     parts = CORPORA[parsed["name"]].parts
     chosen = list(parts)
     if parsed["part"] is not None:
-        chosen = [key for key, language in parts.items() if key == parsed["part"]]
-        chosen = chosen or [key for key, language in parts.items() if language == parsed["part"]]
+        part = parsed["part"]
+        chosen = [part] if part in parts else [key for key, language in parts.items() if language == part]
         if not chosen:
-            near = difflib.get_close_matches(parsed["part"], parts, 1)
+            near = difflib.get_close_matches(part, parts, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(parts)}"
-            raise DataError(f"{source}: {parsed['name']} has no part {parsed['part']}; {hint}")
+            raise DataError(f"{source}: {parsed['name']} has no part {part}; {hint}")
     return [(parsed["name"], part, parsed["split"] or split) for part in chosen]
 
 

@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from ..audio import load_audio
+from ..audio import SAMPLE_RATE, load_audio
 from ..errors import DataError
 from .espeak import speak
 from .manifest import Utterance, read_manifest, write_manifest
 from .text import plain_english
 
-SAMPLE_RATE = 16_000
 Phoneme = tuple[str, float, float]  # espeak-ng's symbol, start and end in seconds
 ACCENTS = {"en": ("en-us", "en-us", "en-gb")}  # drawn from uniformly: two American voices to one British
 # espeak-ng's voice variants that sound like a person, by file name (letter case counts); the monsters, robots and

@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from .. import __version__
-from ..audio import load_audio
+from ..audio import SAMPLE_RATE, load_audio
 from ..data.manifest import Utterance
 from ..errors import AudioError, DataError
 from .metrics import Edits, confidence_interval, count, total
@@ -118,7 +118,7 @@ def _transcribe(system: System, batch: Sequence[Utterance], warm: bool) -> list[
     for u in batch:
         try:
             clip = load_audio(u.audio_filepath)
-            if len(clip) > MAX_CLIP_S * 16_000:
+            if len(clip) > MAX_CLIP_S * SAMPLE_RATE:
                 raise AudioError(f"{u.audio_filepath}: longer than {MAX_CLIP_S:.0f} s; cut it first")
             clips[u.audio_filepath] = clip
         except AudioError as error:
@@ -131,7 +131,7 @@ def _transcribe(system: System, batch: Sequence[Utterance], warm: bool) -> list[
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    sound_s = {u.audio_filepath: len(clips[u.audio_filepath]) / 16_000 for u in heard}
+    sound_s = {u.audio_filepath: len(clips[u.audio_filepath]) / SAMPLE_RATE for u in heard}
     texts = dict(zip((u.audio_filepath for u in heard), found, strict=True))
     rows = []
     for u in batch:

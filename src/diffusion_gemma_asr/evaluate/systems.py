@@ -65,8 +65,7 @@ class CtcGreedy:
     def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
         """See `System`; the languages are not used."""
         drafts = self.model.draft(*self.model.encode_audio(clips))
-        texts = [self.model.tokenizer.decode([t.id for t in row], skip_special_tokens=True).strip() for row in drafts]
-        return [Hypothesis(text, 0) for text in texts]
+        return [Hypothesis(self.model.text([token.id for token in row]), 0) for row in drafts]
 
 
 def dtype_name(model: DiffusionGemmaASR) -> str:

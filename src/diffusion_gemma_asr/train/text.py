@@ -113,7 +113,7 @@ def train_text(recipe: dict, folder: Path) -> None:
     reader = Reader(backbone, prompts, SlotNoise(**recipe["slots"]))
     sizes = [len(target) for target in targets]
     buckets = LengthBuckets(sizes, recipe["batch_tokens"], recipe["batch_size"], recipe["loop"]["seed"])
-    trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name and p.requires_grad}
+    trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name}
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         backbone.train()
