@@ -22,10 +22,11 @@ STAGES = {  # log, the losses to draw, the evaluations to draw
     ),
     "2 encoder": (
         "runs/mini/whisper-run",
-        ("phonemes", "tokens", "autoregressive"),
+        ("phonemes", "characters", "tokens"),
         ("token_wer_synthetic", "token_wer_real"),
     ),
-    "3 adapter": ("runs/mini", ("diffusion", "autoregressive", "ctc"), DEV),
+    "3 reading": ("runs/mini/reading", ("diffusion", "autoregressive", "ctc"), DEV),
+    "4 adapter": ("runs/mini", ("diffusion", "autoregressive", "ctc"), DEV),
 }
 WINDOW = 25  # steps that a point of the data is the mean of
 OUT = Path("docs/results")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,26 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from sounds import tone, write
-from transformers import WhisperForConditionalGeneration
+from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
 from diffusion_gemma_asr.backbone import Backbone
+from diffusion_gemma_asr.checkpoint import save_projector
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.encoder import AcousticEncoder
+from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.projector import AudioProjector
+from diffusion_gemma_asr.recipe import load_recipe
+from diffusion_gemma_asr.train.reading import train_reading
 from diffusion_gemma_asr.train.text import train_text
 from diffusion_gemma_asr.train.tokenizer import train_tokenizer
-from diffusion_gemma_asr.train.whisper import PhonemeTimes, train_whisper
+from diffusion_gemma_asr.train.whisper import (
+    HybridWhisper,
+    PhonemeTimes,
+    save_encoder,
+    train_whisper,
+    warm_start,
+    whisper_config,
+)
 
 TEXTS = ["the quick fox", "lazy dog", "by the sea", "she sells shells", "it is fine"]
 RECIPES = Path(__file__).parents[1] / "recipes" / "mini"
@@ -95,7 +107,9 @@ def test_the_second_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
              "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
     data = {"train": train, "dev": {"tones": manifest}, "dev_count": 2}
-    recipe = recipe_of("2-encoder.yaml", model=sizes, projector_size=24, data=data, batch_frames=300)
+    recipe = recipe_of(
+        "2-encoder.yaml", model=sizes, projector_size=24, data=data, batch_frames=300, weights={"autoregressive": 0.3}
+    )
     train_whisper(recipe, run_folder)
     records = read_log(run_folder / "whisper-run")
     assert [record["step"] for record in records] == [1, 2, 3]
@@ -113,3 +127,62 @@ def test_the_second_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder
     assert torch.equal(projector.conv1.weight.detach(), state["projector.conv1.weight"])
     whisper = WhisperForConditionalGeneration.from_pretrained(run_folder / "whisper")
     assert whisper.config.d_model == 16 and whisper.config.vocab_size == 320
+
+
+def test_the_second_stage_goes_on_from_a_checkpoint_with_a_narrower_projector(run_folder: Path, backbone: Backbone) -> None:
+    """It hears what the checkpoint hears, and its decoder, without a weight, is neither run nor saved."""
+    tokenizer = AutoTokenizer.from_pretrained(run_folder / "tokenizer")
+    config = whisper_config(
+        tokenizer, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=32, decoder_ffn_dim=32,
+    )  # fmt: skip
+    before, after = (HybridWhisper(config, 3, backbone, size).eval() for size in (8, 24))
+    folder = run_folder / "narrow"
+    save_encoder(before.acoustic, folder / "encoder")
+    save_projector(before.projector, folder)
+    warm_start(after, folder)
+    mel, lengths = after.acoustic.features([tone(300, 1.0), tone(500, 0.7)])
+    with torch.no_grad():
+        slots = [model.projector(*model.acoustic(mel, lengths))[0] for model in (before, after)]
+    torch.testing.assert_close(slots[0], slots[1], atol=1e-3, rtol=1e-2)  # the encoder went through float16
+
+    wider = HybridWhisper(config, 3, backbone, 4)
+    with pytest.raises(CheckpointError, match="8 channels"):
+        warm_start(wider, folder)
+
+
+def test_without_a_weight_the_decoder_is_left_out(run_folder: Path, backbone: Backbone) -> None:
+    folder = run_folder / "without-decoder"
+    for part in ("tokenizer", "backbone"):
+        shutil.copytree(run_folder / part, folder / part)
+    manifest = str(run_folder / "manifest.jsonl")
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
+    data = {"train": [{"manifest": manifest, "weight": 1.0}], "dev": {"tones": manifest}, "dev_count": 2}
+    train_whisper(
+        recipe_of("2-encoder.yaml", model=sizes, projector_size=8, data=data, weights={"autoregressive": 0.0}), folder
+    )
+    assert {record["autoregressive"] for record in read_log(folder / "whisper-run")} == {0.0}
+    assert (folder / "encoder").is_dir() and not (folder / "whisper").exists()
+
+
+def test_the_third_stage_teaches_the_backbone_to_read(run_folder: Path, backbone: Backbone) -> None:
+    manifest = run_folder / "manifest.jsonl"
+    content = yaml.safe_load((RECIPES / "3-reading.yaml").read_text(encoding="utf-8"))
+    content |= {"encoder": {"name": str(run_folder / "encoder")}, "backbone": {"name": str(run_folder / "backbone")}}
+    content["projector"] |= {"hidden_size": 24}
+    content["train"] |= {"steps": 3, "batch_size": 3, "warmup_steps": 1, "eval_every": 3, "save_every": 2,
+                         "start_from": str(run_folder / "projector")}  # fmt: skip
+    content["data"] |= {"train": [{"manifest": str(manifest)}], "dev": [str(manifest)], "cache_dir": None}
+    path = run_folder / "reading.yaml"
+    path.write_text(yaml.safe_dump(content))
+    train_reading(load_recipe(path), run_folder / "reading")
+    records = read_log(run_folder / "reading")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert all(record[name] > 0 for record in records for name in ("diffusion", "autoregressive", "ctc"))
+
+    taught = dict(Backbone.from_pretrained(run_folder / "reading" / "backbone").named_parameters())
+    changed = {name for name, p in backbone.named_parameters() if not torch.equal(p, taught[name])}
+    assert any("experts" in name for name in changed) and not any("vision" in name for name in changed)
+    old, new = (load_file(run_folder / part / "adapter.safetensors") for part in ("projector", "reading/projector"))
+    assert old.keys() == new.keys() and not torch.equal(old["projector.conv1.weight"], new["projector.conv1.weight"])

@@ -168,6 +168,12 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path) -> None:
         model.backbone.load_lora_state_dict(lora)
 
 
+def save_projector(projector: AudioProjector, folder: str | Path) -> None:
+    """Writes a projector alone, as an adapter without LoRA that `load_adapter` takes; makes the folder if missing."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, Path(folder) / ADAPTER)
+
+
 def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload a checkpoint's three files; frozen parts inside the folder go along.
 

@@ -1,4 +1,4 @@
-"""Stage 3 of the mini model, and all training of the real composition: projector and LoRA on frozen parts, by a recipe."""
+"""Stage 4 of the mini model, and all training of the real composition: projector and LoRA on frozen parts, by a recipe."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from ..encoder import AcousticEncoder
 from ..model import Decoded, DiffusionGemmaASR, SpeechBatch, Start
 from ..objective import text_batch
 from ..projector import AudioProjector, output_length
-from ..recipe import Recipe, load_recipe
+from ..recipe import Recipe, TrainRecipe, load_recipe
 from .loop import LoopOptions, Metrics, run, step_seed
 from .monitor import report
 
 MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
 
 
-def build_model(recipe: Recipe, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionGemmaASR:
+def build_model(
+    recipe: Recipe, device: str = "cpu", dtype: torch.dtype = torch.float32, lora: bool = True
+) -> DiffusionGemmaASR:
     """The model of a recipe with a new projector and LoRA: frozen parts in `dtype`, trained ones in float32."""
     encoder = AcousticEncoder.from_pretrained(
         recipe.encoder.name, revision=recipe.encoder.revision, dtype=dtype, device=device
@@ -40,7 +42,8 @@ def build_model(recipe: Recipe, device: str = "cpu", dtype: torch.dtype = torch.
     backbone = Backbone.from_pretrained(recipe.backbone.name, revision=recipe.backbone.revision, dtype=dtype, device=device)
     tokenizer = load_tokenizer(recipe.backbone)
     torch.manual_seed(recipe.train.seed)
-    backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
+    if lora:
+        backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     scale = backbone.embedding_scale() if recipe.projector.scaled else None
     projector = AudioProjector(encoder.hidden_size, backbone.hidden_size, recipe.projector.hidden_size, scale)
     parts = encoder, projector.to(device), backbone, tokenizer
@@ -118,15 +121,18 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from)
     trainer = AdapterTrainer(recipe, model, folder, dtype)
-    t = recipe.train
-    options = LoopOptions(
-        steps=t.steps, lr=t.lr, betas=t.betas, weight_decay=t.weight_decay, warmup_steps=t.warmup_steps,
-        min_lr_ratio=t.min_lr_ratio, clip=t.clip, accumulation=t.accumulation, seed=t.seed, save_every=t.save_every,
-        evaluate_every=t.eval_every,
-    )  # fmt: skip
-    run(model.trained(), trainer.loss_of, folder, options, trainer.evaluate)
+    run(model.trained(), trainer.loss_of, folder, loop_options(recipe.train), trainer.evaluate)
     save_checkpoint(model.eval(), folder / "checkpoint", recipe.model)
     return folder / "checkpoint"
+
+
+def loop_options(t: TrainRecipe, optimizer: str = "adamw") -> LoopOptions:
+    """A recipe's schedule as the training loop takes it."""
+    return LoopOptions(
+        steps=t.steps, lr=t.lr, optimizer=optimizer, betas=t.betas, weight_decay=t.weight_decay,
+        warmup_steps=t.warmup_steps, min_lr_ratio=t.min_lr_ratio, clip=t.clip, accumulation=t.accumulation, seed=t.seed,
+        save_every=t.save_every, evaluate_every=t.eval_every,
+    )  # fmt: skip
 
 
 class AdapterTrainer:

@@ -15,12 +15,12 @@ from ..recipe import SourceRecipe, load_recipe
 
 
 def bundle(recipe_path: str | Path, run: Path, target: Path, card: ModelCard | None = None) -> None:
-    """Copies `run/encoder` and `run/backbone` into `target` and writes the adapter of `run/checkpoint` beside them."""
+    """Copies the recipe's frozen parts into `target` and writes the adapter of `run/checkpoint` beside them."""
     model = load_checkpoint(run / "checkpoint", device="cpu")
-    for part in ("encoder", "backbone"):
-        shutil.rmtree(target / part, ignore_errors=True)
-        shutil.copytree(run / part, target / part)
     recipe = load_recipe(recipe_path).model
+    for part, source in (("encoder", recipe.encoder.name), ("backbone", recipe.backbone.name)):
+        shutil.rmtree(target / part, ignore_errors=True)
+        shutil.copytree(source, target / part)
     encoder, backbone = (SourceRecipe(str((target / part).resolve())) for part in ("encoder", "backbone"))
     save_checkpoint(model, target, replace(recipe, encoder=encoder, backbone=backbone), card)
 

@@ -1,11 +1,11 @@
-"""Stage 2 of the mini model: a small Whisper, trained from nothing, whose encoder is then frozen.
+"""Stage 2 of the mini model: a small Whisper, whose encoder is then frozen.
 
-The encoder learns from four sides at once: the autoregressive decoder's cross-entropy, as Whisper does; a character CTC
+The encoder learns from up to four sides at once: the autoregressive decoder's cross-entropy, as Whisper does; a character CTC
 on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); a CTC over the tokenizer's tokens, through the projector
 that stage 3 goes on with and the frozen lm_head of stage 1, so that the frames hold what 160 ms slots have to say;
 and, on synthetic speech, the phoneme of every frame, which espeak-ng knows. Without the last three so small a model takes
-far longer to find out which sound belongs to which text. The two heads on the frames are thrown away; the decoder is kept
-as the yardstick.
+far longer to find out which sound belongs to which text. The two heads on the frames are thrown away; the decoder, where
+it was trained, is kept as the yardstick.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import jiwer
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from ..backbone import Backbone
-from ..checkpoint import ADAPTER
+from ..checkpoint import ADAPTER, save_projector
 from ..ctc import lm_head_ctc_loss, lm_head_draft
 from ..data.augment import Masking, mask_bands, warp_frequencies
 from ..data.batches import Mixture
@@ -40,6 +40,7 @@ from ..data.manifest import Utterance, read_manifest
 from ..data.synth import read_sound
 from ..data.text import plain_english
 from ..encoder import AcousticEncoder
+from ..errors import CheckpointError
 from ..projector import AudioProjector
 from .loop import LoopOptions, Metrics, load_weights, run
 
@@ -76,7 +77,13 @@ class HybridWhisper(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def losses(
-        self, mel: Tensor, lengths: Tensor, tokens: Tensor, characters: list[list[int]], phonemes: Tensor
+        self,
+        mel: Tensor,
+        lengths: Tensor,
+        tokens: Tensor,
+        characters: list[list[int]],
+        phonemes: Tensor,
+        decoder: bool = True,
     ) -> dict[str, Tensor]:
         """The four losses of a batch, by the names of the recipe's weights.
 
@@ -85,17 +92,20 @@ class HybridWhisper(nn.Module):
             tokens: (B, L) bos, transcript, eos, then -100.
             characters: transcript of each row as indices into CHARACTERS.
             phonemes: (B, F) index of each frame's phoneme, -100 where it is not known.
+            decoder: whether to run it; where its loss has no weight that would be a waste.
 
         Returns:
             autoregressive: cross-entropy a token; characters, tokens: CTC loss a character and a token; phonemes:
             cross-entropy a frame (0 where no phoneme is known).
         """
         frames, frame_lengths = self.acoustic(mel, lengths)
-        hidden = self.whisper.model.decoder(
-            input_ids=tokens[:, :-1].clamp(min=0), encoder_hidden_states=frames
-        ).last_hidden_state
-        logits = self.whisper.proj_out(hidden)  # (B, L-1, V)
-        autoregressive = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-100)
+        autoregressive = frames.new_zeros(())
+        if decoder:
+            hidden = self.whisper.model.decoder(
+                input_ids=tokens[:, :-1].clamp(min=0), encoder_hidden_states=frames
+            ).last_hidden_state
+            logits = self.whisper.proj_out(hidden)  # (B, L-1, V)
+            autoregressive = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-100)
         log_probs = self.ctc_head(frames).log_softmax(-1).transpose(0, 1)  # (F, B, characters)
         sizes = torch.tensor([len(c) for c in characters])
         flat = torch.tensor([index for row in characters for index in row])
@@ -122,6 +132,30 @@ class HybridWhisper(nn.Module):
         blank = self.whisper.config.pad_token_id
         drafts = lm_head_draft(slots, self.lm_head, self.softcap, slot_lengths, blank)
         return texts, [[token.id for token in draft] for draft in drafts]
+
+
+def warm_start(model: HybridWhisper, folder: str | Path) -> None:
+    """Takes encoder and projector from a checkpoint that holds both, such as the bundled one; decoder and heads stay new.
+
+    A narrower projector is widened without changing what it computes: its weights fill the first channels, and nothing
+    reads the new ones yet (Chen et al. 2016, "Net2Net").
+
+    Raises:
+        CheckpointError: the folder holds no encoder, or one of another shape, or its projector is wider than the model's.
+    """
+    encoder = AcousticEncoder.from_pretrained(Path(folder) / "encoder").encoder
+    load_weights(dict(model.acoustic.encoder.named_parameters()), dict(encoder.named_parameters()), folder)
+    saved = {name.removeprefix("projector."): value for name, value in load_file(Path(folder) / ADAPTER).items()}
+    projector = model.projector
+    old, new = saved["conv1.weight"].shape[0], projector.conv1.weight.shape[0]
+    if old > new:
+        raise CheckpointError(f"{folder}: its projector has {old} channels, the recipe's {new}; set projector_size to {old}")
+    with torch.no_grad():
+        projector.conv2.weight[:, old:] = 0.0
+        projector.linear.weight[:, old:] = 0.0
+        for name, parameter in projector.named_parameters():
+            value = saved[name]
+            parameter[tuple(slice(size) for size in value.shape)] = value
 
 
 class PhonemeTimes:
@@ -156,9 +190,12 @@ def whisper_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> WhisperC
     )  # fmt: skip
 
 
-def train_whisper(recipe: dict, folder: Path) -> None:
-    """Trains by a stage recipe and writes the encoder to `folder/encoder`, the projector as an adapter without LoRA to
-    `folder/projector`, and the whole Whisper to `folder/whisper`."""
+def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = None) -> None:
+    """Trains by a stage recipe, from nothing or from what `warm_start` finds in `start_from`.
+
+    Writes the encoder to `folder/encoder`, the projector as an adapter without LoRA to `folder/projector` and, if its
+    decoder was trained, the whole Whisper to `folder/whisper`.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     data = recipe["data"]
     lists = [read_manifest(item["manifest"], ["en"], data["max_duration_s"]) for item in data["train"]]
@@ -171,8 +208,8 @@ def train_whisper(recipe: dict, folder: Path) -> None:
     backbone = Backbone.from_pretrained(folder / "backbone")
     config = whisper_config(tokenizer, **recipe["model"])
     model = HybridWhisper(config, len(phonemes.symbols), backbone, recipe["projector_size"])
-    if recipe.get("start_from"):
-        load_weights(model.trained(), torch.load(recipe["start_from"], weights_only=True)["weights"], recipe["start_from"])
+    if start_from is not None:
+        warm_start(model, start_from)
     tokens = [
         [
             tokenizer.bos_token_id,
@@ -187,6 +224,7 @@ def train_whisper(recipe: dict, folder: Path) -> None:
         [round(100 * u.duration) for u in train], recipe["batch_frames"], 256, recipe["loop"]["seed"],
     )  # fmt: skip
     masking = Masking(**recipe["masking"])
+    decoder = recipe["weights"]["autoregressive"] > 0
 
     def hear(utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
         return model.acoustic.features([read_sound(u.audio_filepath) for u in utterances])
@@ -201,7 +239,8 @@ def train_whisper(recipe: dict, folder: Path) -> None:
         rows = nn.utils.rnn.pad_sequence([torch.tensor(tokens[i]) for i in chosen], True, -100)
         frames = [phonemes.frames(train[i], (n + 1) // 2) for i, n in zip(chosen, lengths.tolist(), strict=True)]
         labels = nn.utils.rnn.pad_sequence(frames, True, -100)
-        losses = model.losses(mel, lengths, rows, [characters[i] for i in chosen], labels)
+        spelled = [characters[i] for i in chosen]
+        losses = model.losses(mel, lengths, rows, spelled, labels, decoder)
         loss = torch.stack([recipe["weights"][name] * value for name, value in losses.items()]).sum()
         return loss, {name: value.item() for name, value in losses.items()} | {"audio_s": float(lengths.sum()) / 100}
 
@@ -226,12 +265,11 @@ def train_whisper(recipe: dict, folder: Path) -> None:
 
     start = time.time()
     run(model.trained(), loss_of, folder / "whisper-run", LoopOptions(**recipe["loop"]), evaluate)
-    model.whisper.save_pretrained(folder / "whisper")
-    model.acoustic.extractor.save_pretrained(folder / "whisper")
-    tokenizer.save_pretrained(folder / "whisper")
+    if decoder:
+        for part in (model.whisper, model.acoustic.extractor, tokenizer):
+            part.save_pretrained(folder / "whisper")
     save_encoder(model.acoustic, folder / "encoder")
-    (folder / "projector").mkdir(exist_ok=True)
-    save_file({f"projector.{k}": v for k, v in model.projector.state_dict().items()}, folder / "projector" / ADAPTER)
+    save_projector(model.projector, folder / "projector")
     print(
         json.dumps(
             {
@@ -256,5 +294,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the mini model's Whisper (stage 2).")
     parser.add_argument("recipe", help="stage recipe, YAML")
     parser.add_argument("folder", help="run folder that holds tokenizer/ and backbone/")
+    parser.add_argument("--start_from", help="checkpoint folder whose encoder and projector to go on with")
     args = parser.parse_args()
-    train_whisper(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder))
+    train_whisper(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder), args.start_from)

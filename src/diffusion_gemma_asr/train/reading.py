@@ -1,0 +1,58 @@
+"""Stage 3 of the mini model: the backbone learns to read what the projector writes, then it is frozen for good.
+
+DiffusionGemma has read so much that LoRA can teach it to read audio tokens. A backbone of 3M parameters that has only seen
+imitations of them cannot learn it so (docs/results/mini.md has the figures). Here all its weights, the lm_head that the
+projector writes through among them, learn together with the projector, by the adapter's three losses on the frozen
+encoder's frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoint import load_adapter, save_projector
+from ..model import DiffusionGemmaASR
+from ..recipe import Recipe, load_recipe
+from .adapter import AdapterTrainer, build_model, loop_options
+from .loop import run
+from .text import save_backbone
+
+
+def readers(model: DiffusionGemmaASR) -> dict[str, nn.Parameter]:
+    """Every weight of the projector and of the backbone, but for its unused eyes, by name and ready to train."""
+    chosen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(("projector.", "backbone.")) and "vision" not in name
+    }
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    return chosen
+
+
+def train_reading(recipe: Recipe, folder: str | Path) -> None:
+    """Trains by a recipe (its LoRA is left out; Muon takes the place of AdamW), resuming what a killed run left.
+
+    Writes the backbone, in the real layout, to `folder/backbone` and the projector, as an adapter without LoRA, to
+    `folder/projector`.
+    """
+    folder = Path(folder)
+    model = build_model(recipe, lora=False)
+    if recipe.train.start_from is not None:
+        load_adapter(model, recipe.train.start_from)
+    trainer = AdapterTrainer(recipe, model, folder, torch.float32)
+    run(readers(model), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
+    save_backbone(model.backbone, model.prompts, folder / "backbone")
+    save_projector(model.projector, folder / "projector")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Teach the mini model's backbone to read audio tokens (stage 3).")
+    parser.add_argument("recipe", help="recipe, YAML")
+    parser.add_argument("folder", help="run folder; gets backbone/ and projector/")
+    args = parser.parse_args()
+    train_reading(load_recipe(args.recipe), args.folder)
