@@ -50,6 +50,7 @@ class SystemName(str, Enum):
     ctc = "ctc"
     autoregressive = "autoregressive"
     whisper = "whisper"
+    baseline = "baseline"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -154,10 +155,11 @@ def info(
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The run to do.", show_default=False)],
 ) -> None:
-    """Train an adapter by a recipe; a run that was interrupted goes on where it stood."""
+    """Train an adapter, or a baseline, by a recipe; a run that was interrupted goes on where it stood."""
     from diffusion_gemma_asr.train.adapter import train_from_recipe
+    from diffusion_gemma_asr.train.baseline import is_baseline, train_baseline_from_recipe
 
-    train_from_recipe(recipe)
+    (train_baseline_from_recipe if is_baseline(recipe) else train_from_recipe)(recipe)
 
 
 @app.command()
@@ -172,11 +174,14 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a killed run goes on.", show_default=False)],
     model: Annotated[
-        str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository; a Whisper for that system.")
+        str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository; a Whisper or a trained baseline.")
     ] = "mini",
     system: Annotated[
         SystemName,
-        typer.Option(help="Denoising decoder; CTC draft alone; the backbone token after token; a Whisper with its decoder."),
+        typer.Option(
+            help="Denoising decoder; CTC draft alone; the backbone token after token; a Whisper with its decoder; "
+            "a baseline that `train` made."
+        ),
     ] = SystemName.diffusion,
     steps: Annotated[str, typer.Option(help="Denoising steps at most; 1,2,4,8 measures each.")] = "8",
     start: Annotated[

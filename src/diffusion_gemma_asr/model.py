@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from .backbone import Backbone, Prefill
 from .ctc import DraftToken, lm_head_ctc_loss, lm_head_draft
 from .denoise import DenoiseOptions, cut_at_end, denoise
+from .edits import SPARE, edit_canvases, edit_layout
 from .encoder import AcousticEncoder, length_mask
 from .noise import uniform_canvas
 from .objective import BackboneLosses, TextBatch, backbone_losses, write_canvas
 from .projector import AudioProjector
 from .prompt import PromptBuilder
 
-SURE = 0.5  # probability from which a token of the draft stands on the first canvas; the others become noise
 CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
 
 Start = Literal["noise", "draft"]
@@ -65,8 +65,8 @@ class DiffusionGemmaASR(nn.Module):
         projector: trained; its widths must fit both.
         tokenizer: the backbone's.
         drafts: whether the projector was trained by CTC, so that its slots spell a draft through lm_head.
-        start: what a canvas holds at first where the caller does not say: "noise", or the sure tokens of the CTC "draft"
-            and noise between them.
+        start: what a canvas holds at first where the caller does not say: "noise", or the CTC "draft", laid out so that
+            it can be corrected in place (see edits.py).
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class DiffusionGemmaASR(nn.Module):
         embeds = fill_slots(self.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
         drafts = None
         if draft_share > 0:
-            drafts = self._write([_ids(row) for row in self.draft(slots, slot_lengths)], text.canvas.shape[1])
+            drafts = self._edits([_ids(row) for row in self.draft(slots, slot_lengths)], text)
         found = backbone_losses(
             self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive, drafts=drafts,
             draft_share=draft_share, unroll=unroll,
@@ -164,10 +164,20 @@ class DiffusionGemmaASR(nn.Module):
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
         return lm_head_ctc_loss(slots, weight, softcap, text.canvas, slot_lengths, tokens, self.blank)
 
-    def _write(self, rows: Sequence[Sequence[int]], length: int) -> Tensor:
-        """Canvases (B, length) that hold the tokens of each row and its end."""
+    def _edits(self, drafts: Sequence[Sequence[int]], text: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Canvases that hold the drafts, what they have to become, and which rows that is possible for."""
         special = self.prompts.special
-        return write_canvas([[*row, special["end_of_turn"]] for row in rows], length, special["eos"]).to(self.device)
+        counts = (text.target_mask.sum(1) - 1).tolist()  # without the end of the turn
+        targets = [row[:n] for row, n in zip(text.canvas.tolist(), counts, strict=True)]
+        ending = special["end_of_turn"], special["eos"]
+        shown, clean, usable = edit_canvases(drafts, targets, ending, self.blank, text.canvas.shape[1])
+        return shown.to(self.device), clean.to(self.device), usable.to(self.device)
+
+    def _first_canvases(self, drafts: Sequence[Sequence[int]], length: int) -> Tensor:
+        """(B, length) canvases that hold each draft with room for corrections, and its end."""
+        special = self.prompts.special
+        rows = [[*edit_layout(draft, self.blank), special["end_of_turn"]] for draft in drafts]
+        return write_canvas(rows, length, special["eos"]).to(self.device)
 
     # -- transcription ------------------------------------------------------------------------------------------------
 
@@ -190,7 +200,7 @@ class DiffusionGemmaASR(nn.Module):
             options: how to denoise; a number is so many steps at most (None: 8), and the rest as the backbone's
                 generation_config.json says.
             seed: of each clip's own generator.
-            canvas_length: tokens on the canvas; by default as long as the draft suggests.
+            canvas_length: positions on the canvas; by default as many as the draft suggests.
             on_step: called after every denoising step with its number and the texts on the canvases of the clips that are
                 denoised together.
             start: "noise" or "draft"; None is the model's own.
@@ -214,28 +224,29 @@ class DiffusionGemmaASR(nn.Module):
         if not isinstance(options, DenoiseOptions):
             options = self.backbone.denoise_options(options or DenoiseOptions.steps)
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
-        drafts = self.draft(slots, slot_lengths)
+        drafts = [_ids(draft) for draft in self.draft(slots, slot_lengths)]
+        from_draft = (start or self.start) == "draft"
         groups: dict[int, list[int]] = {}
         for row, (draft, n) in enumerate(zip(drafts, slot_lengths.tolist(), strict=True)):
-            length = canvas_length or fitted_canvas(n, len(draft) if self.drafts else None)
-            groups.setdefault(length, []).append(row)
+            fitting = edit_length(len(draft)) if from_draft else fitted_canvas(n, len(draft) if self.drafts else None)
+            groups.setdefault(canvas_length or fitting, []).append(row)
         decoded: dict[int, Decoded] = {}
         for length, rows in groups.items():
             lengths = slot_lengths[rows]
             prefill, _ = self.read_prompts(slots[rows, : int(lengths.max())], lengths, [languages[row] for row in rows])
             generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
             canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
-            if (start or self.start) == "draft":
-                sure = self._write([[t.id if t.probability >= SURE else -1 for t in drafts[row]] for row in rows], length)
-                canvas = torch.where(sure >= 0, sure, canvas)
+            if from_draft:
+                canvas = self._first_canvases([drafts[row] for row in rows], length)
             found = denoise(self.backbone, prefill, canvas, options, generators, self._shown(on_step))
-            tokens = cut_at_end(found.canvas, self.prompts.end_ids)
+            written = cut_at_end(found.canvas, self.prompts.end_ids)
             for i, row in enumerate(rows):
+                kept = [place for place, token in enumerate(written[i]) if token != self.blank]
                 decoded[row] = Decoded(
-                    text=self.text(tokens[i]),
-                    tokens=tokens[i],
-                    logprobs=found.logprobs[i, : len(tokens[i])].tolist(),
-                    draft=self.text(_ids(drafts[row])),
+                    text=self.text(written[i]),
+                    tokens=[written[i][place] for place in kept],
+                    logprobs=[float(found.logprobs[i, place]) for place in kept],
+                    draft=self.text(drafts[row]),
                     steps=int(found.steps[i]),
                 )
         return [decoded[row] for row in range(len(drafts))]
@@ -267,6 +278,11 @@ def fill_slots(embeds: Tensor, slot_mask: Tensor, slots: Tensor, slot_lengths: T
     """
     real = slots[length_mask(slot_lengths, slots.shape[1])]  # (sum of slot_lengths, H)
     return embeds.masked_scatter(slot_mask[..., None], real.to(embeds.dtype))
+
+
+def edit_length(draft: int) -> int:
+    """Positions of a canvas that holds a draft of so many tokens, room for corrections, and the end."""
+    return math.ceil((2 * draft + 1 + SPARE + 1) / CANVAS_STEP) * CANVAS_STEP
 
 
 def fitted_canvas(slots: int, draft: int | None) -> int:

@@ -80,7 +80,7 @@ def backbone_losses(
     full_noise: float,
     generator: torch.Generator | None = None,
     autoregressive: bool = True,
-    drafts: Tensor | None = None,
+    drafts: tuple[Tensor, Tensor, Tensor] | None = None,
     draft_share: float = 0.0,
     unroll: float = 0.0,
 ) -> BackboneLosses:
@@ -95,8 +95,9 @@ def backbone_losses(
             temperature as in denoising.
         full_noise: probability that a row starts from pure noise instead of t ~ U(eps, 1).
         autoregressive: leave that loss out (0) where its weight is 0.
-        drafts: (B, C) long, canvases that hold a draft with its errors, for the rows that start from one.
-        draft_share: probability that a row starts from its draft, corrupted at half its level t, instead.
+        drafts: canvases that hold a draft with its errors (B, C') long, C' >= C, what they have to become (B, C') and the
+            rows that can start from theirs (B,) bool; see `edits.edit_canvases`. Its last column is what fills a canvas.
+        draft_share: probability that such a row does so, corrupted at a quarter of its level t, instead.
         unroll: probability that a row whose first pass did so also goes on with the canvas that a denoising
             step makes of them, its own mistakes included, as inference does (Savinov et al. 2021, arXiv 2112.06749).
     """
@@ -108,10 +109,16 @@ def backbone_losses(
         ar, ar_accuracy = autoregressive_loss(hidden, weight, softcap, batch.ids, batch.target_mask)
     t = sample_t(len(batch.canvas), generator, device=embeds.device)
     pure = torch.rand(t.shape, generator=generator, device=t.device) < full_noise
-    noisy = q_xt(batch.canvas, torch.where(pure, 1.0, t), backbone.vocab_size, generator)
+    clean = batch.canvas
     if drafts is not None:
-        drafted = torch.rand(t.shape, generator=generator, device=t.device) < draft_share
-        noisy = torch.where(drafted[:, None], q_xt(drafts, t / 2, backbone.vocab_size, generator), noisy)
+        shown, corrected, usable = drafts
+        filling = corrected[:, -1:].expand(-1, corrected.shape[1] - clean.shape[1])
+        clean = torch.cat([clean, filling], dim=1)  # (B, C')
+    noisy = q_xt(clean, torch.where(pure, 1.0, t), backbone.vocab_size, generator)
+    if drafts is not None:
+        drafted = (torch.rand(t.shape, generator=generator, device=t.device) < draft_share) & usable
+        noisy = torch.where(drafted[:, None], q_xt(shown, t / 4, backbone.vocab_size, generator), noisy)
+        clean = torch.where(drafted[:, None], corrected, clean)
     signal = None
     if float(torch.rand((), generator=generator, device=t.device)) < self_conditioning:
         with torch.no_grad():
@@ -122,7 +129,7 @@ def backbone_losses(
             noisy = torch.where(own[:, None], stepped, noisy)
     hidden = backbone.denoise_hidden(noisy, prefill, signal)
     everywhere = torch.ones_like(noisy, dtype=torch.bool)
-    diffusion, accuracy = diffusion_loss(hidden, weight, softcap, batch.canvas, everywhere)
+    diffusion, accuracy = diffusion_loss(hidden, weight, softcap, clean, everywhere)
     return BackboneLosses(diffusion, ar, accuracy, ar_accuracy)
 
 

@@ -199,7 +199,7 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
         impossible value.
     """
     path = find_recipe(path_or_name)
-    content = _read_yaml(path)
+    content = read_yaml(path)
     try:
         if not isinstance(content, dict):
             raise RecipeError(f"expected sections (name:, encoder:, ...), found {_kind(content)}")
@@ -286,7 +286,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, keys unique.
+
+    Raises:
+        RecipeError: it cannot be read, or is not YAML.
+    """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"
+"""What `plain_english` may hold; index 0 stands for nothing: the CTC blank, the rest of a canvas."""
+
 _APOSTROPHES = re.compile(r"[\u2018\u2019\u02bc\u0060]")
 _NOT_WORD = re.compile(r"[^a-z' ]+")
 _LOOSE_APOSTROPHE = re.compile(r"(?<![a-z])'|'(?![a-z])")

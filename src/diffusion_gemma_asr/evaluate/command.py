@@ -11,6 +11,7 @@ from rich.table import Table
 
 from .. import load
 from ..baselines.autoregressive import Autoregressive
+from ..baselines.trained import TrainedBaseline
 from ..baselines.whisper import Whisper
 from ..checkpoint import choose_device
 from ..data.manifest import Utterance
@@ -69,6 +70,8 @@ def load_systems(
     """The systems to evaluate, by the folders of their runs: one, or one for each number of steps."""
     if system == "whisper":
         return {out: Whisper(model, choose_device(device))}
+    if system == "baseline":
+        return {out: TrainedBaseline.load(model, seed)}
     loaded = load(model, device=device)
     if system == "ctc":
         return {out: CtcGreedy(loaded, model)}

@@ -25,7 +25,7 @@ from ..encoder import AcousticEncoder
 from ..model import Decoded, DiffusionGemmaASR, SpeechBatch, Start
 from ..objective import text_batch
 from ..projector import AudioProjector, output_length
-from ..recipe import Recipe, TrainRecipe, load_recipe
+from ..recipe import DataRecipe, Recipe, TrainRecipe, load_recipe
 from .loop import LoopOptions, Metrics, run, step_seed
 from .monitor import report
 
@@ -76,16 +76,48 @@ class Examples:
         return SpeechBatch(frames, lengths, text)
 
 
-def frame_cache(folder: Path, model: DiffusionGemmaASR, utterances: Sequence[Utterance]) -> FeatureCache:
+def frame_cache(folder: Path, encoder: AcousticEncoder, utterances: Sequence[Utterance]) -> FeatureCache:
     """Frames (n, hidden) of the frozen encoder for all utterances, computed once and kept in `folder`."""
+    device = next(encoder.parameters()).device
 
     def compute(batch: list[Utterance]) -> list[np.ndarray]:
-        mel, lengths = model.encoder.features([read_sound(u.audio_filepath) for u in batch])
+        mel, lengths = encoder.features([read_sound(u.audio_filepath) for u in batch])
         with torch.no_grad():
-            frames, frame_lengths = model.encoder(mel.to(model.device), lengths.to(model.device))
+            frames, frame_lengths = encoder(mel.to(device), lengths.to(device))
         return [row[:n].float().cpu().numpy() for row, n in zip(frames, frame_lengths.tolist(), strict=True)]
 
-    return FeatureCache.build(folder, utterances, model.encoder.hidden_size, compute)
+    return FeatureCache.build(folder, utterances, encoder.hidden_size, compute)
+
+
+class SpeechData:
+    """What a recipe trains on and is judged by, with the frozen encoder's frames.
+
+    Attributes:
+        utterances, texts: to train on, and what they say as the recipe wants it written.
+        dev: lists to judge by, by name.
+        cache: frames of all of them.
+        mixture: which utterances make up a batch.
+    """
+
+    def __init__(self, data: DataRecipe, train: TrainRecipe, encoder: AcousticEncoder, folder: Path):
+        def read(source: str, split: str) -> list[Utterance]:
+            # A folder of sounds does not say its language: it is the recipe's first.
+            return read_source(source, data.languages, data.max_duration_s, None, data.languages[0], split)
+
+        lists = [read(item.manifest, "train")[: item.first] for item in data.train]
+        self.dev = {
+            "/".join(Path(source).with_suffix("").parts[-2:]): read(source, "validation")[: train.monitor_samples]
+            for source in data.dev
+        }
+        everything = [u for rows in [*lists, *self.dev.values()] for u in rows]
+        self.cache = frame_cache(Path(data.cache_dir or folder / "frames"), encoder, everything)
+        spelled = plain_english if data.transcript == "plain" else str.strip
+        self.utterances = [u for rows in lists for u in rows]
+        self.texts = [spelled(u.text) for u in self.utterances]
+        self.mixture = Mixture(
+            [len(rows) for rows in lists], [item.weight for item in data.train],
+            [self.cache.length(u) for u in self.utterances], UNLIMITED, train.batch_size, train.seed,
+        )  # fmt: skip
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -141,34 +173,16 @@ class AdapterTrainer:
     def __init__(self, recipe: Recipe, model: DiffusionGemmaASR, folder: Path, dtype: torch.dtype):
         self.recipe, self.model, self.dtype = recipe, model, dtype
         self.console = Console(stderr=True)
-        data = recipe.data
-
-        def read(source: str, split: str) -> list[Utterance]:
-            # A folder of sounds does not say its language: it is the recipe's first.
-            return read_source(source, data.languages, data.max_duration_s, None, data.languages[0], split)
-
-        lists = [read(item.manifest, "train")[: item.first] for item in data.train]
-        self.dev = {
-            "/".join(Path(source).with_suffix("").parts[-2:]): read(source, "validation")[: recipe.train.monitor_samples]
-            for source in data.dev
-        }
-        everything = [u for rows in [*lists, *self.dev.values()] for u in rows]
-        self.cache = frame_cache(Path(data.cache_dir or folder / "frames"), model, everything)
-        spelled = plain_english if data.transcript == "plain" else str.strip
-        utterances = [u for rows in lists for u in rows]
-        targets = [model.prompts.target(spelled(u.text)) for u in utterances]
-        self.examples = Examples(utterances, self.cache, targets)
-        self.mixture = Mixture(
-            [len(rows) for rows in lists], [item.weight for item in data.train],
-            [self.cache.length(u) for u in utterances], UNLIMITED, recipe.train.batch_size, recipe.train.seed,
-        )  # fmt: skip
+        self.data = SpeechData(recipe.data, recipe.train, model.encoder, folder)
+        targets = [model.prompts.target(text) for text in self.data.texts]
+        self.examples = Examples(self.data.utterances, self.data.cache, targets)
 
     def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
         """The weighted loss of one micro-batch, and its parts."""
         t = self.recipe.train
         self.model.train()
         rng = random.Random(step_seed(t.seed, step, micro))
-        chosen = self.mixture.at(step * t.accumulation + micro)
+        chosen = self.data.mixture.at(step * t.accumulation + micro)
         batch = self.examples.batch(self.model, chosen, rng.randint(0, MARGIN))
         masked = mask_bands(batch.frames, batch.frame_lengths, t.spec_augment)
         batch = SpeechBatch(masked, batch.frame_lengths, batch.text).to(self.model.device)
@@ -178,8 +192,8 @@ class AdapterTrainer:
         """Transcribes the dev lists, prints some transcripts beside their references, and judges them."""
         self.model.eval()
         figures: Metrics = {}
-        for name, rows in self.dev.items():
-            decoded = transcribe_cached(self.model, rows, self.cache)
+        for name, rows in self.data.dev.items():
+            decoded = transcribe_cached(self.model, rows, self.data.cache)
             judged = report(self.console, step, name, [u.text for u in rows], decoded)
             figures |= {f"{key}_{name}": value for key, value in judged.items()}
         return figures

@@ -27,8 +27,9 @@ from ..data.manifest import read_manifest
 from ..data.slots import SlotNoise, collapsed, imitate, lookalikes, slot_rows
 from ..data.text import plain_english
 from ..denoise import DenoiseOptions, cut_at_end, denoise
+from ..edits import edit_canvases
 from ..noise import uniform_canvas
-from ..objective import TextBatch, backbone_losses, text_batch, write_canvas
+from ..objective import TextBatch, backbone_losses, text_batch
 from ..prompt import PromptBuilder
 from .backbone_config import small_config
 from .loop import LoopOptions, Metrics, run, step_seed
@@ -49,8 +50,9 @@ class Reader:
 
     def batch(
         self, targets: list[list[int]], rng: random.Random, margin: int, unheard: float, level: float = 1.0
-    ) -> tuple[Tensor, TextBatch, Tensor]:
-        """Embeddings (B, P, H) with filled slots, their batch, and canvases (B, C) that hold what the slots spell.
+    ) -> tuple[Tensor, TextBatch, tuple[Tensor, Tensor, Tensor]]:
+        """Embeddings (B, P, H) with filled slots, their batch, and canvases that hold what the slots spell, as
+        `edits.edit_canvases` gives them.
 
         Args:
             margin: canvas positions beyond the longest target.
@@ -69,8 +71,10 @@ class Reader:
         counts = torch.tensor([len(row[0]) for row in rows])
         blur, gaussian = (values.repeat_interleave(counts)[:, None] for values in (blur, gaussian))  # (slots, 1) each
         slots = slot_rows(shown, mixed, blur, gaussian, self.backbone.embedding_scale())
-        spelled = [[*collapsed(row[0], special["pad"]), special["end_of_turn"]] for row in rows]
-        drafts = write_canvas(spelled, batch.canvas.shape[1], special["eos"])
+        spelled = [collapsed(row[0], special["pad"]) for row in rows]
+        clean = [target[:-1] for target in targets]
+        ending = special["end_of_turn"], special["eos"]
+        drafts = edit_canvases(spelled, clean, ending, special["pad"], batch.canvas.shape[1])
         return embeds.masked_scatter(batch.slot_mask[..., None], slots), batch, drafts
 
 
@@ -150,7 +154,7 @@ def _read_back(reader: Reader, sentences: list[str], step: int) -> Metrics:
     drafts = [collapsed(row, prompts.special["pad"]) for row in shown]
     texts: dict[str, list[str]] = {"8_steps": [], "8_steps_from_slots": []}
     for i, target in enumerate(targets):  # one by one: each row with the seed of its slots
-        embeds, batch, spelled = reader.batch([target], random.Random(i), 4, 0.0)
+        embeds, batch, (spelled, _, _) = reader.batch([target], random.Random(i), 4, 0.0)
         mask = batch.mask & ~batch.target_mask
         prefill, _ = backbone.prefill(embeds[:, : int(mask.sum())], mask[:, : int(mask.sum())])
         generator = torch.Generator().manual_seed(i)

@@ -1,11 +1,11 @@
 """Stage 2 of the mini model: a small Whisper, whose encoder is then frozen.
 
-The encoder learns from up to four sides at once: the autoregressive decoder's cross-entropy, as Whisper does; a character CTC
-on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); a CTC over the tokenizer's tokens, through the projector
-that stage 3 goes on with and the frozen lm_head of stage 1, so that the frames hold what 160 ms slots have to say;
-and, on synthetic speech, the phoneme of every frame, which espeak-ng knows. Without the last three so small a model takes
-far longer to find out which sound belongs to which text. The two heads on the frames are thrown away; the decoder, where
-it was trained, is kept as the yardstick.
+The encoder learns from up to four sides at once: the autoregressive decoder's cross-entropy, as Whisper does; a
+character CTC on its 20 ms frames (hybrid CTC/attention, Watanabe et al. 2017); a CTC over the tokenizer's tokens,
+through the projector that stage 3 goes on with and the frozen lm_head of stage 1, so that the frames hold what 160 ms
+slots have to say; and, on synthetic speech, the phoneme of every frame, which espeak-ng knows. Without the last three
+so small a model takes far longer to find out which sound belongs to which text. The two heads on the frames are thrown
+away; the decoder, where it was trained, is kept as the yardstick.
 """
 
 from __future__ import annotations
@@ -38,13 +38,11 @@ from ..data.augment import Masking, mask_bands, warp_frequencies
 from ..data.batches import Mixture
 from ..data.manifest import Utterance, read_manifest
 from ..data.synth import read_sound
-from ..data.text import plain_english
+from ..data.text import CHARACTERS, plain_english
 from ..encoder import AcousticEncoder
 from ..errors import CheckpointError
 from ..projector import AudioProjector
 from .loop import LoopOptions, Metrics, load_weights, run
-
-CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"  # index 0 is the CTC blank
 
 
 class HybridWhisper(nn.Module):

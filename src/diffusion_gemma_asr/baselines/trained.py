@@ -1,0 +1,167 @@
+"""The baselines that are trained by a recipe: a frozen encoder, a decoder of their own, saved and loaded as one folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..checkpoint import load_tokenizer
+from ..data.text import CHARACTERS, plain_english
+from ..encoder import AcousticEncoder
+from ..errors import CheckpointError, RecipeError
+from ..evaluate.systems import Hypothesis
+from ..recipe import DataRecipe, SourceRecipe, TrainRecipe, find_recipe, from_mapping, read_yaml, resolve_source
+from .canvas_decoder import CanvasDecoder
+from .transfusion import LEVELS, CharacterDiffusion
+from .whisfusion import CANDIDATES, MaskDiffusion
+
+CONFIG, WEIGHTS = "baseline.json", "decoder.safetensors"
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """Sizes of the baseline's transformer."""
+
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    ffn: int = 768
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class BaselineRecipe:
+    """Everything that defines a trained baseline and the run that trains it."""
+
+    baseline: Literal["whisfusion", "transfusion"]
+    name: str
+    encoder: SourceRecipe  # frozen
+    train: TrainRecipe
+    data: DataRecipe
+    tokenizer: SourceRecipe | None = None  # of the tokens that whisfusion writes; transfusion writes characters
+    decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
+    steps: int = 8  # passes of whisfusion's decoder; transfusion always takes its 200
+
+    def __post_init__(self) -> None:
+        if (self.tokenizer is None) != (self.baseline == "transfusion"):
+            raise RecipeError("'tokenizer' must be given for whisfusion, and for whisfusion alone")
+
+
+def load_baseline_recipe(path: str | Path) -> BaselineRecipe:
+    """Reads a baseline's recipe; names of folders are taken relative to it.
+
+    Raises:
+        RecipeError: there is no such file, or a key is unknown, missing, or has an impossible value.
+    """
+    file = find_recipe(path)
+    content = read_yaml(file)
+    try:
+        for part in ("encoder", "tokenizer"):
+            source = content.get(part)
+            if isinstance(source, dict) and isinstance(source.get("name"), str):
+                content[part] = source | {"name": resolve_source(source["name"], file.parent)}
+        return from_mapping(BaselineRecipe, content)
+    except RecipeError as error:
+        raise RecipeError(f"{file}: {error}") from None
+
+
+class TrainedBaseline:
+    """One of them, ready to train or to transcribe.
+
+    Args:
+        recipe: what it is made of.
+        seed: of each clip's own generator when it transcribes.
+    """
+
+    def __init__(self, recipe: BaselineRecipe, name: str, seed: int = 0):
+        self.recipe, self.name, self.seed = recipe, name, seed
+        self.encoder = AcousticEncoder.from_pretrained(recipe.encoder.name, revision=recipe.encoder.revision)
+        self.net: MaskDiffusion | CharacterDiffusion
+        sizes = asdict(recipe.decoder)
+        if recipe.baseline == "whisfusion":
+            assert recipe.tokenizer is not None
+            self.tokenizer = load_tokenizer(recipe.tokenizer)
+            symbols = len(self.tokenizer) + 1
+            end = self.tokenizer.eos_token_id
+            self.net = MaskDiffusion(CanvasDecoder(symbols, self.encoder.hidden_size, **sizes), end)
+        else:
+            decoder = CanvasDecoder(len(CHARACTERS), self.encoder.hidden_size, **sizes, timed=True)
+            self.net = CharacterDiffusion(decoder)
+
+    def spell(self, text: str) -> list[int]:
+        """What the canvas holds for a transcript; characters are plain English only."""
+        if self.recipe.baseline == "transfusion":
+            return [CHARACTERS.index(c) for c in plain_english(text)]
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def read(self, row: Sequence[int]) -> str:
+        """The text of what a canvas holds."""
+        if self.recipe.baseline == "transfusion":
+            return "".join(CHARACTERS[i] for i in row).strip()
+        return self.tokenizer.decode(row, skip_special_tokens=True).strip()
+
+    @torch.no_grad()
+    def decode(self, frames: Tensor, frame_lengths: Tensor) -> list[str]:
+        """Texts of B clips from their frames (B, F, width)."""
+        generators = [torch.Generator().manual_seed(self.seed) for _ in frame_lengths]
+        self.net.eval()
+        if isinstance(self.net, MaskDiffusion):
+            rows = self.net.decode(frames, frame_lengths, self.recipe.steps, generators)
+        else:
+            rows = self.net.decode(frames, frame_lengths, generators)
+        return [self.read(row) for row in rows]
+
+    @property
+    def passes(self) -> int:
+        """Passes of the decoder for a clip."""
+        return self.recipe.steps * CANDIDATES if self.recipe.baseline == "whisfusion" else 2 * LEVELS
+
+    # -- as evaluate/systems.py asks ----------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """The baseline, its checkpoint, passes and seed."""
+        return {"system": self.recipe.baseline, "model": self.name, "passes": self.passes, "seed": self.seed,
+                "dtype": "float32"}  # fmt: skip
+
+    @torch.no_grad()
+    def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+        """See `System`; the languages are not used."""
+        frames, lengths = self.encoder(*self.encoder.features(clips))
+        return [Hypothesis(text, self.passes) for text in self.decode(frames, lengths)]
+
+    # -- folder -------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Writes decoder and recipe; the frozen encoder and the tokenizer are named, not copied."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.net.state_dict(), folder / WEIGHTS)
+        part = folder / (CONFIG + ".part")
+        part.write_text(json.dumps(asdict(self.recipe), indent=2) + "\n", encoding="utf-8")
+        part.replace(folder / CONFIG)
+
+    @classmethod
+    def load(cls, folder: str | Path, seed: int = 0) -> TrainedBaseline:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: the folder is none of a baseline, or is damaged.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(f"{folder}: no {CONFIG} here; give the checkpoint folder that training a baseline wrote")
+        try:
+            recipe = from_mapping(BaselineRecipe, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+            found = cls(recipe, str(folder), seed)
+            found.net.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, ValueError, RuntimeError, RecipeError) as error:
+            raise CheckpointError(f"{folder}: cannot be read as a baseline: {str(error).splitlines()[0]}") from error
+        return found
