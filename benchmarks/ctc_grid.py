@@ -4,8 +4,8 @@
     python benchmarks/ctc_grid.py report                     writes docs/results/ctc-grid.{json,png}
 
 The cells are {CTC weight of the recipe, 0} x {projector output at the embeddings' scale, as the linear layer gives it},
-with the recipe's frozen parts, a new projector, the same seed, the same batches and the same number of steps. Canvases
-start from noise alone, and their length comes from the duration, since half of the cells have no draft; transcripts are
+with the recipe's frozen encoder, a frozen backbone that was trained on text alone (stage 1) and so has never met a projector's
+slots, a new projector, the same seed, the same batches and the same number of steps. Canvases start from noise alone, and their length comes from the duration, since half of the cells have no draft; transcripts are
 decoded at 8 steps.
 """
 
@@ -16,7 +16,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from diffusion_gemma_asr.recipe import load_recipe
+from diffusion_gemma_asr.recipe import SourceRecipe, load_recipe
 from diffusion_gemma_asr.train.adapter import train_adapter
 
 CELLS = {
@@ -29,9 +29,9 @@ RUNS = Path("runs/ctc-grid")
 OUT = Path("docs/results")
 
 
-def train(recipe_path: str, steps: int, batch_size: int, only: str | None) -> None:
+def train(recipe_path: str, backbone: str, steps: int, batch_size: int, only: str | None) -> None:
     """Trains the cells one after the other."""
-    base = load_recipe(recipe_path)
+    base = replace(load_recipe(recipe_path), backbone=SourceRecipe(str(Path(backbone).resolve())))
     data = replace(base.data, dev=base.data.dev[:1])
     schedule = replace(
         base.train,
@@ -103,13 +103,14 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train")
     training.add_argument("recipe")
+    training.add_argument("--backbone", default="runs/mini/backbone", help="folder of the frozen backbone")
     training.add_argument("--steps", type=int, default=400)
     training.add_argument("--batch_size", type=int, default=32)
     training.add_argument("--only", choices=sorted(CELLS))
     commands.add_parser("report")
     args = parser.parse_args()
     if args.command == "train":
-        train(args.recipe, args.steps, args.batch_size, args.only)
+        train(args.recipe, args.backbone, args.steps, args.batch_size, args.only)
     else:
         report()
 
