@@ -3,9 +3,10 @@
     python benchmarks/ctc_grid.py train recipes/mini.yaml    trains the four cells into runs/ctc-grid/ (resumable)
     python benchmarks/ctc_grid.py report                     writes docs/results/ctc-grid.{json,png}
 
-The cells are {CTC weight of the recipe, 0} x {projector output at the embeddings' scale, as the linear layer gives it},
-with the recipe's frozen encoder, a frozen backbone that was trained on text alone (stage 1) and so has never met a projector's
-slots, a new projector, the same seed, the same batches and the same number of steps. Canvases start from noise alone, and their length comes from the duration, since half of the cells have no draft; transcripts are
+The cells are {CTC weight of the recipe, 0} x {projector output at the embeddings' scale, as the linear layer gives
+it}, with the recipe's frozen encoder, a frozen backbone that was trained on text alone (stage 1) and so has never met
+a projector's slots, a new projector, the same seed, the same batches and the same number of steps. Canvases start
+from noise alone, and their length comes from the duration, since half of the cells have no draft; transcripts are
 decoded at 8 steps.
 """
 

@@ -25,6 +25,7 @@ from matplotlib import pyplot as plt
 
 from diffusion_gemma_asr import load
 from diffusion_gemma_asr.baselines.autoregressive import Autoregressive
+from diffusion_gemma_asr.baselines.trained import TrainedBaseline
 from diffusion_gemma_asr.baselines.whisper import Whisper
 from diffusion_gemma_asr.data.sources import read_source
 from diffusion_gemma_asr.evaluate.run import MAX_CLIP_S, evaluate, write_whole
@@ -34,6 +35,10 @@ OUT = Path("docs/results")
 FOUND = OUT / "mini-runs.json"
 RUNS = Path("runs/results")
 STEPS = "1,2,4,8,16,32,48"
+BASELINES = {  # left out where they have not been trained
+    "like Whisfusion": "runs/mini-whisfusion/checkpoint",
+    "like TransFusion": "runs/mini-transfusion/checkpoint",
+}
 
 
 def systems(model_name: str, whisper: str, steps: list[int], starts: list[str]) -> dict[str, System]:
@@ -48,6 +53,9 @@ def systems(model_name: str, whisper: str, steps: list[int], starts: list[str]) 
     chosen["backbone, autoregressive"] = Autoregressive(model, model_name)
     if Path(whisper).exists():
         chosen["Whisper, autoregressive"] = Whisper(whisper)
+    for name, folder in BASELINES.items():
+        if Path(folder).exists():
+            chosen[name] = TrainedBaseline.load(folder)
     return chosen
 
 
