@@ -23,8 +23,11 @@ from diffusion_gemma_asr.backbone import Backbone
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.encoder import AcousticEncoder
 from diffusion_gemma_asr.errors import CheckpointError, DataError, RecipeError
+from diffusion_gemma_asr.info import render
+from diffusion_gemma_asr.projector import LinearProjector
 from diffusion_gemma_asr.train import adapter
 from diffusion_gemma_asr.train.adapter import train_from_recipe
+from diffusion_gemma_asr.waveform import WaveformFrames
 
 STEPS, SAVE_EVERY, KILLED_IN = 6, 2, 3
 SPOKEN = {
@@ -155,6 +158,24 @@ def test_only_the_adapter_was_trained(whole: Path, recipe: Path) -> None:
     assert not any(same[name] for name in changing)
     assert all(equal for name, equal in same.items() if name not in changing)
     assert len(same) > len(changing)
+
+
+def test_a_model_without_an_acoustic_encoder_is_trained_saved_and_loaded(recipe: Path, tmp_path: Path) -> None:
+    """40 ms frames of samples through a linear layer: the same command, another recipe."""
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content |= {"encoder": {"name": "waveform"}, "projector": {"kind": "linear"}}
+    content["train"] |= {"steps": 1, "eval_every": 1}
+    path = tmp_path / "waveform.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    checkpoint = train_from_recipe(path, tmp_path / "run", "cpu")
+    model = diffusion_gemma_asr.load(checkpoint, device="cpu")
+    assert isinstance(model.encoder, WaveformFrames) and isinstance(model.projector, LinearProjector)
+    assert model.projector.linear.weight.shape[1] == 640
+    slots, lengths = model.encode_audio([tone(300, 1.0), tone(300, 0.41)])
+    assert lengths.tolist() == [25, 11] and slots.shape[1] == 25
+    (decoded,) = model.transcribe_batch([tone(440, 1.0)])
+    assert isinstance(decoded.text, str)
+    assert "linear" in render(path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")

@@ -37,12 +37,12 @@ from .checkpoint_config import (
     describe,
     read_checkpoint_config,
 )
-from .encoder import AcousticEncoder
+from .ear import load_encoder
 from .errors import CheckpointError
 from .model import DiffusionGemmaASR
 from .model_card import ModelCard, render_card
 from .pretrained import first_line
-from .projector import AudioProjector
+from .projector import Projector, new_projector
 from .quantization import find_quantizer
 from .recipe import ModelRecipe, SourceRecipe, resolve_source
 
@@ -137,7 +137,7 @@ def load_checkpoint(
     projector = _build_projector(config, adapter, folder)
 
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
-    loaded_encoder = AcousticEncoder.from_pretrained(encoder_source.name, revision=encoder_source.revision, **where)
+    loaded_encoder = load_encoder(encoder_source.name, revision=encoder_source.revision, **where)
     loaded_backbone = Backbone.from_pretrained(
         backbone_source.name, revision=backbone_source.revision, quantization=quantization, **where
     )
@@ -168,7 +168,7 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path) -> None:
         model.backbone.load_lora_state_dict(lora)
 
 
-def save_projector(projector: AudioProjector, folder: str | Path) -> None:
+def save_projector(projector: Projector, folder: str | Path) -> None:
     """Writes a projector alone, as an adapter without LoRA that `load_adapter` takes; makes the folder if missing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, Path(folder) / ADAPTER)
@@ -273,14 +273,14 @@ def _source(entry: EncoderEntry | BackboneEntry, override: str | Path | None, fo
     return SourceRecipe(resolve_source(entry.name, folder), entry.revision)
 
 
-def _build_projector(config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path) -> AudioProjector:
+def _build_projector(config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path) -> Projector:
     scale = 1.0 if config.projector.scaled else None  # the value itself is among the saved tensors
-    projector = AudioProjector(config.encoder.width, config.backbone.width, config.projector.hidden_size, scale)
+    projector = new_projector(config.projector, config.encoder.width, config.backbone.width, scale)
     _fill_projector(projector, adapter, folder / ADAPTER, f"{CONFIG} asks for")
     return projector
 
 
-def _fill_projector(projector: AudioProjector, adapter: dict[str, Tensor], path: Path, wanted_by: str) -> None:
+def _fill_projector(projector: Projector, adapter: dict[str, Tensor], path: Path, wanted_by: str) -> None:
     saved, wanted = _strip(adapter, "projector."), projector.state_dict()
     if odd := sorted(saved.keys() ^ wanted.keys()):
         raise CheckpointError(

@@ -10,6 +10,7 @@ from typing import Literal
 from transformers import DiffusionGemmaConfig, WhisperConfig
 
 from . import __version__
+from .ear import WAVEFORM
 from .errors import CheckpointError, RecipeError
 from .model import DiffusionGemmaASR
 from .pretrained import first_line, read_config
@@ -26,7 +27,7 @@ class EncoderEntry:
     name: str
     revision: str | None
     width: int  # of a frame
-    mel_bins: int
+    mel_bins: int  # or samples of a frame, where there is no acoustic encoder
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
             recipe.encoder.name,
             recipe.encoder.revision,
             encoder.hidden_size,
-            encoder.encoder.config.num_mel_bins,
+            encoder.input_size,
         ),
         backbone=BackboneEntry(
             recipe.backbone.name,
@@ -120,6 +121,8 @@ def read_checkpoint_config(folder: Path) -> CheckpointConfig:
 
 
 def check_encoder(entry: EncoderEntry, source: SourceRecipe, local_files_only: bool) -> None:
+    if entry.name == source.name == WAVEFORM:
+        return
     found = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
     if not isinstance(found, WhisperConfig):
         raise CheckpointError(f"the encoder {source.name} is a {found.model_type}; it must be a Whisper")

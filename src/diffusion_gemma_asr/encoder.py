@@ -71,6 +71,11 @@ class AcousticEncoder(nn.Module):
         return self.encoder.config.d_model
 
     @property
+    def input_size(self) -> int:
+        """Mel bins."""
+        return self.encoder.config.num_mel_bins
+
+    @property
     def max_frames(self) -> int:
         """The most 20 ms frames that the encoder's positions allow (1500 in every Whisper: 30 s)."""
         return self.encoder.config.max_source_positions

@@ -10,12 +10,14 @@ from torch import nn
 from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
 
 from .backbone import Backbone
+from .ear import WAVEFORM, Ear
 from .encoder import AcousticEncoder
 from .errors import CheckpointError
 from .known_configs import KNOWN
 from .pretrained import read_config
-from .projector import AudioProjector
+from .projector import new_projector
 from .recipe import Recipe, SourceRecipe, load_recipe
+from .waveform import WaveformFrames
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,23 @@ def count_parts(recipe: Recipe) -> list[Part]:
     Raises:
         CheckpointError: the configuration of a frozen part is neither known nor found, or is of another kind.
     """
-    encoder_config, backbone_config = source_config(recipe.encoder), source_config(recipe.backbone)
-    if not isinstance(encoder_config, WhisperConfig):
-        raise CheckpointError(f"{recipe.encoder.name} is a {encoder_config.model_type}; the encoder must be a Whisper")
+    backbone_config = source_config(recipe.backbone)
     if not isinstance(backbone_config, DiffusionGemmaConfig):
         raise CheckpointError(
             f"{recipe.backbone.name} is a {backbone_config.model_type}; the backbone must be a DiffusionGemma"
         )
     with torch.device("meta"):
-        encoder = AcousticEncoder.from_config(encoder_config)
+        encoder = _new_encoder(recipe.encoder)
         backbone = Backbone.from_config(backbone_config)
-        projector = AudioProjector(encoder.hidden_size, backbone.hidden_size, recipe.projector.hidden_size)
+        projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size)
         frozen = _count(backbone)
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
+    shape = f"{recipe.projector.hidden_size} channels, 8x in time" if recipe.projector.kind == "convolutions" else "linear"
     lora = sum(matrix.numel() for matrix in backbone.lora_state_dict().values())
     return [
         Part("encoder", recipe.encoder.name, _count(encoder), False),
         Part("backbone", recipe.backbone.name, frozen, False),
-        Part("projector", f"{recipe.projector.hidden_size} channels, 8x in time", _count(projector), True),
+        Part("projector", shape, _count(projector), True),
         Part("LoRA", f"rank {recipe.lora.rank} on q, k, v, o of both stacks", lora, True),
     ]
 
@@ -85,6 +86,16 @@ def render(path_or_name: str | Path) -> str:
         for name, count, share, state, source in rows
     ]
     return "\n".join([f"recipe {recipe.name}", *lines])
+
+
+def _new_encoder(source: SourceRecipe) -> Ear:
+    """A recipe's encoder with random weights."""
+    if source.name == WAVEFORM:
+        return WaveformFrames()
+    config = source_config(source)
+    if not isinstance(config, WhisperConfig):
+        raise CheckpointError(f"{source.name} is a {config.model_type}; the encoder must be a Whisper")
+    return AcousticEncoder.from_config(config)
 
 
 def source_config(source: SourceRecipe) -> PreTrainedConfig:

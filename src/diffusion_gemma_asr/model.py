@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from .backbone import Backbone, Prefill
 from .ctc import DraftToken, lm_head_ctc_loss, lm_head_draft
 from .denoise import DenoiseOptions, cut_at_end, denoise
+from .ear import Ear
 from .edits import SPARE, edit_canvases, edit_layout
-from .encoder import AcousticEncoder, length_mask
+from .encoder import length_mask
 from .noise import uniform_canvas
 from .objective import BackboneLosses, TextBatch, backbone_losses, write_canvas
-from .projector import AudioProjector
+from .projector import Projector
 from .prompt import PromptBuilder
 
 CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
@@ -71,8 +72,8 @@ class DiffusionGemmaASR(nn.Module):
 
     def __init__(
         self,
-        encoder: AcousticEncoder,
-        projector: AudioProjector,
+        encoder: Ear,
+        projector: Projector,
         backbone: Backbone,
         tokenizer: PreTrainedTokenizerBase,
         drafts: bool = True,

@@ -3,20 +3,31 @@ space."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .encoder import length_mask
+from .recipe import ProjectorRecipe
 
 Length = TypeVar("Length", int, Tensor)
+Projector: TypeAlias = "AudioProjector | LinearProjector"
 
 
 def output_length(frames: Length) -> Length:
     """Slots that `frames` encoder frames become: ceil(ceil(frames / 4) / 2), so 1500 → 188."""
     return ((frames + 3) // 4 + 1) // 2
+
+
+def new_projector(
+    recipe: ProjectorRecipe, input_size: int, output_size: int, scale: float | None = None
+) -> Projector:
+    """The projector that a recipe describes; the arguments are those of the classes."""
+    if recipe.kind == "linear":
+        return LinearProjector(input_size, output_size, scale)
+    return AudioProjector(input_size, output_size, recipe.hidden_size, scale)
 
 
 class AudioProjector(nn.Module):
@@ -55,8 +66,39 @@ class AudioProjector(nn.Module):
         x = F.gelu(self.conv1(frames.transpose(1, 2)))  # (B, hidden, ceil(F/4))
         x = x * length_mask((lengths + 3) // 4, x.shape[2])[:, None].to(x.dtype)
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, S, hidden)
-        x = self.linear(x)
-        if self.scaled:
-            x = F.rms_norm(x, x.shape[-1:]) * self.scale.to(x.dtype)
-        slot_lengths = output_length(lengths)
-        return x * length_mask(slot_lengths, x.shape[1])[..., None].to(x.dtype), slot_lengths
+        slot_lengths = self.output_length(lengths)
+        return _finish(self.linear(x), self.scale if self.scaled else None, slot_lengths), slot_lengths
+
+    def output_length(self, frames: Tensor) -> Tensor:
+        """Slots that so many frames become."""
+        return output_length(frames)
+
+
+class LinearProjector(nn.Module):
+    """One slot a frame, by a linear layer alone: the bridge of the baseline that has no acoustic encoder.
+
+    The arguments are those of `AudioProjector`.
+    """
+
+    scale: Tensor
+
+    def __init__(self, input_size: int, output_size: int, scale: float | None = None):
+        super().__init__()
+        self.linear = nn.Linear(input_size, output_size)
+        self.scaled = scale is not None
+        self.register_buffer("scale", torch.tensor(1.0 if scale is None else scale))
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AudioProjector.forward`; S = F."""
+        return _finish(self.linear(frames), self.scale if self.scaled else None, lengths), lengths
+
+    def output_length(self, frames: Tensor) -> Tensor:
+        """Slots that so many frames become: as many."""
+        return frames
+
+
+def _finish(slots: Tensor, scale: Tensor | None, lengths: Tensor) -> Tensor:
+    """Brings slots (B, S, H) to the scale, if there is one, and sets what is behind each end to zero."""
+    if scale is not None:
+        slots = F.rms_norm(slots, slots.shape[-1:]) * scale.to(slots.dtype)
+    return slots * length_mask(lengths, slots.shape[1])[..., None].to(slots.dtype)

@@ -41,6 +41,7 @@ class SourceRecipe:
 class ProjectorRecipe:
     """The trained bridge from encoder frames (20 ms) to audio tokens (160 ms)."""
 
+    kind: Literal["convolutions", "linear"] = "convolutions"  # linear: one audio token a frame, no subsampling
     hidden_size: int = 1280  # channels of both convolutions
     scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
 

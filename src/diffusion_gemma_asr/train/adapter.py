@@ -21,10 +21,10 @@ from ..data.manifest import Utterance
 from ..data.sources import read_source
 from ..data.synth import read_sound
 from ..data.text import plain_english
-from ..encoder import AcousticEncoder
+from ..ear import Ear, load_encoder
 from ..model import Decoded, DiffusionGemmaASR, SpeechBatch, Start
 from ..objective import text_batch
-from ..projector import AudioProjector, output_length
+from ..projector import new_projector
 from ..recipe import DataRecipe, Recipe, TrainRecipe, load_recipe
 from .loop import LoopOptions, Metrics, run, step_seed
 from .monitor import report
@@ -36,16 +36,14 @@ def build_model(
     recipe: Recipe, device: str = "cpu", dtype: torch.dtype = torch.float32, lora: bool = True
 ) -> DiffusionGemmaASR:
     """The model of a recipe with a new projector and LoRA: frozen parts in `dtype`, trained ones in float32."""
-    encoder = AcousticEncoder.from_pretrained(
-        recipe.encoder.name, revision=recipe.encoder.revision, dtype=dtype, device=device
-    )
+    encoder = load_encoder(recipe.encoder.name, revision=recipe.encoder.revision, dtype=dtype, device=device)
     backbone = Backbone.from_pretrained(recipe.backbone.name, revision=recipe.backbone.revision, dtype=dtype, device=device)
     tokenizer = load_tokenizer(recipe.backbone)
     torch.manual_seed(recipe.train.seed)
     if lora:
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     scale = backbone.embedding_scale() if recipe.projector.scaled else None
-    projector = AudioProjector(encoder.hidden_size, backbone.hidden_size, recipe.projector.hidden_size, scale)
+    projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, scale)
     parts = encoder, projector.to(device), backbone, tokenizer
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
     model = DiffusionGemmaASR(*parts, drafts=recipe.losses.ctc > 0, start=start)
@@ -68,7 +66,7 @@ class Examples:
         frames, lengths = self.cache.batch(utterances)
         text = text_batch(
             model.prompts,
-            output_length(lengths).tolist(),
+            model.projector.output_length(lengths).tolist(),
             [self.targets[i] for i in chosen],
             [u.language for u in utterances],
             margin,
@@ -76,9 +74,9 @@ class Examples:
         return SpeechBatch(frames, lengths, text)
 
 
-def frame_cache(folder: Path, encoder: AcousticEncoder, utterances: Sequence[Utterance]) -> FeatureCache:
+def frame_cache(folder: Path, encoder: Ear, utterances: Sequence[Utterance]) -> FeatureCache:
     """Frames (n, hidden) of the frozen encoder for all utterances, computed once and kept in `folder`."""
-    device = next(encoder.parameters()).device
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
 
     def compute(batch: list[Utterance]) -> list[np.ndarray]:
         mel, lengths = encoder.features([read_sound(u.audio_filepath) for u in batch])
@@ -99,7 +97,7 @@ class SpeechData:
         mixture: which utterances make up a batch.
     """
 
-    def __init__(self, data: DataRecipe, train: TrainRecipe, encoder: AcousticEncoder, folder: Path):
+    def __init__(self, data: DataRecipe, train: TrainRecipe, encoder: Ear, folder: Path):
         def read(source: str, split: str) -> list[Utterance]:
             # A folder of sounds does not say its language: it is the recipe's first.
             return read_source(source, data.languages, data.max_duration_s, None, data.languages[0], split)
