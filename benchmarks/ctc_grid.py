@@ -30,7 +30,7 @@ RUNS = Path("runs/ctc-grid")
 OUT = Path("docs/results")
 
 
-def train(recipe_path: str, backbone: str, steps: int, batch_size: int, only: str | None) -> None:
+def train(recipe_path: str, backbone: str, steps: int, batch_size: int, lr: float, only: str | None) -> None:
     """Trains the cells one after the other."""
     base = replace(load_recipe(recipe_path), backbone=SourceRecipe(str(Path(backbone).resolve())))
     data = replace(base.data, dev=base.data.dev[:1])
@@ -38,6 +38,7 @@ def train(recipe_path: str, backbone: str, steps: int, batch_size: int, only: st
         base.train,
         steps=steps,
         batch_size=batch_size,
+        lr=lr,
         warmup_steps=steps // 10,
         eval_every=steps // 8,
         start_from=None,
@@ -107,11 +108,12 @@ def main() -> None:
     training.add_argument("--backbone", default="runs/mini/backbone", help="folder of the frozen backbone")
     training.add_argument("--steps", type=int, default=400)
     training.add_argument("--batch_size", type=int, default=32)
+    training.add_argument("--lr", type=float, default=1.5e-3)
     training.add_argument("--only", choices=sorted(CELLS))
     commands.add_parser("report")
     args = parser.parse_args()
     if args.command == "train":
-        train(args.recipe, args.backbone, args.steps, args.batch_size, args.only)
+        train(args.recipe, args.backbone, args.steps, args.batch_size, args.lr, args.only)
     else:
         report()
 

@@ -62,8 +62,13 @@ class Whisper:
     def _trimmed(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
         mel, lengths = self.acoustic.features(clips)
         frames, _ = self.acoustic(mel.to(self.model.device), lengths.to(self.model.device))
-        # Whisper's own generate() wants language tokens and 30 s; the plain one takes any encoder output.
-        return GenerationMixin.generate(
-            self.model, encoder_outputs=BaseModelOutput(last_hidden_state=frames), num_beams=1, do_sample=False,
-            max_new_tokens=min(frames.shape[1], self.model.config.max_target_positions - 2),
-        )  # fmt: skip
+        return write_from_frames(self.model, frames)
+
+
+def write_from_frames(model: WhisperForConditionalGeneration, frames: torch.Tensor) -> torch.Tensor:
+    """Greedy token ids (B, L) of a Whisper without language tokens, from its encoder's frames (B, F, D), F at most 1500."""
+    # Whisper's own generate() wants language tokens and 30 s; the plain one takes any encoder output.
+    return GenerationMixin.generate(
+        model, encoder_outputs=BaseModelOutput(last_hidden_state=frames), num_beams=1, do_sample=False,
+        max_new_tokens=min(frames.shape[1], model.config.max_target_positions - 2),
+    )  # fmt: skip

@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jiwer
@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from ..backbone import Backbone
+from ..baselines.whisper import write_from_frames
 from ..checkpoint import ADAPTER, save_projector
 from ..ctc import lm_head_ctc_loss, lm_head_draft
 from ..data.augment import Masking, mask_bands, warp_frequencies
@@ -43,6 +44,8 @@ from ..encoder import AcousticEncoder
 from ..errors import CheckpointError
 from ..projector import AudioProjector
 from .loop import LoopOptions, Metrics, load_weights, run
+
+LOSSES = ("autoregressive", "characters", "tokens", "phonemes")
 
 
 class HybridWhisper(nn.Module):
@@ -71,65 +74,72 @@ class HybridWhisper(nn.Module):
         self.softcap = backbone.softcap
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """All parameters but the encoder's fixed sinusoids."""
+        """All parameters but what is frozen: the encoder's sinusoids, or the whole encoder."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def losses(
-        self,
-        mel: Tensor,
-        lengths: Tensor,
-        tokens: Tensor,
-        characters: list[list[int]],
-        phonemes: Tensor,
-        decoder: bool = True,
-    ) -> dict[str, Tensor]:
-        """The four losses of a batch, by the names of the recipe's weights.
+        self, mel: Tensor, lengths: Tensor, tokens: Tensor, characters: list[list[int]], phonemes: Tensor,
+        wanted: Collection[str] = LOSSES,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """The losses of a batch, by the names of the recipe's weights.
 
         Args:
             mel: (B, bins, T); lengths: (B,) mel frames.
             tokens: (B, L) bos, transcript, eos, then -100.
             characters: transcript of each row as indices into CHARACTERS.
             phonemes: (B, F) index of each frame's phoneme, -100 where it is not known.
-            decoder: whether to run it; where its loss has no weight that would be a waste.
+            wanted: those to compute.
 
         Returns:
             autoregressive: cross-entropy a token; characters, tokens: CTC loss a character and a token; phonemes:
             cross-entropy a frame (0 where no phoneme is known).
         """
         frames, frame_lengths = self.acoustic(mel, lengths)
-        autoregressive = frames.new_zeros(())
-        if decoder:
+        found: dict[str, Tensor] = {}
+        if "autoregressive" in wanted:
             hidden = self.whisper.model.decoder(
                 input_ids=tokens[:, :-1].clamp(min=0), encoder_hidden_states=frames
             ).last_hidden_state
             logits = self.whisper.proj_out(hidden)  # (B, L-1, V)
-            autoregressive = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-100)
-        log_probs = self.ctc_head(frames).log_softmax(-1).transpose(0, 1)  # (F, B, characters)
-        sizes = torch.tensor([len(c) for c in characters])
-        flat = torch.tensor([index for row in characters for index in row])
-        spelled = F.ctc_loss(log_probs, flat, frame_lengths, sizes, zero_infinity=True)
-        slots, slot_lengths = self.projector(frames, frame_lengths)
-        written = tokens[:, 1:].clamp(min=0)
-        token_counts = (tokens >= 0).sum(1) - 2  # without bos and eos
-        blank = self.whisper.config.pad_token_id
-        read = lm_head_ctc_loss(slots, self.lm_head, self.softcap, written, slot_lengths, token_counts, blank)
-        known = phonemes >= 0
-        spoken = F.cross_entropy(self.phoneme_head(frames)[known], phonemes[known]) if known.any() else read.new_zeros(())
-        return {"autoregressive": autoregressive, "characters": spelled, "tokens": read, "phonemes": spoken}
+            found["autoregressive"] = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-100)
+        if "characters" in wanted:
+            log_probs = self.ctc_head(frames).log_softmax(-1).transpose(0, 1)  # (F, B, characters)
+            sizes = torch.tensor([len(c) for c in characters])
+            flat = torch.tensor([index for row in characters for index in row])
+            found["characters"] = F.ctc_loss(log_probs, flat, frame_lengths, sizes, zero_infinity=True)
+        if "tokens" in wanted:
+            slots, slot_lengths = self.projector(frames, frame_lengths)
+            written = tokens[:, 1:].clamp(min=0)
+            counts = (tokens >= 0).sum(1) - 2  # without bos and eos
+            blank = self.whisper.config.pad_token_id
+            found["tokens"] = lm_head_ctc_loss(slots, self.lm_head, self.softcap, written, slot_lengths, counts, blank)
+        if "phonemes" in wanted:
+            known = phonemes >= 0
+            zero = frames.new_zeros(())
+            found["phonemes"] = F.cross_entropy(self.phoneme_head(frames)[known], phonemes[known]) if known.any() else zero
+        return found
 
     @torch.no_grad()
-    def greedy(self, mel: Tensor, lengths: Tensor) -> tuple[list[str], list[list[int]]]:
-        """Greedy CTC readings of a batch: spelled in characters, and as token ids."""
+    def readings(
+        self, mel: Tensor, lengths: Tensor, tokenizer: PreTrainedTokenizerBase, wanted: Collection[str] = LOSSES
+    ) -> dict[str, list[str]]:
+        """Greedy transcripts of a batch by what is trained: the CTC over characters, the one over tokens, the decoder."""
         frames, frame_lengths = self.acoustic(mel, lengths)
-        best = self.ctc_head(frames).argmax(-1)  # (B, F)
-        texts = []
-        for row, n in zip(best, frame_lengths, strict=True):
-            indices = torch.unique_consecutive(row[:n]).tolist()
-            texts.append("".join(CHARACTERS[i] for i in indices if i).strip())
-        slots, slot_lengths = self.projector(frames, frame_lengths)
-        blank = self.whisper.config.pad_token_id
-        drafts = lm_head_draft(slots, self.lm_head, self.softcap, slot_lengths, blank)
-        return texts, [[token.id for token in draft] for draft in drafts]
+        found: dict[str, list[str]] = {}
+        if "characters" in wanted:
+            best = self.ctc_head(frames).argmax(-1)  # (B, F)
+            rows = [torch.unique_consecutive(row[:n]).tolist() for row, n in zip(best, frame_lengths, strict=True)]
+            found["character"] = ["".join(CHARACTERS[i] for i in row if i).strip() for row in rows]
+        if "tokens" in wanted:
+            slots, slot_lengths = self.projector(frames, frame_lengths)
+            blank = self.whisper.config.pad_token_id
+            drafts = lm_head_draft(slots, self.lm_head, self.softcap, slot_lengths, blank)
+            ids = [[token.id for token in draft] for draft in drafts]
+            found["token"] = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        if "autoregressive" in wanted:
+            written = write_from_frames(self.whisper, frames)
+            found["decoder"] = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+        return found
 
 
 def warm_start(model: HybridWhisper, folder: str | Path) -> None:
@@ -191,8 +201,8 @@ def whisper_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> WhisperC
 def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = None) -> None:
     """Trains by a stage recipe, from nothing or from what `warm_start` finds in `start_from`.
 
-    Writes the encoder to `folder/encoder`, the projector as an adapter without LoRA to `folder/projector` and, if its
-    decoder was trained, the whole Whisper to `folder/whisper`.
+    Writes the encoder to `folder/encoder` and the projector as an adapter without LoRA to `folder/projector`, unless the
+    encoder is frozen, and, if its decoder was trained, the whole Whisper to `folder/whisper`.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     data = recipe["data"]
@@ -222,7 +232,10 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
         [round(100 * u.duration) for u in train], recipe["batch_frames"], 256, recipe["loop"]["seed"],
     )  # fmt: skip
     masking = Masking(**recipe["masking"])
-    decoder = recipe["weights"]["autoregressive"] > 0
+    wanted = [name for name in LOSSES if recipe["weights"][name] > 0]
+    frozen = recipe["freeze_encoder"]
+    model.acoustic.encoder.requires_grad_(not frozen)
+    model.acoustic.encoder.embed_positions.requires_grad_(False)
 
     def hear(utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
         return model.acoustic.features([read_sound(u.audio_filepath) for u in utterances])
@@ -238,7 +251,7 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
         frames = [phonemes.frames(train[i], (n + 1) // 2) for i, n in zip(chosen, lengths.tolist(), strict=True)]
         labels = nn.utils.rnn.pad_sequence(frames, True, -100)
         spelled = [characters[i] for i in chosen]
-        losses = model.losses(mel, lengths, rows, spelled, labels, decoder)
+        losses = model.losses(mel, lengths, rows, spelled, labels, wanted)
         loss = torch.stack([recipe["weights"][name] * value for name, value in losses.items()]).sum()
         return loss, {name: value.item() for name, value in losses.items()} | {"audio_s": float(lengths.sum()) / 100}
 
@@ -246,28 +259,28 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
         model.eval()
         figures = {}
         for name, rows in dev.items():
-            spelled: list[str] = []
-            read: list[str] = []
+            read: dict[str, list[str]] = {}
             for i in range(0, len(rows), 20):
-                texts, drafts = model.greedy(*hear(rows[i : i + 20]))
-                spelled += texts
-                read += [tokenizer.decode(draft, skip_special_tokens=True) for draft in drafts]
+                for reading, texts in model.readings(*hear(rows[i : i + 20]), tokenizer, wanted).items():
+                    read.setdefault(reading, []).extend(texts)
             references = [plain_english(u.text) for u in rows]
-            figures[f"character_cer_{name}"] = round(jiwer.cer(references, spelled), 4)
-            figures[f"character_wer_{name}"] = round(jiwer.wer(references, spelled), 4)
-            figures[f"token_wer_{name}"] = round(jiwer.wer(references, read), 4)
-            for row in list(zip(references, spelled, read, strict=True))[:3]:
+            for reading, texts in read.items():
+                figures[f"{reading}_cer_{name}"] = round(jiwer.cer(references, texts), 4)
+                figures[f"{reading}_wer_{name}"] = round(jiwer.wer(references, texts), 4)
+            for row in list(zip(references, *read.values(), strict=True))[:3]:
                 print(f"step {step} {name}: " + " | ".join(row))
         print(figures, flush=True)
         return figures
 
     start = time.time()
-    run(model.trained(), loss_of, folder / "whisper-run", LoopOptions(**recipe["loop"]), evaluate)
-    if decoder:
+    run_folder = folder / ("decoder-run" if frozen else "whisper-run")
+    run(model.trained(), loss_of, run_folder, LoopOptions(**recipe["loop"]), evaluate)
+    if "autoregressive" in wanted:
         for part in (model.whisper, model.acoustic.extractor, tokenizer):
             part.save_pretrained(folder / "whisper")
-    save_encoder(model.acoustic, folder / "encoder")
-    save_projector(model.projector, folder / "projector")
+    if not frozen:
+        save_encoder(model.acoustic, folder / "encoder")
+        save_projector(model.projector, folder / "projector")
     print(
         json.dumps(
             {
