@@ -27,6 +27,7 @@ from diffusion_gemma_asr.info import render
 from diffusion_gemma_asr.projector import LinearProjector
 from diffusion_gemma_asr.train import adapter
 from diffusion_gemma_asr.train.adapter import train_from_recipe
+from diffusion_gemma_asr.train.bundle import bundle
 from diffusion_gemma_asr.waveform import WaveformFrames
 
 STEPS, SAVE_EVERY, KILLED_IN = 6, 2, 3
@@ -148,6 +149,17 @@ def test_the_checkpoint_holds_what_was_trained_and_transcribes(whole: Path) -> N
     )  # all of them began as zeros and have moved
     (decoded,) = model.transcribe_batch([tone(440, 2.0)])
     assert isinstance(decoded.text, str) and len(decoded.tokens) == len(decoded.logprobs)
+
+
+def test_a_bundle_holds_all_parts_and_transcribes_alone(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    bundle(recipe, whole, tmp_path / "bundle")
+    moved = (tmp_path / "bundle").rename(tmp_path / "moved")
+    clips = [tone(440, 2.0), tone(300, 1.0)]
+    folders = whole / "checkpoint", moved
+    before, after = (diffusion_gemma_asr.load(f, device="cpu").transcribe_batch(clips) for f in folders)
+    assert before == after
+    config = json.loads((moved / "config.json").read_text(encoding="utf-8"))
+    assert (config["encoder"]["name"], config["backbone"]["name"]) == ("encoder", "backbone")
 
 
 def test_only_the_adapter_was_trained(whole: Path, recipe: Path) -> None:
