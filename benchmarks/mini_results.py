@@ -33,6 +33,7 @@ from diffusion_gemma_asr.evaluate.systems import CtcGreedy, Diffusion, System
 
 OUT = Path("docs/results")
 FOUND = OUT / "mini-runs.json"
+PUBLISHED = OUT / "published.json"  # copied from the sources it names
 RUNS = Path("runs/results")
 STEPS = "1,2,4,8,16,32,48"
 BASELINES = {  # left out where they have not been trained
@@ -108,16 +109,29 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def published_table(rows: list[dict[str, str]]) -> str:
+    """What others report of the real systems, as Markdown."""
+    lines = ["| system | test set | error | steps, speed | source |", "|---|---|---|---|---|"]
+    lines += [f"| {r['system']} | {r['test_set']} | {r['metric']} {r['error']} | {r['speed']} | {r['source']} |" for r in rows]
+    return "\n".join(lines)
+
+
+def filled(page: str, name: str, content: str) -> str:
+    """A page with something between the markers of that name."""
+    begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+    if begin not in page or end not in page:
+        raise SystemExit(f"docs/results/mini.md has no markers {begin} ... {end}; put them where the table belongs")
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
 def report() -> None:
     """Writes the tables and the plot from the stored figures."""
     found = json.loads(FOUND.read_text(encoding="utf-8"))
     page = (OUT / "mini.md").read_text(encoding="utf-8")
     for name, rows in found.items():
-        begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-        if begin not in page or end not in page:
-            raise SystemExit(f"docs/results/mini.md has no markers {begin} ... {end}; put them where the table belongs")
-        head, rest = page.split(begin)
-        page = f"{head}{begin}\n{table(rows)}\n{end}{rest.split(end)[1]}"
+        page = filled(page, name, table(rows))
+    page = filled(page, "published", published_table(json.loads(PUBLISHED.read_text(encoding="utf-8"))))
     write_whole(OUT / "mini.md", page)
     figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), constrained_layout=True, squeeze=False)
     for axis, (title, rows) in zip(axes.flat, found.items(), strict=True):
