@@ -36,7 +36,8 @@ def curves(folder: str) -> dict[str, list]:
     """Means over WINDOW steps of every figure of a log, and its evaluations with their steps."""
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     windows = [lines[i : i + WINDOW] for i in range(0, len(lines), WINDOW)]
-    names = [name for name, value in lines[0].items() if isinstance(value, (int, float)) and name != "step"]
+    shared = set.intersection(*(set(row) for row in lines))  # a run that resumed with other code may log other figures
+    names = [name for name, value in lines[0].items() if isinstance(value, (int, float)) and name in shared - {"step"}]
     means = {name: [round(sum(row[name] or 0 for row in rows) / len(rows), 4) for rows in windows] for name in names}
     judged = [{"step": row["step"]} | row["evaluation"] for row in lines if "evaluation" in row]
     return {"step": [rows[-1]["step"] for rows in windows], **means, "evaluations": judged}
