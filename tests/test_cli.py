@@ -248,14 +248,19 @@ def test_info_and_train_call_their_modules(run: Run, monkeypatch: pytest.MonkeyP
             raise asr.RecipeError("bad.yaml: steps is -1")
         trained.append(path)
 
-    info, adapter = ModuleType("info"), ModuleType("adapter")
+    info, adapter, baseline = ModuleType("info"), ModuleType("adapter"), ModuleType("baseline")
+    baselines: list[Path] = []
     info.render = lambda recipe: f"table of {recipe}"  # type: ignore[attr-defined]
     adapter.train_from_recipe = train_from_recipe  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "diffusion_gemma_asr.info", info)
+    baseline.is_baseline = lambda path: path.name == "whisfusion.yaml"  # type: ignore[attr-defined]
+    baseline.train_baseline_from_recipe = baselines.append  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "diffusion_gemma_asr.train.adapter", adapter)
+    monkeypatch.setitem(sys.modules, "diffusion_gemma_asr.train.baseline", baseline)
     assert run("info", "--recipe", "small") == Outcome(0, "table of small\n", "")
     assert run("train", "small.yaml").status == 0
-    assert trained == [Path("small.yaml")]
+    assert run("train", "whisfusion.yaml").status == 0
+    assert (trained, baselines) == ([Path("small.yaml")], [Path("whisfusion.yaml")])
     assert run("train", "bad.yaml") == Outcome(1, "", "error: bad.yaml: steps is -1\n")
 
 

@@ -26,14 +26,14 @@ def mini() -> asr.DiffusionGemmaASR:
 
 
 def test_real_words_are_found(mini: asr.DiffusionGemmaASR) -> None:
-    """Version 1 is weak (docs/results/mini.md): of sentences that nobody trained on it must find two words in five."""
+    """The bundled model is weak (docs/results/mini.md): of sentences that nobody trained on it must find more than half."""
     if espeak.library_name() is None:
         pytest.skip("needs the espeak-ng library (Debian: apt-get install espeak-ng)")
     said = [plain_english(line) for line in EXAMPLE_SENTENCES.read_text(encoding="utf-8").splitlines()]
     clips = [render(Line(text, "en", "en-us", 160, 50, -3.0, 30.0, 1)) for text in said]
     written = mini.transcribe_batch(clips, options=1)
     found = sum(len(set(a.split()) & set(b.text.split())) for a, b in zip(said, written, strict=True))
-    assert found / sum(len(set(text.split())) for text in said) > 0.4
+    assert found / sum(len(set(text.split())) for text in said) > 0.55
 
 
 def test_the_audio_is_heard(mini: asr.DiffusionGemmaASR) -> None:
