@@ -199,16 +199,25 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
         RecipeError: there is no such file, it is not YAML, or a key is unknown, missing, or has an
         impossible value.
     """
+    return load_recipe_as(Recipe, path_or_name, ("encoder", "backbone"))
+
+
+def load_recipe_as(kind: type[_T], path_or_name: str | Path, sources: tuple[str, ...]) -> _T:
+    """Read a recipe of any kind; `sources` are its sections whose name is a hub name or a folder (`resolve_source`).
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     path = find_recipe(path_or_name)
     content = read_yaml(path)
     try:
         if not isinstance(content, dict):
             raise RecipeError(f"expected sections (name:, encoder:, ...), found {_kind(content)}")
-        for part in ("encoder", "backbone"):
+        for part in sources:
             source = content.get(part)
             if isinstance(source, dict) and isinstance(source.get("name"), str):
                 content[part] = source | {"name": resolve_source(source["name"], path.parent)}
-        return from_mapping(Recipe, content)
+        return from_mapping(kind, content)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
 

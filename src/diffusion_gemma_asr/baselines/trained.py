@@ -18,7 +18,7 @@ from ..data.text import CHARACTERS, plain_english
 from ..encoder import AcousticEncoder
 from ..errors import CheckpointError, RecipeError
 from ..evaluate.systems import Hypothesis
-from ..recipe import DataRecipe, SourceRecipe, TrainRecipe, find_recipe, from_mapping, read_yaml, resolve_source
+from ..recipe import DataRecipe, SourceRecipe, TrainRecipe, from_mapping, load_recipe_as
 from .canvas_decoder import CanvasDecoder
 from .transfusion import LEVELS, CharacterDiffusion
 from .whisfusion import CANDIDATES, MaskDiffusion
@@ -61,16 +61,7 @@ def load_baseline_recipe(path: str | Path) -> BaselineRecipe:
     Raises:
         RecipeError: there is no such file, or a key is unknown, missing, or has an impossible value.
     """
-    file = find_recipe(path)
-    content = read_yaml(file)
-    try:
-        for part in ("encoder", "tokenizer"):
-            source = content.get(part)
-            if isinstance(source, dict) and isinstance(source.get("name"), str):
-                content[part] = source | {"name": resolve_source(source["name"], file.parent)}
-        return from_mapping(BaselineRecipe, content)
-    except RecipeError as error:
-        raise RecipeError(f"{file}: {error}") from None
+    return load_recipe_as(BaselineRecipe, path, ("encoder", "tokenizer"))
 
 
 class TrainedBaseline:
@@ -78,6 +69,7 @@ class TrainedBaseline:
 
     Args:
         recipe: what it is made of.
+        name: of the checkpoint, for reports.
         seed: of each clip's own generator when it transcribes.
     """
 
