@@ -38,8 +38,12 @@ stage "1: backbone, on text"
 [ -f $run/backbone/model.safetensors ] || $python -m diffusion_gemma_asr.train.text recipes/mini/1-backbone.yaml $run
 
 stage "2: encoder, as a small Whisper, and projector"
-[ -f $run/encoder/model.safetensors ] || $python -m diffusion_gemma_asr.train.whisper recipes/mini/2-encoder.yaml $run \
-  $([ "$start" != continue ] || echo --start_from $preset)
+if [ "$start" = continue ]; then
+  encoder="recipes/mini/2-encoder-continued.yaml $run --start_from $preset"
+else
+  encoder="recipes/mini/2-encoder.yaml $run"
+fi
+[ -f $run/encoder/model.safetensors ] || $python -m diffusion_gemma_asr.train.whisper $encoder
 
 stage "3: backbone, on what the projector writes"
 [ -f $run/reading/backbone/model.safetensors ] || \

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from diffusion_gemma_asr.baselines.canvas_decoder import CanvasDecoder
 from diffusion_gemma_asr.baselines.trained import TrainedBaseline, load_baseline_recipe
 from diffusion_gemma_asr.baselines.transfusion import LEVELS, CharacterDiffusion, cosine_schedule
-from diffusion_gemma_asr.baselines.whisfusion import CANDIDATES, MaskDiffusion, fill
+from diffusion_gemma_asr.baselines.whisfusion import CANDIDATES, MaskDiffusion
 from diffusion_gemma_asr.cli import main
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.data.text import CHARACTERS
 from diffusion_gemma_asr.errors import CheckpointError, RecipeError
+from diffusion_gemma_asr.objective import write_canvas
 from diffusion_gemma_asr.train.baseline import is_baseline, train_baseline
 
 SIZES = {"width": 16, "layers": 1, "heads": 2, "ffn": 32, "dropout": 0.0}
@@ -107,7 +108,7 @@ def test_the_posterior_is_bayes_rule() -> None:
 
 def test_a_decoder_that_knows_writes_the_transcript() -> None:
     text = [CHARACTERS.index(c) for c in "by the sea"]
-    right = fill([text], torch.tensor([27]), 0)
+    right = write_canvas([text], 27, 0)
     net = CharacterDiffusion(Oracle(right, len(CHARACTERS)))  # type: ignore[arg-type]
     assert net.decode(torch.zeros(1, 50, 8), torch.tensor([50]), generators(1)) == [text]
     assert len(net.decoder.shown) == 2 * LEVELS

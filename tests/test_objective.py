@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from diffusion_gemma_asr.backbone import Backbone, Prefill
+from diffusion_gemma_asr.edits import EditCanvases
 from diffusion_gemma_asr.objective import (
     BackboneLosses,
     TextBatch,
@@ -150,14 +151,14 @@ def test_a_share_of_the_rows_starts_from_drafts(recorded: Recorded, batch: TextB
     shown = F.pad(torch.full_like(many.canvas, 9), (0, 20), value=1)
     clean = F.pad(many.canvas, (0, 20), value=1)
     usable = torch.arange(60) % 3 != 0
-    losses(recorded, many, full_noise=1.0, autoregressive=False, drafts=(shown, clean, usable), draft_share=0.5)
+    losses(recorded, many, full_noise=1.0, autoregressive=False, drafts=EditCanvases(shown, clean, usable), draft_share=0.5)
     canvas, _, _ = recorded.calls[-1]
     kept = (canvas == shown).float().mean(1)
     started = kept > 0.5
     assert 0.3 < started[usable].float().mean() < 0.7 and not started[~usable].any()
     assert 0.8 < kept[started].mean() < 0.95
     assert kept[~started].mean() < 0.05
-    losses(recorded, many, full_noise=1.0, autoregressive=False, drafts=(shown, clean, usable), draft_share=0.0)
+    losses(recorded, many, full_noise=1.0, autoregressive=False, drafts=EditCanvases(shown, clean, usable), draft_share=0.0)
     assert (recorded.calls[-1][0] == shown).float().mean() < 0.05
 
 
@@ -165,8 +166,8 @@ def test_a_drafted_row_has_to_become_its_correction(recorded: Recorded, batch: T
     """The loss of rows that start from drafts is that of a batch whose clean canvases are the corrections."""
     usable = torch.ones(len(batch.canvas), dtype=torch.bool)
     shown, corrected = torch.full_like(batch.canvas, 9), torch.full_like(batch.canvas, 7)
-    drafted = losses(recorded, batch, autoregressive=False, drafts=(shown, corrected, usable), draft_share=1.0)
-    plain = losses(recorded, batch, autoregressive=False, drafts=(shown, batch.canvas, usable), draft_share=1.0)
+    drafted = losses(recorded, batch, autoregressive=False, drafts=EditCanvases(shown, corrected, usable), draft_share=1.0)
+    plain = losses(recorded, batch, autoregressive=False, drafts=EditCanvases(shown, batch.canvas, usable), draft_share=1.0)
     assert drafted.diffusion.item() != pytest.approx(plain.diffusion.item(), abs=1e-6)
     assert recorded.calls[0][0].equal(recorded.calls[-1][0])  # what is shown is the same
 

@@ -174,6 +174,15 @@ def save_projector(projector: Projector, folder: str | Path) -> None:
     save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, Path(folder) / ADAPTER)
 
 
+def read_projector(folder: str | Path) -> dict[str, Tensor]:
+    """The projector's tensors in a folder that `save_checkpoint` or `save_projector` wrote, by their names in it.
+
+    Raises:
+        CheckpointError: there is no adapter, or it is damaged.
+    """
+    return _strip(_read_adapter(Path(folder) / ADAPTER), "projector.")
+
+
 def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload a checkpoint's three files; frozen parts inside the folder go along.
 

@@ -9,12 +9,25 @@ insertions is the idea of NLE (arXiv 2603.08397).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 SPARE = 3  # gaps behind the last token, for what the draft did not hear to the end
+
+
+class EditCanvases(NamedTuple):
+    """Pairs of canvases to learn corrections from.
+
+    shown: (B, C) long, they hold drafts; corrected: (B, C) long, what they have to become; usable: (B,) bool, False where
+    the target does not fit into its draft's layout, and both rows hold nothing but filling. So does every last column.
+    """
+
+    shown: Tensor
+    corrected: Tensor
+    usable: Tensor
 
 
 def edit_layout(draft: Sequence[int], blank: int) -> list[int]:
@@ -59,17 +72,13 @@ def align_edits(target: Sequence[int], layout: Sequence[int], blank: int) -> lis
 
 def edit_canvases(
     drafts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], ending: tuple[int, int], blank: int, length: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of canvases to learn corrections from.
+) -> EditCanvases:
+    """Lays drafts out and aligns their targets.
 
     Args:
         drafts, targets: ids of each row without their end.
         ending: the end of the transcript, which follows the layout, and what fills the rest of the canvas.
         length: the fewest positions of a canvas; longer layouts make it longer.
-
-    Returns:
-        canvases that hold the drafts (B, C) long, what they have to become (B, C), and (B,) bool, False where the target
-        does not fit into its draft's layout: such rows hold the ending's second id alone. So does every last column.
     """
     layouts = [edit_layout(draft, blank) for draft in drafts]
     size = max([length, *(len(row) + 2 for row in layouts)])
@@ -81,4 +90,4 @@ def edit_canvases(
             fits[i] = True
             shown[i, : len(layout) + 1] = torch.tensor([*layout, ending[0]])
             clean[i, : len(layout) + 1] = torch.tensor([*aligned, ending[0]])
-    return shown, clean, fits
+    return EditCanvases(shown, clean, fits)

@@ -16,7 +16,7 @@ from .backbone import Backbone, Prefill
 from .ctc import DraftToken, lm_head_ctc_loss, lm_head_draft
 from .denoise import DenoiseOptions, cut_at_end, denoise
 from .ear import Ear
-from .edits import SPARE, edit_canvases, edit_layout
+from .edits import EditCanvases, edit_canvases, edit_layout
 from .encoder import length_mask
 from .noise import uniform_canvas
 from .objective import BackboneLosses, TextBatch, backbone_losses, write_canvas
@@ -165,20 +165,14 @@ class DiffusionGemmaASR(nn.Module):
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
         return lm_head_ctc_loss(slots, weight, softcap, text.canvas, slot_lengths, tokens, self.blank)
 
-    def _edits(self, drafts: Sequence[Sequence[int]], text: TextBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Canvases that hold the drafts, what they have to become, and which rows that is possible for."""
+    def _edits(self, drafts: Sequence[Sequence[int]], text: TextBatch) -> EditCanvases:
+        """What the drafts have to become, on the model's device."""
         special = self.prompts.special
         counts = (text.target_mask.sum(1) - 1).tolist()  # without the end of the turn
         targets = [row[:n] for row, n in zip(text.canvas.tolist(), counts, strict=True)]
         ending = special["end_of_turn"], special["eos"]
-        shown, clean, usable = edit_canvases(drafts, targets, ending, self.blank, text.canvas.shape[1])
-        return shown.to(self.device), clean.to(self.device), usable.to(self.device)
-
-    def _first_canvases(self, drafts: Sequence[Sequence[int]], length: int) -> Tensor:
-        """(B, length) canvases that hold each draft with room for corrections, and its end."""
-        special = self.prompts.special
-        rows = [[*edit_layout(draft, self.blank), special["end_of_turn"]] for draft in drafts]
-        return write_canvas(rows, length, special["eos"]).to(self.device)
+        found = edit_canvases(drafts, targets, ending, self.blank, text.canvas.shape[1])
+        return EditCanvases(*(part.to(self.device) for part in found))
 
     # -- transcription ------------------------------------------------------------------------------------------------
 
@@ -226,10 +220,12 @@ class DiffusionGemmaASR(nn.Module):
             options = self.backbone.denoise_options(options or DenoiseOptions.steps)
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
         drafts = [_ids(draft) for draft in self.draft(slots, slot_lengths)]
+        special = self.prompts.special
         from_draft = (start or self.start) == "draft"
+        shown = [[*edit_layout(draft, self.blank), special["end_of_turn"]] for draft in drafts]
         groups: dict[int, list[int]] = {}
         for row, (draft, n) in enumerate(zip(drafts, slot_lengths.tolist(), strict=True)):
-            fitting = edit_length(len(draft)) if from_draft else fitted_canvas(n, len(draft) if self.drafts else None)
+            fitting = rounded(len(shown[row])) if from_draft else fitted_canvas(n, len(draft) if self.drafts else None)
             groups.setdefault(canvas_length or fitting, []).append(row)
         decoded: dict[int, Decoded] = {}
         for length, rows in groups.items():
@@ -238,7 +234,7 @@ class DiffusionGemmaASR(nn.Module):
             generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
             canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
             if from_draft:
-                canvas = self._first_canvases([drafts[row] for row in rows], length)
+                canvas = write_canvas([shown[row] for row in rows], length, special["eos"]).to(self.device)
             found = denoise(self.backbone, prefill, canvas, options, generators, self._shown(on_step))
             written = cut_at_end(found.canvas, self.prompts.end_ids)
             for i, row in enumerate(rows):
@@ -281,12 +277,12 @@ def fill_slots(embeds: Tensor, slot_mask: Tensor, slots: Tensor, slot_lengths: T
     return embeds.masked_scatter(slot_mask[..., None], real.to(embeds.dtype))
 
 
-def edit_length(draft: int) -> int:
-    """Positions of a canvas that holds a draft of so many tokens, room for corrections, and the end."""
-    return math.ceil((2 * draft + 1 + SPARE + 1) / CANVAS_STEP) * CANVAS_STEP
+def rounded(positions: int) -> int:
+    """The next multiple of CANVAS_STEP."""
+    return math.ceil(positions / CANVAS_STEP) * CANVAS_STEP
 
 
 def fitted_canvas(slots: int, draft: int | None) -> int:
     """Tokens a canvas needs: a fifth more than the draft and some, or one a slot (CTC's own limit) without a draft."""
     room = slots + 2 if draft is None else min(slots + 2, math.ceil(1.2 * draft) + 4)
-    return math.ceil(room / CANVAS_STEP) * CANVAS_STEP
+    return rounded(room)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .denoise import accept, renoise, sample
+from .edits import EditCanvases
 from .losses import autoregressive_loss, diffusion_loss
 from .noise import q_xt, sample_t
 from .prompt import PromptBuilder, pad_prompts
@@ -80,7 +81,7 @@ def backbone_losses(
     full_noise: float,
     generator: torch.Generator | None = None,
     autoregressive: bool = True,
-    drafts: tuple[Tensor, Tensor, Tensor] | None = None,
+    drafts: EditCanvases | None = None,
     draft_share: float = 0.0,
     unroll: float = 0.0,
 ) -> BackboneLosses:
@@ -95,9 +96,9 @@ def backbone_losses(
             temperature as in denoising.
         full_noise: probability that a row starts from pure noise instead of t ~ U(eps, 1).
         autoregressive: leave that loss out (0) where its weight is 0.
-        drafts: canvases that hold a draft with its errors (B, C') long, C' >= C, what they have to become (B, C') and the
-            rows that can start from theirs (B,) bool; see `edits.edit_canvases`. Its last column is what fills a canvas.
-        draft_share: probability that such a row does so, corrupted at a quarter of its level t, instead.
+        drafts: of the same rows, C' >= C positions.
+        draft_share: probability that a row whose draft is usable starts from it instead, corrupted at a quarter of its
+            level t.
         unroll: probability that a row whose first pass did so also goes on with the canvas that a denoising
             step makes of them, its own mistakes included, as inference does (Savinov et al. 2021, arXiv 2112.06749).
     """

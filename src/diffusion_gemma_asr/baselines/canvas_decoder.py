@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder import length_mask
+from ..noise import Generators, draw_groups
 
 
 class CanvasDecoder(nn.Module):
@@ -27,7 +28,6 @@ class CanvasDecoder(nn.Module):
         max_length: int = 1024, timed: bool = False,
     ):  # fmt: skip
         super().__init__()
-        self.max_length = max_length
         self.embed = nn.Embedding(symbols, width)
         self.positions = nn.Embedding(max_length, width)
         nn.init.normal_(self.embed.weight, std=width**-0.5)
@@ -72,6 +72,24 @@ class CanvasDecoder(nn.Module):
             memory_key_padding_mask=~length_mask(frame_lengths, frames.shape[1]),
         )
         return x @ self.embed.weight.T
+
+
+def draw_rows(probs: Tensor, lengths: Tensor, generators: Generators, beyond: int) -> Tensor:
+    """Draws a symbol for every position in use, so that a row with its own generator does not depend on its batch.
+
+    Args:
+        probs: (B, C, V); lengths (B,) positions in use.
+        generators: one a row.
+        beyond: what stands behind each length.
+
+    Returns:
+        (B, C) long.
+    """
+    drawn = torch.full(probs.shape[:2], beyond)
+    for rows, generator in draw_groups(len(probs), generators):
+        n = int(lengths[rows])
+        drawn[rows, :n] = torch.multinomial(probs[rows, :n].flatten(0, 1), 1, generator=generator).view(1, n)
+    return drawn
 
 
 def sinusoids(level: Tensor, width: int) -> Tensor:

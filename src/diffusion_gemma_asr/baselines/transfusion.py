@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ..encoder import length_mask
 from ..noise import draw_groups
-from .canvas_decoder import CanvasDecoder
-from .whisfusion import fill
+from ..objective import write_canvas
+from .canvas_decoder import CanvasDecoder, draw_rows
 
 LEVELS = 200
 GUIDANCE = 1.5
@@ -48,7 +48,8 @@ class CharacterDiffusion(nn.Module):
         """The variational bound, a level drawn a row: KL of the posterior with the guessed characters from that with the
         right ones, nats a position, times LEVELS."""
         lengths = self.canvas_length(frame_lengths)
-        clean = fill(targets, lengths, END)
+        cut = [row[:n] for row, n in zip(targets, lengths.tolist(), strict=True)]
+        clean = write_canvas(cut, int(lengths.max()), END)
         level = torch.randint(1, LEVELS + 1, (len(clean),), device=clean.device)
         symbols = self.decoder.embed.num_embeddings
         noise = torch.randint(symbols, clean.shape, device=clean.device)
@@ -89,10 +90,7 @@ class CharacterDiffusion(nn.Module):
                 without = self.decoder(canvas, lengths, frames, frame_lengths, level / LEVELS, deaf)
                 logits = (1 + guidance) * logits - guidance * without
             probs = self.posterior(canvas, logits.softmax(-1), level)
-            for rows, generator in draw_groups(len(canvas), generators):
-                n = int(lengths[rows])
-                drawn = torch.multinomial(probs[rows, :n].flatten(0, 1), 1, generator=generator)
-                canvas[rows, :n] = drawn.view(1, n)
+            canvas = draw_rows(probs, lengths, generators, END)
         found = [row[:n] for row, n in zip(canvas.tolist(), lengths.tolist(), strict=True)]
         return [row[: row.index(END)] if END in row else row for row in found]
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..encoder import length_mask
-from ..noise import draw_groups
+from ..objective import write_canvas
 from ..projector import output_length
-from .canvas_decoder import CanvasDecoder
+from .canvas_decoder import CanvasDecoder, draw_rows
 
 CANDIDATES = 4
 TEMPERATURE = 0.7  # of what the candidates but the first draw
@@ -42,7 +42,8 @@ class MaskDiffusion(nn.Module):
     def loss(self, frames: Tensor, frame_lengths: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
         """Cross-entropy of the masked positions, the share of them drawn from (0, 1] a row; each row counts as much."""
         lengths = self.canvas_length(frame_lengths)
-        canvas = fill(targets, lengths, self.end)
+        cut = [row[:n] for row, n in zip(targets, lengths.tolist(), strict=True)]
+        canvas = write_canvas(cut, int(lengths.max()), self.end)
         inside = length_mask(lengths, canvas.shape[1])
         share = 1 - torch.rand(len(canvas), device=canvas.device)
         hidden = (torch.rand(canvas.shape, device=canvas.device) < share[:, None]) & inside
@@ -85,12 +86,7 @@ class MaskDiffusion(nn.Module):
             if temperature == 0:
                 drawn = log_probs.argmax(-1)
             else:
-                drawn = torch.empty_like(canvas)
-                for rows, generator in draw_groups(len(canvas), generators):
-                    n = int(lengths[rows])
-                    probs = (logits[rows, :n] / temperature).softmax(-1)
-                    drawn[rows, :n] = torch.multinomial(probs.flatten(0, 1), 1, generator=generator).view(1, n)
-                    drawn[rows, n:] = self.end
+                drawn = draw_rows((logits / temperature).softmax(-1), lengths, generators, self.end)
             found = log_probs.gather(-1, drawn[..., None])[..., 0]
             open_ = (canvas == self.mask) & inside
             # As many positions as the step asks for are filled in the end; those filled before come first.
@@ -100,12 +96,3 @@ class MaskDiffusion(nn.Module):
             canvas = torch.where(chosen, drawn, canvas)
             kept = torch.where(chosen, found, kept)
         return canvas, kept.sum(1) / lengths
-
-
-def fill(rows: Sequence[Sequence[int]], lengths: Tensor, end: int) -> Tensor:
-    """(B, C) canvases that hold each row, cut at its length, then `end`."""
-    canvas = torch.full((len(rows), int(lengths.max())), end)
-    for i, (row, n) in enumerate(zip(rows, lengths.tolist(), strict=True)):
-        cut = torch.tensor(row[:n], dtype=torch.long)
-        canvas[i, : len(cut)] = cut
-    return canvas

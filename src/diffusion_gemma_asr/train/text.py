@@ -27,7 +27,7 @@ from ..data.manifest import read_manifest
 from ..data.slots import SlotNoise, collapsed, imitate, lookalikes, slot_rows
 from ..data.text import plain_english
 from ..denoise import DenoiseOptions, cut_at_end, denoise
-from ..edits import edit_canvases
+from ..edits import EditCanvases, edit_canvases
 from ..noise import uniform_canvas
 from ..objective import TextBatch, backbone_losses, text_batch
 from ..prompt import PromptBuilder
@@ -50,9 +50,8 @@ class Reader:
 
     def batch(
         self, targets: list[list[int]], rng: random.Random, margin: int, unheard: float, level: float = 1.0
-    ) -> tuple[Tensor, TextBatch, tuple[Tensor, Tensor, Tensor]]:
-        """Embeddings (B, P, H) with filled slots, their batch, and canvases that hold what the slots spell, as
-        `edits.edit_canvases` gives them.
+    ) -> tuple[Tensor, TextBatch, EditCanvases]:
+        """Embeddings (B, P, H) with filled slots, their batch, and canvases that hold what the slots spell.
 
         Args:
             margin: canvas positions beyond the longest target.

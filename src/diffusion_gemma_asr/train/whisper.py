@@ -20,7 +20,6 @@ from pathlib import Path
 import jiwer
 import torch
 import yaml
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -33,7 +32,7 @@ from transformers import (
 
 from ..backbone import Backbone
 from ..baselines.whisper import write_from_frames
-from ..checkpoint import ADAPTER, save_projector
+from ..checkpoint import read_projector, save_projector
 from ..ctc import lm_head_ctc_loss, lm_head_draft
 from ..data.augment import Masking, mask_bands, warp_frequencies
 from ..data.batches import Mixture
@@ -149,11 +148,12 @@ def warm_start(model: HybridWhisper, folder: str | Path) -> None:
     reads the new ones yet (Chen et al. 2016, "Net2Net").
 
     Raises:
-        CheckpointError: the folder holds no encoder, or one of another shape, or its projector is wider than the model's.
+        CheckpointError: the folder lacks encoder or adapter, the encoder is of another shape, or the projector is wider than
+            the model's.
     """
     encoder = AcousticEncoder.from_pretrained(Path(folder) / "encoder").encoder
     load_weights(dict(model.acoustic.encoder.named_parameters()), dict(encoder.named_parameters()), folder)
-    saved = {name.removeprefix("projector."): value for name, value in load_file(Path(folder) / ADAPTER).items()}
+    saved = read_projector(folder)
     projector = model.projector
     old, new = saved["conv1.weight"].shape[0], projector.conv1.weight.shape[0]
     if old > new:
