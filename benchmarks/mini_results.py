@@ -15,64 +15,115 @@ import argparse
 import json
 import re
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from diffusion_gemma_asr import load
-from diffusion_gemma_asr.baselines.autoregressive import Autoregressive
-from diffusion_gemma_asr.baselines.trained import TrainedBaseline
-from diffusion_gemma_asr.baselines.whisper import Whisper
 from diffusion_gemma_asr.data.sources import read_source
-from diffusion_gemma_asr.evaluate.run import MAX_CLIP_S, evaluate, write_whole
-from diffusion_gemma_asr.evaluate.systems import CtcGreedy, Diffusion, System
+from diffusion_gemma_asr.evaluate.command import load_systems
+from diffusion_gemma_asr.evaluate.metrics import count, total
+from diffusion_gemma_asr.evaluate.run import MAX_CLIP_S, evaluate, read_predictions, write_whole
+from diffusion_gemma_asr.evaluate.systems import System
+from diffusion_gemma_asr.model import Start
 
 OUT = Path("docs/results")
 FOUND = OUT / "mini-runs.json"
 PUBLISHED = OUT / "published.json"  # copied from the sources it names
 RUNS = Path("runs/results")
 STEPS = "1,2,4,8,16,32,48"
-BASELINES = {  # left out where they have not been trained
-    "like Whisfusion": "runs/mini-whisfusion/checkpoint",
-    "like TransFusion": "runs/mini-transfusion/checkpoint",
-}
+STEPS_OF_OTHERS = 8  # of the adapters that do not sweep
+BATCH = 32  # utterances in a training step, in every recipe
+READING = {"runs/mini/reading-v1": 1, "runs/mini/reading-v1b": 1, "runs/mini/reading": 1}  # stage 3: threads by run folder
+OURS = READING | {"runs/mini": 2}
 
 
-def systems(model_name: str, whisper: str, steps: list[int], starts: list[str]) -> dict[str, System]:
-    """Every system by the name that its row of the table bears."""
-    model = load(model_name)
-    chosen: dict[str, System] = {
-        f"denoising from {start}, {n} steps": Diffusion(model, model_name, model.backbone.denoise_options(n), start)
-        for start in starts
-        for n in steps
+@dataclass(frozen=True)
+class Row:
+    """Rows of the table: one system, or our decoder at several numbers of steps.
+
+    system, model and start are those of `evaluate`; trained are the run folders of what was trained for it beyond the
+    encoder and the text model, with the threads that each had.
+    """
+
+    system: str
+    model: str
+    trained: dict[str, int]
+    start: Start | None = None
+    sweep: bool = False
+
+
+def rows_of(model: str, starts: list[Start]) -> dict[str, Row]:
+    """Every row by the name it bears; `model` is the one that sweeps over the steps, from each of `starts`."""
+    whole = {f"denoising from {start}": Row("diffusion", model, OURS, start, sweep=True) for start in starts}
+    folder = "runs/mini-{}/checkpoint".format
+    return whole | {
+        "CTC draft alone": Row("ctc", model, OURS),
+        "backbone, autoregressive": Row("autoregressive", model, OURS),
+        "Whisper decoder": Row("baseline", folder("whisper"), {"runs/mini-whisper": 1}),
+        "like Whisfusion": Row("baseline", folder("whisfusion"), {"runs/mini-whisfusion": 1}),
+        "like TransFusion": Row("baseline", folder("transfusion"), {"runs/mini-transfusion": 1}),
+        "new projector, from noise": _adapter("new-projector", "noise"),
+        "new projector, its CTC draft": Row("ctc", folder("new-projector"), READING | {"runs/mini-new-projector": 1}),
+        "no CTC, from noise": _adapter("no-ctc", "noise"),
+        "raw waveform, from noise": _adapter("waveform", "noise"),
+        "raw waveform, its CTC draft": Row("ctc", folder("waveform"), READING | {"runs/mini-waveform": 1}),
     }
-    chosen["CTC draft alone"] = CtcGreedy(model, model_name)
-    chosen["backbone, autoregressive"] = Autoregressive(model, model_name)
-    if Path(whisper).exists():
-        chosen["Whisper, autoregressive"] = Whisper(whisper)
-    for name, folder in BASELINES.items():
-        if Path(folder).exists():
-            chosen[name] = TrainedBaseline.load(folder)
-    return chosen
+
+
+def _adapter(name: str, start: Start) -> Row:
+    return Row("diffusion", f"runs/mini-{name}/checkpoint", READING | {f"runs/mini-{name}": 1}, start)
+
+
+def training(folders: dict[str, int]) -> dict[str, Any] | None:
+    """What was trained in some runs: parameters, each counted once, utterances heard, minutes of one core."""
+    if not all((Path(folder) / "state.pt").exists() for folder in folders):
+        return None
+    sizes: dict[str, int] = {}
+    utterances, minutes = 0, 0.0
+    for folder, threads in folders.items():
+        state = torch.load(Path(folder) / "state.pt", map_location="cpu", weights_only=True)
+        sizes |= {name: value.numel() for name, value in state["weights"].items()}
+        utterances += state["step"] * BATCH
+        lines = (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        minutes += threads * sum(json.loads(line)["seconds"] for line in lines) / 60
+    return {"parameters": sum(sizes.values()), "utterances": utterances, "core_minutes": round(minutes)}
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Evaluates the systems, in turn as often as asked."""
+    """Evaluates the systems, in turn as often as asked; a row whose model has not been trained is left out."""
     utterances = read_source(args.source, max_duration_s=MAX_CLIP_S)[: args.count]
-    chosen = systems(args.model, args.whisper, [int(n) for n in args.steps.split(",")], args.starts.split(","))
+    chosen: dict[str, tuple[Row, System]] = {}
+    for name, wanted in rows_of(args.model, args.starts.split(",")).items():
+        if wanted.model.startswith("runs/") and not Path(wanted.model).exists():
+            print(f"{name}: left out, {wanted.model} is not there")
+            continue
+        steps = [int(n) for n in args.steps.split(",")] if wanted.sweep else [STEPS_OF_OTHERS]
+        for n in steps:
+            (system,) = load_systems(wanted.system, wanted.model, "cpu", RUNS, [n], wanted.start, 0).values()
+            chosen[f"{name}, {n} steps" if wanted.system == "diffusion" else name] = wanted, system
     found: dict[str, list[dict[str, Any]]] = {}
     for repeat in range(args.repeats):
-        for name, system in chosen.items():
+        for name, (_, system) in chosen.items():
             folder = RUNS / args.list / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{repeat}"
-            found.setdefault(name, []).append(evaluate(system, utterances, folder, args.batch_size))
+            summary = evaluate(system, utterances, folder, args.batch_size)
+            found.setdefault(name, []).append(summary | {"cer": character_error_rate(folder)})
             print(name, found[name][-1]["languages"]["en"]["error_rate"], flush=True)
     kept = json.loads(FOUND.read_text(encoding="utf-8")) if FOUND.exists() else {}
-    kept[args.list] = {name: row(runs) for name, runs in found.items()}
+    kept[args.list] = {name: row(runs) | {"training": training(chosen[name][0].trained)} for name, runs in found.items()}
     write_whole(FOUND, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+def character_error_rate(folder: Path) -> float:
+    """Of the normalised texts of a run."""
+    lines = read_predictions(folder)
+    edits = total([count(line.reference_normalised, line.hypothesis_normalised, "character") for line in lines])
+    return round(edits.rate, 5)
 
 
 def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,24 +131,27 @@ def row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     first = runs[0]
     seconds = statistics.median(run["speed"]["seconds"] for run in runs)
     return {
-        "errors": first["languages"]["en"], "passes": first["passes"], "seconds": seconds, "sound_s": first["sound_s"],
-        "rtfx": round(first["sound_s"] / seconds, 1), "repeats": len(runs), "settings": first["settings"],
-        "machine": first["machine"],
+        "errors": first["languages"]["en"], "cer": first["cer"], "passes": first["passes"], "seconds": seconds,
+        "sound_s": first["sound_s"], "rtfx": round(first["sound_s"] / seconds, 1), "repeats": len(runs),
+        "settings": first["settings"], "machine": first["machine"],
     }  # fmt: skip
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """One list's systems as Markdown, with the circumstances under it."""
     lines = [
-        "| system | WER | 95 % interval | wrong / missing / extra | passes | RTFx |",
-        "|---|---|---|---|---|---|",
+        "| system | WER | 95 % interval | wrong / missing / extra | CER | passes | RTFx | trained | heard | core-min |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in rows.items():
         e = found["errors"]
         counts = " / ".join(f"{e[key] / e['reference']:.1%}" for key in ("substitutions", "deletions", "insertions"))
         interval = f"{e['low']:.1%} – {e['high']:.1%}"
         passes = f"{found['passes']:.1f}".removesuffix(".0")
-        lines.append(f"| {name} | {e['error_rate']:.1%} | {interval} | {counts} | {passes} | {found['rtfx']} |")
+        t = found["training"]
+        cost = f"{t['parameters'] / 1e6:.1f}M | {t['utterances']:,} | {t['core_minutes']}" if t else "– | – | –"
+        cells = f"{name} | {e['error_rate']:.1%} | {interval} | {counts} | {found['cer']:.1%} | {passes} | {found['rtfx']}"
+        lines.append(f"| {cells} | {cost} |")
     some = next(iter(rows.values()))
     m = some["machine"]
     lines.append(
@@ -139,7 +193,7 @@ def report() -> None:
     for axis, (title, rows) in zip(axes.flat, found.items(), strict=True):
         curves: dict[str, list[tuple[float, float]]] = {}
         for name, cell in rows.items():
-            curves.setdefault(name.split(",")[0], []).append((cell["rtfx"], 100 * cell["errors"]["error_rate"]))
+            curves.setdefault(re.sub(r", \d+ steps$", "", name), []).append((cell["rtfx"], 100 * cell["errors"]["error_rate"]))
         for name, points in curves.items():
             axis.plot(*zip(*sorted(points), strict=True), "o-", label=name)
         axis.set(title=title, xscale="log", xlabel="times real time", ylabel="WER, %")
@@ -155,7 +209,6 @@ def main() -> None:
     measuring.add_argument("list", help="name of the list in the tables")
     measuring.add_argument("source", help="manifest, folder or corpus")
     measuring.add_argument("--model", default="mini")
-    measuring.add_argument("--whisper", default="runs/mini/whisper", help="left out where it does not exist")
     measuring.add_argument("--steps", default=STEPS)
     measuring.add_argument("--starts", default="draft,noise")
     measuring.add_argument("--repeats", type=int, default=1)

@@ -1,4 +1,4 @@
-"""baselines/whisfusion.py, transfusion.py and trained.py: their diffusions by hand, and one path from recipe to texts."""
+"""baselines/whisfusion.py, transfusion.py, whisper_decoder.py and trained.py: by hand, and one path from recipe to texts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from diffusion_gemma_asr.baselines.canvas_decoder import CanvasDecoder
 from diffusion_gemma_asr.baselines.trained import TrainedBaseline, load_baseline_recipe
 from diffusion_gemma_asr.baselines.transfusion import LEVELS, CharacterDiffusion, cosine_schedule
 from diffusion_gemma_asr.baselines.whisfusion import CANDIDATES, MaskDiffusion
+from diffusion_gemma_asr.baselines.whisper_decoder import WhisperDecoder
 from diffusion_gemma_asr.cli import main
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.data.text import CHARACTERS
@@ -52,9 +53,9 @@ class Oracle(nn.Module):
 def test_masks_are_filled_surest_first_in_so_many_passes() -> None:
     right = torch.tensor([[3, 4, 5, 1, 1, 1], [6, 1, 1, 1, 1, 1]])
     decoder = Oracle(right, 9)
-    net = MaskDiffusion(decoder, end=1)  # type: ignore[arg-type]
+    net = MaskDiffusion(decoder, 1, steps=3)  # type: ignore[arg-type]
     frames, lengths = torch.zeros(2, 25, 8), torch.tensor([25, 8])  # 4 and 1 slots: 6 and 3 positions
-    assert net.decode(frames, lengths, 3, generators(2)) == [[3, 4, 5], [6]]
+    assert net.decode(frames, lengths, generators(2)) == [[3, 4, 5], [6]]
     assert len(decoder.shown) == 3 * CANDIDATES
     masked = [(canvas == net.mask).tolist() for canvas in decoder.shown[:3]]
     assert masked[0][0] == [True] * 6
@@ -65,9 +66,9 @@ def test_masks_are_filled_surest_first_in_so_many_passes() -> None:
 def test_the_surest_candidate_wins() -> None:
     """With chances so flat that draws differ, the greedy first candidate is the surest."""
     right = torch.tensor([[3, 4, 5, 1, 1, 1]])
-    net = MaskDiffusion(Oracle(right, 9, sharpness=2.0), end=1)  # type: ignore[arg-type]
+    net = MaskDiffusion(Oracle(right, 9, sharpness=2.0), 1, steps=2)  # type: ignore[arg-type]
     frames, lengths = torch.zeros(1, 25, 8), torch.tensor([25])
-    assert net.decode(frames, lengths, 2, generators(1)) == [[3, 4, 5]]
+    assert net.decode(frames, lengths, generators(1)) == [[3, 4, 5]]
 
 
 def test_only_masked_positions_are_learnt() -> None:
@@ -76,7 +77,7 @@ def test_only_masked_positions_are_learnt() -> None:
             return super().forward(canvas, *rest) * (canvas == 8)[..., None]  # right where masked, flat elsewhere
 
     right = torch.tensor([[3, 4, 5, 1, 1, 1]] * 32)
-    net = MaskDiffusion(Deaf(right, 9, sharpness=100.0), end=1)  # type: ignore[arg-type]
+    net = MaskDiffusion(Deaf(right, 9, sharpness=100.0), 1, steps=2)  # type: ignore[arg-type]
     loss = net.loss(torch.zeros(32, 25, 8), torch.full((32,), 25), [[3, 4, 5]] * 32)
     assert loss.item() < 1e-3
 
@@ -138,6 +139,41 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(alone, padded[:, :3], atol=1e-5, rtol=1e-4)
 
 
+# -- token after token ---------------------------------------------------------------------------------------
+
+
+def whisper_decoder() -> WhisperDecoder:
+    torch.manual_seed(2)
+    net = WhisperDecoder(40, 16, **SIZES, begin=1, end=2, pad=0).eval()
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.4
+    return net
+
+
+@torch.no_grad()
+def test_the_yardstick_writes_what_it_finds_most_probable_until_its_end() -> None:
+    net, frames = whisper_decoder(), torch.randn(2, 12, 16)
+    found = net.decode(frames, torch.tensor([12, 12]), generators(2))
+    for row, own in zip(found, frames, strict=True):
+        ids = [1]
+        while len(ids) <= 12 and ids[-1] != 2:
+            decoder = net.model.model.decoder
+            hidden = decoder(input_ids=torch.tensor([ids]), encoder_hidden_states=own[None]).last_hidden_state
+            ids.append(int(net.model.proj_out(hidden)[0, -1].argmax()))
+        assert row == [i for i in ids[1:] if i != 2]
+        assert net.passes(row) == len(row) + 1
+
+
+@torch.no_grad()
+def test_the_yardstick_learns_every_token_and_the_end() -> None:
+    net, frames = whisper_decoder(), torch.randn(2, 12, 16)
+    losses = [net.loss(frames[i : i + 1], torch.tensor([12]), [row]) for i, row in enumerate([[5, 6, 7], [8]])]
+    both = net.loss(frames, torch.tensor([12, 12]), [[5, 6, 7], [8]])
+    torch.testing.assert_close(both, (4 * losses[0] + 2 * losses[1]) / 6)
+    with pytest.raises(RecipeError, match=r"decoder\.width to 24"):
+        WhisperDecoder(40, 24, **SIZES, begin=1, end=2, pad=0)
+
+
 # -- from recipe to texts ------------------------------------------------------------------------------------
 
 
@@ -152,14 +188,14 @@ def write_recipe(folder: Path, baseline: str, whisper: Path, backbone: Path, **c
         "train": {"steps": 4, "batch_size": 2, "lr": 0.01, "eval_every": 4, "save_every": 2},
         "data": {"train": [{"manifest": str(folder / "list.jsonl")}], "dev": [str(folder / "list.jsonl")]},
     }  # fmt: skip
-    if baseline == "whisfusion":
+    if baseline != "transfusion":
         content["tokenizer"] = {"name": str(backbone)}
     path = folder / f"{baseline}.yaml"
     path.write_text(yaml.safe_dump(content | changes), encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("baseline", ["whisfusion", "transfusion"])
+@pytest.mark.parametrize("baseline", ["whisfusion", "transfusion", "whisper"])
 def test_a_recipe_becomes_a_system(baseline: str, tmp_path: Path, whisper_folder: Path, backbone_folder: Path) -> None:
     path = write_recipe(tmp_path, baseline, whisper_folder, backbone_folder)
     assert is_baseline(path) and not is_baseline("small")
@@ -174,7 +210,8 @@ def test_a_recipe_becomes_a_system(baseline: str, tmp_path: Path, whisper_folder
     assert own.keys() == state.keys() and all(torch.equal(own[name], value) for name, value in state.items())
     clips = [tone(300, 1.0), tone(500, 1.6)]
     together = system.transcribe(clips, ["en", "en"])
-    assert together[0].passes == system.passes == (2 * CANDIDATES if baseline == "whisfusion" else 2 * LEVELS)
+    if baseline != "whisper":
+        assert together[0].passes == (2 * CANDIDATES if baseline == "whisfusion" else 2 * LEVELS)
     if baseline == "whisfusion":  # 400 passes of an untrained decoder are too sensitive to rounding
         assert [system.transcribe([clip], ["en"])[0] for clip in clips] == together
 

@@ -183,7 +183,8 @@ def test_the_commands_from_end_to_end(
     manifest, out = tmp_path / "m.jsonl", tmp_path / "out"
     write_manifest(manifest, utterances[:3])
     runner = CliRunner()
-    found = runner.invoke(cli.app, ["evaluate", str(manifest), "--out", str(out), "--steps", "1,2"])
+    found = runner.invoke(cli.app, ["evaluate", "--recipe", "mini", "--manifest", str(manifest), "--out", str(out),
+                                    "--steps", "1,2"])  # fmt: skip
     assert found.exit_code == 0, found.output
     assert (out / "report.html").is_file() and "steps-2" in found.output
     for n in (1, 2):
@@ -194,3 +195,22 @@ def test_the_commands_from_end_to_end(
     assert compared.exit_code == 0 and "diffusion" in compared.output, compared.output
     wrong = runner.invoke(cli.app, ["evaluate", str(manifest), "--out", str(out), "--steps", "many"])
     assert wrong.exit_code == 2
+    nothing = runner.invoke(cli.app, ["evaluate", "--out", str(out)])
+    assert nothing.exit_code == 2 and "give a manifest" in nothing.output
+
+
+def test_each_data_set_has_its_own_rates(
+    utterances: list[Utterance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "load_systems", lambda *_: {tmp_path / "out": PitchSystem(wrong=440)})
+    lists = [str(tmp_path / f"{name}.jsonl") for name in "ab"]
+    for path, rows in zip(lists, (utterances[:4], utterances[3:]), strict=True):  # one utterance is in both
+        write_manifest(Path(path), rows)
+    found = CliRunner().invoke(cli.app, ["evaluate", *lists, "--out", str(tmp_path / "out")])
+    assert found.exit_code == 0, found.output
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    rates = [summary["data_sets"][path]["en"] for path in lists]
+    assert [(r["utterances"], r["substitutions"]) for r in rates] == [(4, 1), (3, 0)]
+    assert (summary["languages"]["en"]["utterances"], summary["languages"]["en"]["substitutions"]) == (7, 1)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f"<td>{data}</td>" in page for data in [*lists, "all"])

@@ -186,24 +186,3 @@ def test_the_third_stage_teaches_the_backbone_to_read(run_folder: Path, backbone
     assert any("experts" in name for name in changed) and not any("vision" in name for name in changed)
     old, new = (load_file(run_folder / part / "adapter.safetensors") for part in ("projector", "reading/projector"))
     assert old.keys() == new.keys() and not torch.equal(old["projector.conv1.weight"], new["projector.conv1.weight"])
-
-
-def test_a_decoder_can_be_trained_on_the_frozen_encoder(run_folder: Path, backbone: Backbone) -> None:
-    """The yardstick: the bundled encoder with a decoder of its own."""
-    folder = run_folder / "decoder"
-    for part in ("tokenizer", "backbone", "encoder"):
-        shutil.copytree(run_folder / part, folder / part)
-    shutil.copy(run_folder / "projector" / "adapter.safetensors", folder)
-    manifest = str(run_folder / "manifest.jsonl")
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
-             "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
-    data = {"train": [{"manifest": manifest, "weight": 1.0}], "dev": {"tones": manifest}, "dev_count": 2}
-    recipe = recipe_of("whisper.yaml", model=sizes, projector_size=24, data=data)
-    train_whisper(recipe, folder, folder)
-    records = read_log(folder / "decoder-run")
-    assert all(record["autoregressive"] > 0 and "tokens" not in record for record in records)
-    assert records[-1]["evaluation"].keys() == {"decoder_cer_tones", "decoder_wer_tones"}
-    whisper = WhisperForConditionalGeneration.from_pretrained(folder / "whisper")
-    frozen = AcousticEncoder.from_pretrained(folder / "encoder").encoder
-    torch.testing.assert_close(whisper.model.encoder.layers[0].fc1.weight, frozen.layers[0].fc1.weight)
-    assert not (folder / "projector").exists()

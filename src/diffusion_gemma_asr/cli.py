@@ -165,16 +165,25 @@ def train(
 @app.command()
 def evaluate(
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="JSONL manifests, folders of sounds with .txt beside them, or corpora: librispeech:clean, fleurs:de, "
             "voxpopuli, ...",
             show_default=False,
         ),
-    ],
+    ] = None,
+    *,
+    manifest: Annotated[
+        list[str] | None, typer.Option(help="The same as an option; may be given again.", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; a killed run goes on.", show_default=False)],
     model: Annotated[
-        str, typer.Option(help="mini (bundled), a checkpoint folder or a hub repository; a Whisper or a trained baseline.")
+        str,
+        typer.Option(
+            "--model",
+            "--recipe",
+            help="mini (bundled), a checkpoint folder or a hub repository; a Whisper or a trained baseline.",
+        ),
     ] = "mini",
     system: Annotated[
         SystemName,
@@ -196,11 +205,14 @@ def evaluate(
     """Measure error rate and speed; writes predictions.jsonl, summary.json and report.html."""
     from diffusion_gemma_asr.evaluate.command import evaluate_command
 
+    sources = [*(data or ()), *(manifest or ())]
+    if not sources:
+        raise typer.BadParameter("nothing to evaluate; give a manifest, a folder or a corpus")
     try:
         counts = [int(value) for value in steps.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--steps is {steps!r}; give numbers such as 8 or 1,2,4,8") from None
-    evaluate_command(data, out, model, system.value, counts, _first_canvas(start), seed, batch_size, device, language)
+    evaluate_command(sources, out, model, system.value, counts, _first_canvas(start), seed, batch_size, device, language)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from ..checkpoint import load_tokenizer
@@ -20,8 +20,9 @@ from ..errors import CheckpointError, RecipeError
 from ..evaluate.systems import Hypothesis
 from ..recipe import DataRecipe, SourceRecipe, TrainRecipe, from_mapping, load_recipe_as
 from .canvas_decoder import CanvasDecoder
-from .transfusion import LEVELS, CharacterDiffusion
-from .whisfusion import CANDIDATES, MaskDiffusion
+from .transfusion import CharacterDiffusion
+from .whisfusion import MaskDiffusion
+from .whisper_decoder import WhisperDecoder
 
 CONFIG, WEIGHTS = "baseline.json", "decoder.safetensors"
 
@@ -41,18 +42,18 @@ class DecoderRecipe:
 class BaselineRecipe:
     """Everything that defines a trained baseline and the run that trains it."""
 
-    baseline: Literal["whisfusion", "transfusion"]
+    baseline: Literal["whisfusion", "transfusion", "whisper"]
     name: str
     encoder: SourceRecipe  # frozen
     train: TrainRecipe
     data: DataRecipe
-    tokenizer: SourceRecipe | None = None  # of the tokens that whisfusion writes; transfusion writes characters
+    tokenizer: SourceRecipe | None = None  # of the tokens that it writes; transfusion writes characters
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
-    steps: int = 8  # passes of whisfusion's decoder; transfusion always takes its 200
+    steps: int = 8  # of whisfusion's decoder; transfusion always takes its 200
 
     def __post_init__(self) -> None:
         if (self.tokenizer is None) != (self.baseline == "transfusion"):
-            raise RecipeError("'tokenizer' must be given for whisfusion, and for whisfusion alone")
+            raise RecipeError("'tokenizer' must be given for whisfusion and whisper, and not for transfusion")
 
 
 def load_baseline_recipe(path: str | Path) -> BaselineRecipe:
@@ -76,58 +77,49 @@ class TrainedBaseline:
     def __init__(self, recipe: BaselineRecipe, name: str, seed: int = 0):
         self.recipe, self.name, self.seed = recipe, name, seed
         self.encoder = AcousticEncoder.from_pretrained(recipe.encoder.name, revision=recipe.encoder.revision)
-        self.net: MaskDiffusion | CharacterDiffusion
-        sizes = asdict(recipe.decoder)
-        if recipe.baseline == "whisfusion":
-            assert recipe.tokenizer is not None
-            self.tokenizer = load_tokenizer(recipe.tokenizer)
-            symbols = len(self.tokenizer) + 1
-            end = self.tokenizer.eos_token_id
-            self.net = MaskDiffusion(CanvasDecoder(symbols, self.encoder.hidden_size, **sizes), end)
-        else:
-            decoder = CanvasDecoder(len(CHARACTERS), self.encoder.hidden_size, **sizes, timed=True)
-            self.net = CharacterDiffusion(decoder)
+        self.tokenizer = None if recipe.tokenizer is None else load_tokenizer(recipe.tokenizer)
+        self.net = self._new_decoder()
+
+    def _new_decoder(self) -> MaskDiffusion | CharacterDiffusion | WhisperDecoder:
+        size, sizes = self.encoder.hidden_size, asdict(self.recipe.decoder)
+        if self.tokenizer is None:
+            return CharacterDiffusion(CanvasDecoder(len(CHARACTERS), size, **sizes, timed=True))
+        end = self.tokenizer.eos_token_id
+        if self.recipe.baseline == "whisfusion":
+            return MaskDiffusion(CanvasDecoder(len(self.tokenizer) + 1, size, **sizes), end, self.recipe.steps)
+        begin, pad = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
+        return WhisperDecoder(len(self.tokenizer), size, **sizes, begin=begin, end=end, pad=pad)
 
     def spell(self, text: str) -> list[int]:
-        """What the canvas holds for a transcript; characters are plain English only."""
-        if self.recipe.baseline == "transfusion":
+        """What the decoder is to write for a transcript; characters are plain English only."""
+        if self.tokenizer is None:
             return [CHARACTERS.index(c) for c in plain_english(text)]
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def read(self, row: Sequence[int]) -> str:
-        """The text of what a canvas holds."""
-        if self.recipe.baseline == "transfusion":
+        """The text of what the decoder wrote."""
+        if self.tokenizer is None:
             return "".join(CHARACTERS[i] for i in row).strip()
         return self.tokenizer.decode(row, skip_special_tokens=True).strip()
 
     @torch.no_grad()
-    def decode(self, frames: Tensor, frame_lengths: Tensor) -> list[str]:
-        """Texts of B clips from their frames (B, F, width)."""
+    def decode(self, frames: Tensor, frame_lengths: Tensor) -> list[Hypothesis]:
+        """Texts of B clips from their frames (B, F, width), each clip with a generator of its own."""
         generators = [torch.Generator().manual_seed(self.seed) for _ in frame_lengths]
         self.net.eval()
-        if isinstance(self.net, MaskDiffusion):
-            rows = self.net.decode(frames, frame_lengths, self.recipe.steps, generators)
-        else:
-            rows = self.net.decode(frames, frame_lengths, generators)
-        return [self.read(row) for row in rows]
-
-    @property
-    def passes(self) -> int:
-        """Passes of the decoder for a clip."""
-        return self.recipe.steps * CANDIDATES if self.recipe.baseline == "whisfusion" else 2 * LEVELS
+        rows = self.net.decode(frames, frame_lengths, generators)
+        return [Hypothesis(self.read(row), self.net.passes(row)) for row in rows]
 
     # -- as evaluate/systems.py asks ----------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """The baseline, its checkpoint, passes and seed."""
-        return {"system": self.recipe.baseline, "model": self.name, "passes": self.passes, "seed": self.seed,
-                "dtype": "float32"}  # fmt: skip
+        """The baseline, its checkpoint and seed."""
+        return {"system": self.recipe.baseline, "model": self.name, "seed": self.seed, "dtype": "float32"}
 
     @torch.no_grad()
     def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
         """See `System`; the languages are not used."""
-        frames, lengths = self.encoder(*self.encoder.features(clips))
-        return [Hypothesis(text, self.passes) for text in self.decode(frames, lengths)]
+        return self.decode(*self.encoder(*self.encoder.features(clips)))
 
     # -- folder -------------------------------------------------------------------------------------------------------
 
@@ -135,7 +127,7 @@ class TrainedBaseline:
         """Writes decoder and recipe; the frozen encoder and the tokenizer are named, not copied."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.net.state_dict(), folder / WEIGHTS)
+        save_model(self.net, str(folder / WEIGHTS))
         part = folder / (CONFIG + ".part")
         part.write_text(json.dumps(asdict(self.recipe), indent=2) + "\n", encoding="utf-8")
         part.replace(folder / CONFIG)
@@ -153,7 +145,7 @@ class TrainedBaseline:
         try:
             recipe = from_mapping(BaselineRecipe, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
             found = cls(recipe, str(folder), seed)
-            found.net.load_state_dict(load_file(folder / WEIGHTS))
+            load_model(found.net, folder / WEIGHTS)
         except (OSError, ValueError, RuntimeError, RecipeError) as error:
             raise CheckpointError(f"{folder}: cannot be read as a baseline: {str(error).splitlines()[0]}") from error
         return found

@@ -94,6 +94,10 @@ class CharacterDiffusion(nn.Module):
         found = [row[:n] for row, n in zip(canvas.tolist(), lengths.tolist(), strict=True)]
         return [row[: row.index(END)] if END in row else row for row in found]
 
+    def passes(self, row: Sequence[int]) -> int:
+        """Of the decoder for any clip, guidance included."""
+        return 2 * LEVELS
+
 
 def cosine_schedule(levels: int, offset: float = 0.008) -> Tensor:
     """(levels + 1,) probabilities that a symbol is still itself at each level, 1 at level 0 (Nichol & Dhariwal 2021)."""

@@ -28,11 +28,12 @@ class MaskDiffusion(nn.Module):
     Args:
         decoder: whose last symbol is the mask.
         end: id of the end of transcript.
+        steps: passes that fill a canvas.
     """
 
-    def __init__(self, decoder: CanvasDecoder, end: int):
+    def __init__(self, decoder: CanvasDecoder, end: int, steps: int):
         super().__init__()
-        self.decoder, self.end = decoder, end
+        self.decoder, self.end, self.steps = decoder, end, steps
         self.mask = decoder.embed.num_embeddings - 1
 
     def canvas_length(self, frame_lengths: Tensor) -> Tensor:
@@ -53,16 +54,15 @@ class MaskDiffusion(nn.Module):
 
     @torch.no_grad()
     def decode(
-        self, frames: Tensor, frame_lengths: Tensor, steps: int, generators: Sequence[torch.Generator],
-        candidates: int = CANDIDATES,
-    ) -> list[list[int]]:  # fmt: skip
-        """Transcripts without their end, of B clips with a generator each; `steps` passes."""
+        self, frames: Tensor, frame_lengths: Tensor, generators: Sequence[torch.Generator], candidates: int = CANDIDATES
+    ) -> list[list[int]]:
+        """Transcripts without their end, of B clips with a generator each."""
         lengths = self.canvas_length(frame_lengths)
         best: list[list[int]] = [[] for _ in lengths]
         scores = [float("-inf")] * len(best)
         for candidate in range(candidates):
             temperature = TEMPERATURE if candidate else 0.0
-            canvas, sure = self._fill(frames, frame_lengths, lengths, steps, temperature, generators)
+            canvas, sure = self._fill(frames, frame_lengths, lengths, temperature, generators)
             for row, (tokens, score) in enumerate(zip(canvas.tolist(), sure.tolist(), strict=True)):
                 if score > scores[row]:
                     scores[row] = score
@@ -70,8 +70,12 @@ class MaskDiffusion(nn.Module):
                     best[row] = tokens[: tokens.index(self.end)] if self.end in tokens else tokens
         return best
 
+    def passes(self, row: Sequence[int]) -> int:
+        """Of the decoder for any clip."""
+        return self.steps * CANDIDATES
+
     def _fill(
-        self, frames: Tensor, frame_lengths: Tensor, lengths: Tensor, steps: int, temperature: float,
+        self, frames: Tensor, frame_lengths: Tensor, lengths: Tensor, temperature: float,
         generators: Sequence[torch.Generator],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """One candidate a row: canvas (B, C), and (B,) the mean log-probability of its tokens when they were kept."""
@@ -79,7 +83,7 @@ class MaskDiffusion(nn.Module):
         inside = length_mask(lengths, size)
         canvas = torch.full((len(lengths), size), self.mask)
         kept = torch.zeros(canvas.shape)  # log-probability of the tokens that stay
-        for step in range(1, steps + 1):
+        for step in range(1, self.steps + 1):
             logits = self.decoder(canvas, lengths, frames, frame_lengths)
             logits[..., self.mask] = float("-inf")
             log_probs = logits.log_softmax(-1)
@@ -92,7 +96,7 @@ class MaskDiffusion(nn.Module):
             # As many positions as the step asks for are filled in the end; those filled before come first.
             order = torch.where(open_, found, torch.where(inside, 1.0, float("-inf"))).argsort(-1, descending=True)
             rank = order.argsort(-1)
-            chosen = open_ & (rank < (lengths * step / steps).ceil()[:, None])
+            chosen = open_ & (rank < (lengths * step / self.steps).ceil()[:, None])
             canvas = torch.where(chosen, drawn, canvas)
             kept = torch.where(chosen, found, kept)
         return canvas, kept.sum(1) / lengths

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from ..audio import SAMPLE_RATE
 from ..encoder import AcousticEncoder
 from ..errors import CheckpointError
 from ..evaluate.systems import Hypothesis
 from ..pretrained import first_line, load_pretrained
+from .whisper_decoder import write_from_frames
 
 
 class Whisper:
@@ -63,12 +63,3 @@ class Whisper:
         mel, lengths = self.acoustic.features(clips)
         frames, _ = self.acoustic(mel.to(self.model.device), lengths.to(self.model.device))
         return write_from_frames(self.model, frames)
-
-
-def write_from_frames(model: WhisperForConditionalGeneration, frames: torch.Tensor) -> torch.Tensor:
-    """Greedy token ids (B, L) of a Whisper without language tokens, from its encoder's frames (B, F, D), F at most 1500."""
-    # Whisper's own generate() wants language tokens and 30 s; the plain one takes any encoder output.
-    return GenerationMixin.generate(
-        model, encoder_outputs=BaseModelOutput(last_hidden_state=frames), num_beams=1, do_sample=False,
-        max_new_tokens=min(frames.shape[1], model.config.max_target_positions - 2),
-    )  # fmt: skip

@@ -20,7 +20,7 @@ from ..model import Start
 from ..prompt import LANGUAGES
 from .compare import compare
 from .metrics import Edits
-from .report import write_report
+from .report import parts, write_report
 from .run import MAX_CLIP_S, evaluate
 from .systems import CtcGreedy, Diffusion, System
 
@@ -41,12 +41,15 @@ def evaluate_command(
     folders `steps-N` of `out`."""
     skipped: list[str] = []
     utterances: list[Utterance] = []
+    data_sets: dict[str, str] = {}  # by sound file
     for source in sources:
-        utterances += usable(read_source(source, (), MAX_CLIP_S, skipped, folder_language), skipped)
+        rows = usable(read_source(source, (), MAX_CLIP_S, skipped, folder_language), skipped)
+        utterances += [u for u in rows if u.audio_filepath not in data_sets]
+        data_sets = {u.audio_filepath: source for u in rows} | data_sets
     systems = load_systems(system, model, device, out, steps, start, seed)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    table = Table("run", "language", "error rate", "95 % interval", "passes", "RTFx", "skipped")
+    table = Table("run", "data", "language", "error rate", "95 % interval", "passes", "RTFx", "skipped")
     for folder, chosen in systems.items():
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(folder.name, total=len(utterances))
@@ -54,10 +57,10 @@ def evaluate_command(
             def show(done: int, edits: Edits, bar: Progress = bar, task: int = task, name: str = folder.name) -> None:
                 bar.update(task, completed=done, description=f"{name} {edits.rate:.1%}")  # type: ignore[arg-type]
 
-            summary = evaluate(chosen, utterances, folder, batch_size, skipped, show)
-        for language, found in summary["languages"].items():
+            summary = evaluate(chosen, utterances, folder, batch_size, skipped, show, data_sets)
+        for data, language, found in parts(summary):
             table.add_row(
-                folder.name, language, f"{found['error_rate']:.2%}", f"{found['low']:.2%} – {found['high']:.2%}",
+                folder.name, data, language, f"{found['error_rate']:.2%}", f"{found['low']:.2%} – {found['high']:.2%}",
                 str(summary["passes"]), str(summary["speed"]["rtfx"]), str(summary["skipped"]),
             )  # fmt: skip
     Console().print(table)

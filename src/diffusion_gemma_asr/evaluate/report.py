@@ -67,20 +67,28 @@ def _settings(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(summaries: Sequence[dict[str, Any]]) -> str:
-    head = ("run", "language", "error rate", "95 % interval", "with marks kept", "S", "D", "I", "of", "passes", "RTFx")
+    head = ("run", "data", "language", "error rate", "95 % interval", "marks kept", "S", "D", "I", "of", "passes", "RTFx")
     cells = [f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"]
     for summary in summaries:
-        for language, found in summary["languages"].items():
+        for data, language, found in parts(summary):
             kept = found.get("with_marks")
             measure = "WER" if found["unit"] == "word" else "CER"
             row = (
-                label(summary["settings"]), language, f"{measure} {found['error_rate']:.2%}",
+                label(summary["settings"]), data, language, f"{measure} {found['error_rate']:.2%}",
                 f"{found['low']:.2%} – {found['high']:.2%}", f"{kept['error_rate']:.2%}" if kept else "",
                 found["substitutions"], found["deletions"], found["insertions"], found["reference"],
                 summary["passes"], summary["speed"]["rtfx"],
             )  # fmt: skip
             cells.append(f"<tr>{''.join(f'<td>{html.escape(str(value))}</td>' for value in row)}</tr>")
     return f"<table>{''.join(cells)}</table>"
+
+
+def parts(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(data set, language, rates) of a summary: each data set's languages and, where there are several, those of all."""
+    found = [(name, key, rates) for name, by in summary["data_sets"].items() for key, rates in by.items()]
+    if len(summary["data_sets"]) > 1:
+        found += [("all", key, rates) for key, rates in summary["languages"].items()]
+    return found
 
 
 def label(settings: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ import json
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class Prediction:
     """One line of predictions.jsonl.
 
     duration is the sound's length in s and seconds its share, by length, of the batch's wall time; edits are hits,
-    substitutions, deletions, insertions between the normalised texts, in `unit`. A skipped utterance has an error and
-    nothing else.
+    substitutions, deletions, insertions between the normalised texts, in `unit`; data_set is the source that it came
+    from. A skipped utterance has an error and nothing else.
     """
 
     audio_filepath: str
@@ -49,6 +49,7 @@ class Prediction:
     edits: tuple[int, int, int, int] = (0, 0, 0, 0)
     passes: int = 0
     seconds: float = 0.0
+    data_set: str = ""
     error: str | None = None
 
     @property
@@ -64,6 +65,7 @@ def evaluate(
     batch_size: int = 8,
     skipped: Sequence[str] = (),
     on_batch: Callable[[int, Edits], None] | None = None,
+    data_sets: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Transcribes utterances and writes predictions.jsonl and summary.json, going on where a killed run stopped.
 
@@ -74,6 +76,7 @@ def evaluate(
         folder: of the run, made if missing.
         skipped: messages about utterances that could not even be listed; they count as skipped.
         on_batch: called after every batch with the utterances done and all edits so far.
+        data_sets: name of the data set of each sound file; with several, each has its own rates in the summary.
 
     Returns:
         what summary.json holds.
@@ -96,6 +99,7 @@ def evaluate(
             if all(u.audio_filepath in done for u in batch):
                 continue
             rows = _transcribe(system, batch, warm)
+            rows = [replace(row, data_set=(data_sets or {}).get(row.audio_filepath, "")) for row in rows]
             warm = True
             lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
             file.write("\n".join(lines) + "\n")
@@ -153,19 +157,12 @@ def _transcribe(system: System, batch: Sequence[Utterance], warm: bool) -> list[
 def summarise(rows: Sequence[Prediction], settings: dict[str, Any], skipped: Sequence[str] = ()) -> dict[str, Any]:
     """Error rates by language with counts and intervals, speed, memory, and the machine."""
     heard = [row for row in rows if row.error is None]
-    languages = {}
-    for language in sorted({row.language for row in heard}):
-        mine = [row for row in heard if row.language == language]
-        languages[language] = {"utterances": len(mine)} | rates([row.counts for row in mine]) | {"unit": mine[0].unit}
-        if language != "en":
-            kept = normaliser(language, "marks")
-            unit = default_unit(language)
-            with_marks = [count(kept(row.reference), kept(row.hypothesis), unit) for row in mine]
-            languages[language]["with_marks"] = rates(with_marks)
+    names = sorted({row.data_set for row in heard})
     sound, wall = sum(row.duration for row in heard), sum(row.seconds for row in heard)
     return {
         "settings": settings,
-        "languages": languages,
+        "languages": rates_by_language(heard),
+        "data_sets": {name: rates_by_language([row for row in heard if row.data_set == name]) for name in names},
         "utterances": len(heard),
         "skipped": len(skipped) + len(rows) - len(heard),
         "skipped_why": [*skipped, *(row.error for row in rows if row.error is not None)][:WORST],
@@ -175,9 +172,24 @@ def summarise(rows: Sequence[Prediction], settings: dict[str, Any], skipped: Seq
             "seconds": round(wall, 2),
             "rtfx": round(sound / wall, 2) if wall else None,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() >> 20 if torch.cuda.is_available() else None,
         },
         "machine": machine(),
     }
+
+
+def rates_by_language(rows: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
+    """The rates of each language's rows; but for English also with Unicode's marks kept."""
+    languages = {}
+    for language in sorted({row.language for row in rows}):
+        mine = [row for row in rows if row.language == language]
+        languages[language] = {"utterances": len(mine)} | rates([row.counts for row in mine]) | {"unit": mine[0].unit}
+        if language != "en":
+            kept = normaliser(language, "marks")
+            unit = default_unit(language)
+            with_marks = [count(kept(row.reference), kept(row.hypothesis), unit) for row in mine]
+            languages[language]["with_marks"] = rates(with_marks)
+    return languages
 
 
 def rates(edits: Sequence[Edits]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def train_baseline(recipe: BaselineRecipe, folder: str | Path) -> Path:
         for name, rows in data.dev.items():
             written: list[str] = []
             for i in range(0, len(rows), EVALUATED_AT_ONCE):
-                written += system.decode(*data.cache.batch(rows[i : i + EVALUATED_AT_ONCE]))
+                written += [found.text for found in system.decode(*data.cache.batch(rows[i : i + EVALUATED_AT_ONCE]))]
             said = [plain_english(u.text) for u in rows]
             figures[f"wer_{name}"] = round(jiwer.wer(said, [plain_english(text) for text in written]), 4)
             console.print(f"[bold]step {step} · {name} · WER {figures[f'wer_{name}']:.1%}[/bold]")

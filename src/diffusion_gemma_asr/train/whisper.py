@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from ..backbone import Backbone
-from ..baselines.whisper import write_from_frames
+from ..baselines.whisper_decoder import write_from_frames
 from ..checkpoint import read_projector, save_projector
 from ..ctc import lm_head_ctc_loss, lm_head_draft
 from ..data.augment import Masking, mask_bands, warp_frequencies
@@ -73,7 +73,7 @@ class HybridWhisper(nn.Module):
         self.softcap = backbone.softcap
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """All parameters but what is frozen: the encoder's sinusoids, or the whole encoder."""
+        """All parameters but the encoder's sinusoids."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def losses(
@@ -201,8 +201,8 @@ def whisper_config(tokenizer: PreTrainedTokenizerBase, **sizes: int) -> WhisperC
 def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = None) -> None:
     """Trains by a stage recipe, from nothing or from what `warm_start` finds in `start_from`.
 
-    Writes the encoder to `folder/encoder` and the projector as an adapter without LoRA to `folder/projector`, unless the
-    encoder is frozen, and, if its decoder was trained, the whole Whisper to `folder/whisper`.
+    Writes the encoder to `folder/encoder`, the projector as an adapter without LoRA to `folder/projector` and, if its
+    decoder was trained, the whole Whisper to `folder/whisper`.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     data = recipe["data"]
@@ -233,8 +233,6 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
     )  # fmt: skip
     masking = Masking(**recipe["masking"])
     wanted = [name for name in LOSSES if recipe["weights"][name] > 0]
-    frozen = recipe["freeze_encoder"]
-    model.acoustic.encoder.requires_grad_(not frozen)
     model.acoustic.encoder.embed_positions.requires_grad_(False)
 
     def hear(utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
@@ -273,14 +271,12 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
         return figures
 
     start = time.time()
-    run_folder = folder / ("decoder-run" if frozen else "whisper-run")
-    run(model.trained(), loss_of, run_folder, LoopOptions(**recipe["loop"]), evaluate)
+    run(model.trained(), loss_of, folder / "whisper-run", LoopOptions(**recipe["loop"]), evaluate)
     if "autoregressive" in wanted:
         for part in (model.whisper, model.acoustic.extractor, tokenizer):
             part.save_pretrained(folder / "whisper")
-    if not frozen:
-        save_encoder(model.acoustic, folder / "encoder")
-        save_projector(model.projector, folder / "projector")
+    save_encoder(model.acoustic, folder / "encoder")
+    save_projector(model.projector, folder / "projector")
     print(
         json.dumps(
             {
