@@ -193,7 +193,8 @@ def report() -> None:
     for axis, (title, rows) in zip(axes.flat, found.items(), strict=True):
         curves: dict[str, list[tuple[float, float]]] = {}
         for name, cell in rows.items():
-            curves.setdefault(re.sub(r", \d+ steps$", "", name), []).append((cell["rtfx"], 100 * cell["errors"]["error_rate"]))
+            point = cell["rtfx"], 100 * cell["errors"]["error_rate"]
+            curves.setdefault(re.sub(r", \d+ steps$", "", name), []).append(point)
         for name, points in curves.items():
             axis.plot(*zip(*sorted(points), strict=True), "o-", label=name)
         axis.set(title=title, xscale="log", xlabel="times real time", ylabel="WER, %")
