@@ -6,7 +6,7 @@ depends on the samples alone, so a test sees at once when chunks are lost, mixed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,9 +63,9 @@ class HeardPitch:
 class PitchModel:
     """Stands in for DiffusionGemmaASR: transcribes every sound to its pitch, to the nearest 20 Hz."""
 
-    batches: list[list[int]] = field(default_factory=list)  # samples of every sound, batch by batch
-    # language, options, seed, start of every call
-    calls: list[tuple[str, DenoiseOptions | int | None, int, str | None]] = field(default_factory=list)
+    batches: list[list[int]] = field(default_factory=list)  # samples of every sound, call by call
+    # language, options, seed, start, engine, rows of every call
+    calls: list[tuple[str, DenoiseOptions | int | None, int, str | None, str, int]] = field(default_factory=list)
 
     def transcribe_batch(
         self,
@@ -74,12 +74,19 @@ class PitchModel:
         options: DenoiseOptions | int | None = None,
         seed: int = 0,
         start: str | None = None,
+        engine: str = "fast",
+        rows: int = 32,
+        on_done: Callable[[int], None] | None = None,
     ) -> list[HeardPitch]:
         if language not in ("en", "de"):
             raise AsrError(f"language {language} is not one of en, de")
         self.batches.append([len(samples) for samples in audio])
-        self.calls.append((language, options, seed, start))
-        return [self._hear(samples) for samples in audio]
+        self.calls.append((language, options, seed, start, engine, rows))
+        heard = [self._hear(samples) for samples in audio]
+        for index in reversed(range(len(audio))):
+            if on_done:
+                on_done(index)
+        return heard
 
     def _hear(self, samples: NDArray[np.float32]) -> HeardPitch:
         assert samples.dtype == np.float32 and samples.ndim == 1

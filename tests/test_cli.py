@@ -139,16 +139,16 @@ def test_options_reach_the_model_with_underscores_or_dashes(
     other = write(tmp_path / "b.wav", tone(880, 0.5))
     outcome = run(
         *("transcribe", sound, other, "--language", "de", "--steps", "3", "--seed", "7", "--start", "noise"),
-        *(f"--batch{style}size", "1", f"--output{style}format", "json"),
+        *(f"--batch{style}size", "1", f"--output{style}format", "json", "--engine", "reference"),
     )
     assert outcome.status == 0
-    assert model.calls == [("de", 3, 7, "noise")] * 2
+    assert model.calls == [("de", 3, 7, "noise", "reference", 1)]
     assert json.loads(outcome.out.splitlines()[0])["language"] == "de"
 
 
 def test_defaults_are_those_of_the_library(run: Run, model: PitchModel, sound: Path) -> None:
     run("transcribe", sound)
-    assert model.calls == [("en", 8, 0, None)]
+    assert model.calls == [("en", 8, 0, None, "fast", 16)]
 
 
 def test_what_is_loaded(run: Run, model: PitchModel, sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:

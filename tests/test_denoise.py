@@ -17,8 +17,10 @@ from diffusion_gemma_asr.denoise import (
     accept,
     cut_at_end,
     denoise,
+    pick,
     renoise,
     sample,
+    sample_by_inversion,
     should_stop,
     temperature_at,
     token_entropy,
@@ -117,11 +119,36 @@ def test_sample_with_a_generator_per_row_does_not_see_the_batch() -> None:
     assert torch.equal(together[1:2], alone)
 
 
+@pytest.mark.parametrize("vocab", [7, 64, 200])
+def test_pick_inverts_the_cumulative_sum(vocab: int) -> None:
+    weights = torch.rand(500, vocab, generator=seeded()) ** 4
+    weights[:, 2] = 0
+    uniform = torch.rand(500, generator=seeded(1))
+    found = pick(weights, uniform)
+    risen = weights.double().cumsum(-1) / weights.double().sum(-1, keepdim=True)
+    assert torch.equal(found, torch.searchsorted(risen, uniform.double()[:, None], right=True)[:, 0])
+    assert not (found == 2).any()
+    assert torch.equal(pick(weights[:1], torch.zeros(1)), torch.zeros(1, dtype=torch.long))
+    assert pick(weights[:1], torch.tensor([1 - 2**-24])).item() == vocab - 1
+
+
+def test_sampling_by_inversion_draws_each_token_as_often_as_sampling_does() -> None:
+    logits = torch.tensor([2.0, 0.0, 1.0, -1.0]).expand(1, 40_000, 4)
+    tokens, entropy = sample_by_inversion(logits, seeded(3))
+    shares = torch.bincount(tokens.flatten(), minlength=4) / tokens.numel()
+    torch.testing.assert_close(shares, logits[0, 0].softmax(-1), atol=0.01, rtol=0)
+    torch.testing.assert_close(entropy, sample(logits, seeded())[1])
+    rows = torch.randn(3, 40, VOCAB, generator=seeded())
+    together, _ = sample_by_inversion(rows, [seeded(1), seeded(2), seeded(3)])
+    alone, _ = sample_by_inversion(rows[1:2], [seeded(2)])
+    assert torch.equal(together[1:2], alone)
+
+
 def test_stop_needs_a_stable_and_a_sure_canvas() -> None:
     options = DenoiseOptions(stability_threshold=2, confidence_threshold=0.1)
     unchanged = torch.tensor([2, 1, 3, 2])
-    entropy = torch.tensor([[0.0, 0.15], [0.0, 0.0], [0.2, 0.2], [0.1, 0.1]])  # means 0.075, 0, 0.2, 0.1
-    assert should_stop(unchanged, entropy, options).tolist() == [True, False, False, False]
+    mean_entropy = torch.tensor([0.075, 0.0, 0.2, 0.1])
+    assert should_stop(unchanged, mean_entropy, options).tolist() == [True, False, False, False]
 
 
 def test_cut_at_the_first_end_token() -> None:

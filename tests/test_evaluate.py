@@ -184,11 +184,12 @@ def test_the_commands_from_end_to_end(
     write_manifest(manifest, utterances[:3])
     runner = CliRunner()
     found = runner.invoke(cli.app, ["evaluate", "--recipe", "mini", "--manifest", str(manifest), "--out", str(out),
-                                    "--steps", "1,2"])  # fmt: skip
+                                    "--steps", "1,2", "--engine", "reference"])  # fmt: skip
     assert found.exit_code == 0, found.output
     assert (out / "report.html").is_file() and "steps-2" in found.output
     for n in (1, 2):
-        assert json.loads((out / f"steps-{n}" / "summary.json").read_text())["settings"]["steps"] == n
+        settings = json.loads((out / f"steps-{n}" / "summary.json").read_text())["settings"]
+        assert (settings["steps"], settings["engine"], settings["canvas"]) == (n, "reference", "fitted")
     ctc = runner.invoke(cli.app, ["evaluate", str(manifest), "--out", str(tmp_path / "ctc"), "--system", "ctc"])
     assert ctc.exit_code == 0, ctc.output
     compared = runner.invoke(cli.app, ["compare", str(out / "steps-2"), str(tmp_path / "ctc")])

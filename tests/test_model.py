@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from torch.nn import functional as F
 from diffusion_gemma_asr import model as model_module
 from diffusion_gemma_asr.backbone import Backbone, Prefill
 from diffusion_gemma_asr.ctc import greedy
-from diffusion_gemma_asr.denoise import DenoiseOptions, DenoiseResult, denoise
+from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.edits import edit_layout
+from diffusion_gemma_asr.engine import Finished, Job, run_fast
 from diffusion_gemma_asr.errors import AsrError, AudioError
 from diffusion_gemma_asr.model import CANVAS_STEP, Decoded, DiffusionGemmaASR, fill_slots, fitted_canvas
 from diffusion_gemma_asr.objective import BackboneLosses
@@ -47,7 +49,7 @@ def audio() -> list[np.ndarray]:
 
 @pytest.fixture
 def canvases(model: DiffusionGemmaASR, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the canvases that the backbone denoises."""
+    """The shapes of the canvases that the backbone denoises for the reference engine."""
     shapes: list[tuple[int, ...]] = []
     denoise_logits = model.backbone.denoise_logits
 
@@ -86,13 +88,13 @@ def test_batch_is_what_single_calls_give(
     groups: set[int],
 ) -> None:
     monkeypatch.setattr(model, "drafts", drafts)
-    together = model.transcribe_batch(audio, "en", STEPS, seed=5, canvas_length=canvas_length)
+    together = model.transcribe_batch(audio, "en", STEPS, 5, canvas_length, engine="reference")
     assert {shape[1] for shape in canvases} == groups
     assert max(shape[0] for shape in canvases) > 1, "no clip shared a canvas batch"
     assert len(together) == len(audio)
     assert len({found.text for found in together}) == len(audio)
     for clip, found in zip(audio, together, strict=True):
-        (alone,) = model.transcribe_batch([clip], "en", STEPS, seed=5, canvas_length=canvas_length)
+        (alone,) = model.transcribe_batch([clip], "en", STEPS, 5, canvas_length, engine="reference")
         assert_same(found, alone)
 
 
@@ -141,7 +143,7 @@ def test_decoded_is_one_whole(model: DiffusionGemmaASR, audio: list[np.ndarray])
 def test_transcript_stops_before_the_first_end_token(
     model: DiffusionGemmaASR, audio: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (whole,) = model.transcribe_batch(audio[:1], options=STEPS)
+    (whole,) = model.transcribe_batch(audio[:1], options=STEPS, engine="reference")
     end = whole.tokens[5]
     first = whole.tokens.index(end)
     monkeypatch.setattr(PromptBuilder, "end_ids", (end,))
@@ -170,10 +172,11 @@ def test_canvas_fits_the_draft_or_without_one_the_slots(
 ) -> None:
     slots, lengths = model.encode_audio(audio[:1])
     drafted = len(model.draft(slots, lengths)[0])
-    model.transcribe_batch(audio[:1], options=DenoiseOptions(steps=1))
+    once = DenoiseOptions(steps=1)
+    model.transcribe_batch(audio[:1], options=once, engine="reference")
     monkeypatch.setattr(model, "drafts", False)
-    model.transcribe_batch(audio[:1], options=DenoiseOptions(steps=1))
-    model.transcribe_batch(audio[:1], options=DenoiseOptions(steps=1), canvas_length=5)
+    model.transcribe_batch(audio[:1], options=once, engine="reference")
+    model.transcribe_batch(audio[:1], options=once, engine="reference", canvas_length=5)
     n = int(lengths[0])
     assert canvases == [(1, fitted_canvas(n, drafted)), (1, fitted_canvas(n, None)), (1, 5)]
 
@@ -183,21 +186,21 @@ def test_the_canvas_can_start_from_the_draft_with_room_for_corrections(
 ) -> None:
     first: dict[str, torch.Tensor] = {}
 
-    def recorded(backbone: Backbone, prefill: Prefill, canvas: torch.Tensor, *others: object) -> DenoiseResult:
-        first[start] = canvas.clone()
-        return denoise(backbone, prefill, canvas, *others)
+    def recorded(backbone: Backbone, jobs: list[Job], *others: Any) -> Iterator[tuple[int, Finished]]:
+        first[start] = jobs[0].canvas.clone()
+        return run_fast(backbone, jobs, *others)
 
-    monkeypatch.setattr(model_module, "denoise", recorded)
+    monkeypatch.setattr(model_module, "run_fast", recorded)
     for start in ("noise", "draft"):
         (decoded,) = model.transcribe_batch(audio[:1], options=STEPS, start=start)
         assert model.blank not in decoded.tokens and len(decoded.tokens) == len(decoded.logprobs)
     draft = [token.id for token in model.draft(*model.encode_audio(audio[:1]))[0]]
-    drafted, special = first["draft"][0].tolist(), model.prompts.special
+    drafted, special = first["draft"].tolist(), model.prompts.special
     layout = edit_layout(draft, model.blank)
     assert len(draft) > 0 and len(drafted) % 8 == 0
     assert drafted[: len(layout) + 1] == [*layout, special["end_of_turn"]]
     assert set(drafted[len(layout) + 1 :]) <= {special["eos"]}
-    assert first["noise"][0].tolist() != drafted
+    assert first["noise"].tolist() != drafted
 
 
 def test_bad_language_and_bad_clip_are_refused(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:

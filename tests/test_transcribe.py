@@ -52,14 +52,14 @@ def test_long_sound_is_cut_and_joined() -> None:
     assert 27.0 < transcript.segments[1].start < 27.5
 
 
-def test_order_is_kept_while_batches_are_sorted_by_length() -> None:
+def test_order_is_kept_though_chunks_finish_in_another() -> None:
     model = PitchModel()
     durations_s = [3.0, 0.5, 2.0, 1.0, 2.5, 1.5]
     pitches = [400, 500, 600, 700, 800, 900]
     audio = [tone(hertz, seconds) for hertz, seconds in zip(pitches, durations_s, strict=True)]
     results = list(asr.transcribe_many(model, audio, asr.TranscribeOptions(batch_size=2)))
     assert [result.text for result in results] == [f"{hertz} hertz" for hertz in pitches]
-    assert model.batches == [[8_000, 16_000], [24_000, 32_000], [40_000, 48_000]]
+    assert model.batches == [[round(16_000 * seconds) for seconds in durations_s]]  # all in one queue
 
 
 def test_chunks_of_several_recordings_share_a_batch() -> None:
@@ -124,11 +124,13 @@ def test_options_reach_the_model() -> None:
         seed=5,
         sampling_rate=8_000,
         start="draft",
+        engine="reference",
+        batch_size=3,
     )
     assert transcript.text == "440 hertz" and transcript.language == "de"
-    assert model.calls == [("de", denoise, 5, "draft")]
+    assert model.calls == [("de", denoise, 5, "draft", "reference", 3)]
     asr.transcribe(sound, model)
-    assert model.calls[1] == ("en", None, 0, None)
+    assert model.calls[1] == ("en", None, 0, None, "fast", 16)
 
 
 def test_errors_that_concern_every_recording() -> None:
@@ -138,6 +140,8 @@ def test_errors_that_concern_every_recording() -> None:
         asr.TranscribeOptions(batch_size=0)
     with pytest.raises(asr.AsrError, match="start is 'middle'; choose 'noise' or 'draft'"):
         asr.TranscribeOptions(start="middle")  # type: ignore[arg-type]
+    with pytest.raises(asr.AsrError, match="engine is 'steam'; choose 'fast' or 'reference'"):
+        asr.TranscribeOptions(engine="steam")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="langauge"):
         asr.transcribe(tone(440, 0.5), PitchModel(), langauge="en")
 
@@ -148,7 +152,7 @@ def test_progress_goes_up_to_all_that_was_read() -> None:
     list(
         asr.transcribe_many(PitchModel(), audio, asr.TranscribeOptions(batch_size=2), on_progress=seen.append)
     )
-    assert [progress.done_s for progress in seen] == pytest.approx([3.0, 5.0, 6.0])
+    assert [progress.done_s for progress in seen] == pytest.approx([2.0, 3.0, 4.0, 5.0, 6.0])
     assert all(progress.read_s == pytest.approx(6.0) for progress in seen)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Cache, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from .denoise import DenoiseOptions
@@ -31,9 +33,47 @@ class Prefill:
     may read; lengths (B,) long: prompt tokens, the canvas continues at this position.
     """
 
-    cache: Cache
+    cache: Cache | FilledCache
     visible: Tensor
     lengths: Tensor
+
+
+    def keep(self, rows: Tensor, size: int) -> Prefill:
+        """Some rows (k,) long, the first `size` positions of the cache."""
+        layers = [(keys[rows, :, :size], values[rows, :, :size]) for keys, values in self.layers()]
+        return Prefill(FilledCache(layers), self.visible[rows, :size], self.lengths[rows])
+
+    def join(self, other: Prefill) -> Prefill:
+        """The rows of both; the shorter cache is padded."""
+        size = max(self.visible.shape[1], other.visible.shape[1])
+
+        def joined(a: Tensor, b: Tensor) -> Tensor:  # (B, heads, P, head_dim)
+            return torch.cat([F.pad(x, (0, 0, 0, size - x.shape[2])) for x in (a, b)])
+
+        pairs = zip(self.layers(), other.layers(), strict=True)
+        layers = [(joined(k, k2), joined(v, v2)) for (k, v), (k2, v2) in pairs]
+        visible = torch.cat([F.pad(x, (0, size - x.shape[1])) for x in (self.visible, other.visible)])
+        return Prefill(FilledCache(layers), visible, torch.cat([self.lengths, other.lengths]))
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer."""
+        return [(layer.keys, layer.values) for layer in self.cache.layers]
+
+
+class FilledCache:
+    """Keys and values that the decoder reads: what it needs of a transformers Cache."""
+
+    is_compileable = False
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]]):
+        self.layers = [CacheLayer(keys, values) for keys, values in layers]
+
+
+class CacheLayer(NamedTuple):
+    """Keys and values (B, kv_heads, P, head_dim) of a layer."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class Backbone(nn.Module):
@@ -257,6 +297,34 @@ class Backbone(nn.Module):
             decoder_attention_mask={"full_attention": attention_mask, "sliding_attention": attention_mask},
             decoder_position_ids=prefill.lengths[:, None] + torch.arange(length, device=canvas.device),
         ).last_hidden_state
+
+    def denoise_hidden_from_soft(
+        self, canvas: Tensor, canvas_lengths: Tensor, prefill: Prefill, soft: Tensor
+    ) -> Tensor:
+        """One pass of the decoder over canvases of several lengths, conditioned on mean embeddings instead of logits.
+
+        Args:
+            canvas: (B, C) ids; canvas_lengths (B,): positions in use, the others are not seen.
+            prefill: of the same B rows.
+            soft: (B, C, H) mean row of lm_head under each position's last prediction; zeros at a row's first pass.
+
+        Returns:
+            (B, C, H) last hidden states, before lm_head.
+        """
+        decoder = self.model.model.decoder
+        scale = decoder.embed_tokens.embed_scale.to(soft.dtype)
+        hidden = decoder.self_conditioning(decoder.embed_tokens(canvas), soft * scale)
+        places = torch.arange(canvas.shape[1], device=canvas.device)
+        seen = torch.cat([prefill.visible, places < canvas_lengths[:, None]], 1)  # (B, P + C)
+        mask = None if bool(seen.all()) else seen[:, None, None, :].expand(-1, 1, canvas.shape[1], -1)
+        positions = prefill.lengths[:, None] + places
+        rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
+        for layer, kind in zip(decoder.layers, self.config.layer_types, strict=True):
+            hidden = layer(
+                hidden, position_embeddings=rotary[kind], attention_mask=mask, position_ids=positions,
+                past_key_values=prefill.cache,
+            )  # fmt: skip
+        return decoder.norm(hidden)
 
     def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
         """One pass of the decoder over the canvas → (B, C, V) float32 logits, soft-capped."""

@@ -106,6 +106,7 @@ def load_checkpoint(
     backbone: str | Path | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    merge_lora: bool = True,
 ) -> DiffusionGemmaASR:
     """Load a checkpoint with the frozen parts that it names, ready to transcribe.
 
@@ -119,6 +120,7 @@ def load_checkpoint(
         encoder, backbone: folder or hub name to use in place of the one that the checkpoint names.
         revision: of the checkpoint's repository: branch, tag or commit.
         local_files_only: never ask the network.
+        merge_lora: add LoRA into the attention's weights, which is faster; False keeps it apart, to be trained or saved.
 
     Raises:
         CheckpointError: something is missing, damaged, or does not fit; one line says what, and what to do.
@@ -144,6 +146,8 @@ def load_checkpoint(
     tokenizer = load_tokenizer(backbone_source, local_files_only)
     loaded_backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
     loaded_backbone.load_lora_state_dict(_strip(adapter, "lora."))
+    if merge_lora:
+        loaded_backbone.merge_lora()
     parts = loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer
     model = DiffusionGemmaASR(*parts, drafts=config.drafts, start=config.start)
     return model.requires_grad_(False).eval()

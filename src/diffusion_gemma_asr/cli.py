@@ -45,6 +45,11 @@ class Start(str, Enum):
     draft = "draft"
 
 
+class Engine(str, Enum):
+    fast = "fast"
+    reference = "reference"
+
+
 class SystemName(str, Enum):
     diffusion = "diffusion"
     ctc = "ctc"
@@ -97,6 +102,7 @@ def transcribe(
         Start | None,
         typer.Option(help="First canvas: random tokens, or the CTC draft.", show_default="the checkpoint's own"),
     ] = None,
+    engine: Annotated[Engine, typer.Option(help="The same transcripts, fast or by the plain loop.")] = Engine.fast,
     seed: Annotated[int, typer.Option(help="The same seed gives the same transcript.")] = asr.TranscribeOptions.seed,
     batch_size: Annotated[
         int, typer.Option("--batch_size", min=1, help="Chunks of at most 30 s taken at once.")
@@ -117,7 +123,7 @@ def transcribe(
         _set_threads(threads)
     wanted_dtype = None if dtype == "auto" else dtype
     loaded = asr.load(model, device=device, dtype=wanted_dtype, quantization=quantization)
-    chosen = asr.TranscribeOptions(language, steps, seed, batch_size, start=_first_canvas(start))
+    chosen = asr.TranscribeOptions(language, steps, seed, batch_size, start=_first_canvas(start), engine=_way(engine))
 
     began, heard_s, failed = time.perf_counter(), 0.0, 0
     with _progress_bar() as bar:
@@ -201,6 +207,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Clips taken at once.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     language: Annotated[str, typer.Option(help="Spoken in folders of sounds; manifests and corpora say it.")] = "en",
+    engine: Annotated[Engine, typer.Option(help="The same transcripts, fast or by the plain loop.")] = Engine.fast,
 ) -> None:
     """Measure error rate and speed; writes predictions.jsonl, summary.json and report.html."""
     from diffusion_gemma_asr.evaluate.command import evaluate_command
@@ -212,7 +219,9 @@ def evaluate(
         counts = [int(value) for value in steps.split(",")]
     except ValueError:
         raise typer.BadParameter(f"--steps is {steps!r}; give numbers such as 8 or 1,2,4,8") from None
-    evaluate_command(sources, out, model, system.value, counts, _first_canvas(start), seed, batch_size, device, language)
+    evaluate_command(
+        sources, out, model, system.value, counts, _first_canvas(start), seed, batch_size, device, language, _way(engine)
+    )
 
 
 @app.command()
@@ -237,6 +246,10 @@ def _set_threads(threads: int) -> None:
 
 def _first_canvas(start: Start | None) -> Literal["noise", "draft"] | None:
     return None if start is None else ("draft" if start is Start.draft else "noise")
+
+
+def _way(engine: Engine) -> Literal["fast", "reference"]:
+    return "fast" if engine is Engine.fast else "reference"
 
 
 def _output_files(files: list[Path], folder: Path | None, output_format: OutputFormat) -> list[Path | None]:

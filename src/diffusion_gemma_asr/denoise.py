@@ -25,6 +25,8 @@ from .errors import AsrError
 from .noise import Generators, draw_groups, uniform_canvas
 
 PrefillT = TypeVar("PrefillT", contravariant=True)
+Sampler = Callable[[Tensor, Generators], tuple[Tensor, Tensor]]
+PICK_BLOCK = 64  # tokens summed at a time when one is drawn by inversion
 
 
 class Denoiser(Protocol[PrefillT]):
@@ -130,6 +132,47 @@ def sample(logits: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
     return tokens, entropy
 
 
+def sample_by_inversion(logits: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
+    """As `sample`, but from one uniform number a position instead of one for each of the V tokens."""
+    tokens = torch.empty(logits.shape[:2], dtype=torch.long, device=logits.device)
+    entropy = torch.empty(logits.shape[:2], dtype=torch.float32, device=logits.device)
+    for rows, own in draw_groups(len(logits), generator):
+        probs = logits[rows].softmax(dim=-1, dtype=torch.float32)  # (b, C, V)
+        uniform = torch.rand(probs.shape[:2], generator=own, device=logits.device)
+        tokens[rows] = pick(probs.flatten(0, 1), uniform.flatten()).view(uniform.shape)
+        entropy[rows] = token_entropy(probs)
+    return tokens, entropy
+
+
+def pick(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Index i of each row with chance weights[i] / sum(weights), by inverting the cumulative sum: of blocks, then in one.
+
+    Args:
+        weights: (N, V) float32, not negative.
+        uniform: (N,) in [0, 1).
+
+    Returns:
+        (N,) long.
+    """
+    if spare := -weights.shape[1] % PICK_BLOCK:
+        weights = F.pad(weights, (0, spare))
+    blocks = weights.view(len(weights), -1, PICK_BLOCK)  # (N, K, PICK_BLOCK)
+    sums = blocks.sum(-1)  # (N, K)
+    risen = sums.cumsum(-1)
+    wanted = uniform[:, None] * risen[:, -1:]
+    block = _rising_past(risen, wanted, sums)  # (N, 1)
+    wanted = wanted - F.pad(risen, (1, 0)).gather(1, block)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, PICK_BLOCK))[:, 0]  # (N, PICK_BLOCK)
+    return (block * PICK_BLOCK + _rising_past(inside.cumsum(-1), wanted, inside))[:, 0]
+
+
+def _rising_past(risen: Tensor, wanted: Tensor, parts: Tensor) -> Tensor:
+    """(N, 1) first place where `risen` (N, K) exceeds `wanted` (N, 1); rounding never leads behind the last part above 0."""
+    places = torch.arange(parts.shape[1], device=parts.device)
+    last = torch.where(parts > 0, places, 0).amax(-1, keepdim=True)
+    return torch.minimum((risen <= wanted).sum(-1, keepdim=True), last)
+
+
 def accept(entropy: Tensor, entropy_bound: float) -> Tensor:
     """Choose the tokens to keep: the surest ones, as long as they are nearly independent of each other.
 
@@ -165,18 +208,17 @@ def renoise(tokens: Tensor, accepted: Tensor, vocab_size: int, generator: Genera
     return torch.where(accepted, tokens, noise)
 
 
-def should_stop(unchanged: Tensor, entropy: Tensor, options: DenoiseOptions) -> Tensor:
+def should_stop(unchanged: Tensor, mean_entropy: Tensor, options: DenoiseOptions) -> Tensor:
     """Tell which rows are done: their draft is stable and, on average over the canvas, sure.
 
     Args:
         unchanged: (B,) long, for how many steps in a row the arg-max canvas has been what it is now.
-        entropy: (B, C) nats, of the temperature-scaled prediction.
+        mean_entropy: (B,) nats, of the temperature-scaled prediction, over the canvas.
 
     Returns:
         (B,) bool.
     """
-    sure = entropy.mean(dim=-1) < options.confidence_threshold
-    return (unchanged >= options.stability_threshold) & sure
+    return (unchanged >= options.stability_threshold) & (mean_entropy < options.confidence_threshold)
 
 
 def cut_at_end(canvas: Tensor, end_ids: Collection[int]) -> list[list[int]]:
@@ -202,6 +244,7 @@ def denoise(
     options: DenoiseOptions,
     generator: Generators,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
+    sampler: Sampler = sample,
 ) -> DenoiseResult:
     """Denoise canvases until every row is done or the steps are used up.
 
@@ -215,6 +258,7 @@ def denoise(
         options: steps, temperatures, acceptance and stop rule.
         generator: on the device of the canvas; one, one per row, or None for torch's default.
         on_step: called after every step with its number, from 1, the arg-max canvas and the entropy (B, C).
+        sampler: how tokens are drawn: `sample`, as transformers does, or `sample_by_inversion`.
 
     Returns:
         The last arg-max canvas of every row, with log-probabilities, entropy and the steps used.
@@ -235,14 +279,14 @@ def denoise(
         conditioning = logits
         steps += ~done
 
-        drawn, entropy = sample(logits, generator)
+        drawn, entropy = sampler(logits, generator)
         accepted = accept(entropy, options.entropy_bound)
         renoised = renoise(drawn, accepted, backbone.vocab_size, generator)
         canvas = torch.where(done[:, None], canvas, renoised)
         previous, draft = draft, logits.argmax(dim=-1)
         unchanged = torch.where((draft == previous).all(dim=-1), unchanged + 1, 0)
 
-        last = should_stop(unchanged, entropy, options) | (steps_left == 1)
+        last = should_stop(unchanged, entropy.mean(dim=-1), options) | (steps_left == 1)
         for row in (last & ~done).nonzero().flatten().tolist():  # a row at a time: (C, V), not (B, C, V)
             logprobs[row] = token_logprobs(logits[row] * temperature, draft[row])
         done |= last

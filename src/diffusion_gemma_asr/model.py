@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .backbone import Backbone, Prefill
 from .ctc import DraftToken, lm_head_ctc_loss, lm_head_draft
-from .denoise import DenoiseOptions, cut_at_end, denoise
+from .denoise import DenoiseOptions, cut_at_end
 from .ear import Ear
 from .edits import EditCanvases, edit_canvases, edit_layout
 from .encoder import length_mask
+from .engine import Finished, Job, run_fast, run_reference
 from .noise import uniform_canvas
 from .objective import BackboneLosses, TextBatch, backbone_losses, write_canvas
 from .projector import Projector
@@ -26,6 +27,7 @@ from .prompt import PromptBuilder
 CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
 
 Start = Literal["noise", "draft"]
+Engine = Literal["reference", "fast"]
 OnStep = Callable[[int, list[str]], None]
 
 
@@ -186,22 +188,37 @@ class DiffusionGemmaASR(nn.Module):
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
         start: Start | None = None,
+        engine: Engine = "fast",
+        rows: int = 32,
+        on_done: Callable[[int], None] | None = None,
     ) -> list[Decoded]:
         """Transcribes clips; each gives the same whatever else is in the batch.
 
         Args:
-            audio: float32 arrays (n,), 16 kHz, at most 30 s each.
+            audio: float32 arrays (n,), 16 kHz, at most 30 s each, as many as there are.
             language: code of one of the six, or one code a clip.
             options: how to denoise; a number is so many steps at most (None: 8), and the rest as the backbone's
                 generation_config.json says.
             seed: of each clip's own generator.
             canvas_length: positions on the canvas; by default as many as the draft suggests.
             on_step: called after every denoising step with its number and the texts on the canvases of the clips that are
-                denoised together.
+                denoised together; it wants the reference engine.
             start: "noise" or "draft"; None is the model's own.
+            engine: "fast", or "reference" for the plain loop; see engine.py.
+            rows: clips that the encoder and the decoder take at once.
+            on_done: called with a clip's index when its transcript is there.
         """
-        slots, slot_lengths = self.encode_audio(audio)
-        return self.transcribe_slots(slots, slot_lengths, language, options, seed, canvas_length, on_step, start)
+        order = sorted(range(len(audio)), key=lambda i: len(audio[i]))
+        slots: dict[int, Tensor] = {}
+        for first in range(0, len(order), rows):
+            taken = order[first : first + rows]
+            found, lengths = self.encode_audio([audio[i] for i in taken])
+            slots.update((i, row[:n]) for i, row, n in zip(taken, found, lengths.tolist(), strict=True))
+        padded = nn.utils.rnn.pad_sequence([slots[i] for i in range(len(audio))], batch_first=True)
+        slot_lengths = torch.tensor([len(slots[i]) for i in range(len(audio))], device=self.device)
+        return self.transcribe_slots(
+            padded, slot_lengths, language, options, seed, canvas_length, on_step, start, engine, rows, on_done
+        )
 
     @torch.no_grad()
     def transcribe_slots(
@@ -214,52 +231,67 @@ class DiffusionGemmaASR(nn.Module):
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
         start: Start | None = None,
+        engine: Engine = "fast",
+        rows: int = 32,
+        on_done: Callable[[int], None] | None = None,
     ) -> list[Decoded]:
         """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row."""
         if not isinstance(options, DenoiseOptions):
             options = self.backbone.denoise_options(options or DenoiseOptions.steps)
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
         drafts = [_ids(draft) for draft in self.draft(slots, slot_lengths)]
-        special = self.prompts.special
-        from_draft = (start or self.start) == "draft"
-        shown = [[*edit_layout(draft, self.blank), special["end_of_turn"]] for draft in drafts]
-        groups: dict[int, list[int]] = {}
-        for row, (draft, n) in enumerate(zip(drafts, slot_lengths.tolist(), strict=True)):
-            fitting = rounded(len(shown[row])) if from_draft else fitted_canvas(n, len(draft) if self.drafts else None)
-            groups.setdefault(canvas_length or fitting, []).append(row)
-        decoded: dict[int, Decoded] = {}
-        for length, rows in groups.items():
-            lengths = slot_lengths[rows]
-            prefill, _ = self.read_prompts(slots[rows, : int(lengths.max())], lengths, [languages[row] for row in rows])
-            generators = [torch.Generator(self.device).manual_seed(seed) for _ in rows]
-            canvas = uniform_canvas(len(rows), length, self.backbone.vocab_size, generators, self.device)
-            if from_draft:
-                canvas = write_canvas([shown[row] for row in rows], length, special["eos"]).to(self.device)
-            found = denoise(self.backbone, prefill, canvas, options, generators, self._shown(on_step))
-            written = cut_at_end(found.canvas, self.prompts.end_ids)
-            for i, row in enumerate(rows):
-                kept = [place for place, token in enumerate(written[i]) if token != self.blank]
-                decoded[row] = Decoded(
-                    text=self.text(written[i]),
-                    tokens=[written[i][place] for place in kept],
-                    logprobs=[float(found.logprobs[i, place]) for place in kept],
-                    draft=self.text(drafts[row]),
-                    steps=int(found.steps[i]),
-                )
-        return [decoded[row] for row in range(len(drafts))]
+        jobs = [
+            self._job(draft, n, seed, canvas_length, start or self.start)
+            for draft, n in zip(drafts, slot_lengths.tolist(), strict=True)
+        ]
+
+        def read(chosen: Sequence[int]) -> Prefill:
+            at = torch.tensor(chosen, device=slots.device)
+            size = int(slot_lengths[at].max())
+            return self.read_prompts(slots[at, :size], slot_lengths[at], [languages[i] for i in chosen])[0]
+
+        if engine == "reference" or on_step is not None:
+            finished = run_reference(self.backbone, jobs, read, options, rows, self._shown(on_step))
+        else:
+            finished = run_fast(self.backbone, jobs, read, options, rows)
+        decoded = {}
+        for index, found in finished:
+            decoded[index] = self._decoded(found, drafts[index])
+            if on_done is not None:
+                on_done(index)
+        return [decoded[index] for index in range(len(jobs))]
+
+    def _job(self, draft: Sequence[int], slots: int, seed: int, length: int | None, start: Start) -> Job:
+        """The first canvas of a clip of so many slots, random or with the draft on it."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        if start == "noise":
+            length = length or fitted_canvas(slots, len(draft) if self.drafts else None)
+            (canvas,) = uniform_canvas(1, length, self.backbone.vocab_size, generator, self.device)
+            return Job(canvas, generator)
+        shown = [*edit_layout(draft, self.blank), self.prompts.special["end_of_turn"]]
+        (canvas,) = write_canvas([shown], length or rounded(len(shown)), self.prompts.special["eos"])
+        return Job(canvas.to(self.device), generator)
+
+    def _decoded(self, found: Finished, draft: Sequence[int]) -> Decoded:
+        (written,) = cut_at_end(found.canvas[None], self.prompts.end_ids)
+        kept = [place for place, token in enumerate(written) if token != self.blank]
+        logprobs = found.logprobs.tolist()
+        return Decoded(
+            text=self.text(written),
+            tokens=[written[place] for place in kept],
+            logprobs=[logprobs[place] for place in kept],
+            draft=self.text(draft),
+            steps=found.steps,
+        )
 
     def text(self, tokens: Sequence[int]) -> str:
         """What token ids spell, special tokens left out."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
-    def _shown(self, on_step: OnStep | None) -> Callable[[int, Tensor, Tensor], None] | None:
+    def _shown(self, on_step: OnStep | None) -> Callable[[int, Tensor], None] | None:
         if on_step is None:
             return None
-
-        def show(step: int, canvas: Tensor, entropy: Tensor) -> None:
-            on_step(step, [self.text(row) for row in cut_at_end(canvas, self.prompts.end_ids)])
-
-        return show
+        return lambda step, canvas: on_step(step, [self.text(row) for row in cut_at_end(canvas, self.prompts.end_ids)])
 
 
 def _ids(draft: Sequence[DraftToken]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Recordings to transcripts: load, cut into chunks, batch chunks of like length, put results back in order.
+"""Recordings to transcripts: load, cut into chunks, hand the chunks of several to the model, put results back in order.
 
 Importing this module does not import torch, so that the command line answers quickly.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusion_gemma_asr.denoise import DenoiseOptions
     from diffusion_gemma_asr.model import Decoded, DiffusionGemmaASR
 
-POOL_BATCHES = 8  # recordings are read until they fill this many batches; their chunks are sorted by length
+POOL_BATCHES = 8  # recordings are read until they fill this many batches, which the model takes as one queue
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,24 @@ class TranscribeOptions:
         batch_size: chunks of at most 30 s that the model takes at once.
         sampling_rate: of sound given as an array, in Hz. A file says its own.
         start: what the canvas holds at first, "noise" or the CTC "draft"; None is as the checkpoint says.
+        engine: "fast", or "reference": the plain loop, for comparison; see engine.py.
     """
 
     language: str = "en"
     denoise: DenoiseOptions | int | None = None
     seed: int = 0
-    batch_size: int = 8
+    batch_size: int = 16
     sampling_rate: int = SAMPLE_RATE
     start: Literal["noise", "draft"] | None = None
+    engine: Literal["fast", "reference"] = "fast"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise AsrError(f"batch_size is {self.batch_size}; it must be at least 1")
         if self.start not in (None, "noise", "draft"):
             raise AsrError(f"start is {self.start!r}; choose 'noise' or 'draft'")
+        if self.engine not in ("fast", "reference"):
+            raise AsrError(f"engine is {self.engine!r}; choose 'fast' or 'reference'")
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def transcribe(
     Args:
         audio: path, bytes, binary file object or array of samples; see `audio.load_audio`.
         model: what `load()` returned, or a name or folder to load for this call alone.
-        on_progress: called after every batch.
+        on_progress: called whenever a chunk is done.
         **options: fields of `TranscribeOptions`, for instance `language="en", seed=1`.
 
     Raises:
@@ -112,7 +116,7 @@ def transcribe_many(
         model: what `load()` returned.
         audio: paths, bytes, binary file objects or arrays of samples, which are read as needed.
         options: None is `TranscribeOptions()`.
-        on_progress: called after every batch.
+        on_progress: called whenever a chunk is done.
 
     Yields:
         For each recording, in the order given, its transcript, or the error that kept it from being read: one
@@ -125,16 +129,12 @@ def transcribe_many(
     done_s = read_s = 0.0
     for pool in _pools(audio, options):
         chunks = [chunk for entry in pool if isinstance(entry, _Recording) for chunk in entry.chunks]
-        spoken = sorted((chunk for chunk in chunks if not is_silent(chunk.samples)), key=lambda chunk: len(chunk.samples))
+        spoken = [chunk for chunk in chunks if not is_silent(chunk.samples)]
         read_s += _seconds(chunks)
         done_s += _seconds(chunks) - _seconds(spoken)
-        decoded: dict[Chunk, Decoded] = {}
-        for first in range(0, len(spoken), options.batch_size):
-            batch = spoken[first : first + options.batch_size]
-            decoded.update(zip(batch, _decode(model, batch, options), strict=True))
-            done_s += _seconds(batch)
-            if on_progress:
-                on_progress(Progress(done_s, read_s))
+        tally = _Tally(spoken, done_s, read_s, on_progress)
+        decoded = dict(zip(spoken, _decode(model, spoken, options, tally), strict=True)) if spoken else {}
+        done_s += _seconds(spoken)
         for entry in pool:
             yield entry if isinstance(entry, AudioError) else _transcript(entry, decoded, options.language)
 
@@ -159,13 +159,30 @@ def _pools(audio: Iterable[AudioSource], options: TranscribeOptions) -> Iterator
         yield pool
 
 
-def _decode(model: DiffusionGemmaASR, batch: list[Chunk], options: TranscribeOptions) -> list[Decoded]:
+class _Tally:
+    """Counts the seconds of the chunks that are done, and reports them."""
+
+    def __init__(self, chunks: list[Chunk], done_s: float, read_s: float, report: ProgressCallback | None):
+        self._chunks, self._done_s, self._read_s, self._report = chunks, done_s, read_s, report
+
+    def __call__(self, index: int) -> None:
+        self._done_s += self._chunks[index].duration_s
+        if self._report:
+            self._report(Progress(self._done_s, self._read_s))
+
+
+def _decode(
+    model: DiffusionGemmaASR, chunks: list[Chunk], options: TranscribeOptions, on_done: Callable[[int], None]
+) -> list[Decoded]:
     return model.transcribe_batch(
-        [chunk.samples for chunk in batch],
+        [chunk.samples for chunk in chunks],
         language=options.language,
         options=options.denoise,
         seed=options.seed,
         start=options.start,
+        engine=options.engine,
+        rows=options.batch_size,
+        on_done=on_done,
     )
 
 

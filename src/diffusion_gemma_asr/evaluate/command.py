@@ -16,7 +16,7 @@ from ..baselines.whisper import Whisper
 from ..checkpoint import choose_device
 from ..data.manifest import Utterance
 from ..data.sources import read_source
-from ..model import Start
+from ..model import Engine, Start
 from ..prompt import LANGUAGES
 from .compare import compare
 from .metrics import Edits
@@ -36,6 +36,7 @@ def evaluate_command(
     batch_size: int,
     device: str,
     folder_language: str,
+    engine: Engine,
 ) -> None:
     """Evaluates a model on manifests, folders or corpora (see data/sources.py): once, or once for each number of steps in
     folders `steps-N` of `out`."""
@@ -46,7 +47,7 @@ def evaluate_command(
         rows = usable(read_source(source, (), MAX_CLIP_S, skipped, folder_language), skipped)
         utterances += [u for u in rows if u.audio_filepath not in data_sets]
         data_sets = {u.audio_filepath: source for u in rows} | data_sets
-    systems = load_systems(system, model, device, out, steps, start, seed)
+    systems = load_systems(system, model, device, out, steps, start, seed, engine)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table = Table("run", "data", "language", "error rate", "95 % interval", "passes", "RTFx", "skipped")
@@ -68,8 +69,9 @@ def evaluate_command(
 
 
 def load_systems(
-    system: str, model: str, device: str, out: Path, steps: Sequence[int], start: Start | None, seed: int
-) -> dict[Path, System]:
+    system: str, model: str, device: str, out: Path, steps: Sequence[int], start: Start | None, seed: int,
+    engine: Engine = "fast",
+) -> dict[Path, System]:  # fmt: skip
     """The systems to evaluate, by the folders of their runs: one, or one for each number of steps."""
     if system == "whisper":
         return {out: Whisper(model, choose_device(device))}
@@ -82,7 +84,7 @@ def load_systems(
         return {out: Autoregressive(loaded, model)}
     folders = [out] if len(steps) == 1 else [out / f"steps-{n}" for n in steps]
     options = [loaded.backbone.denoise_options(n) for n in steps]
-    return {f: Diffusion(loaded, model, o, start, seed) for f, o in zip(folders, options, strict=True)}
+    return {f: Diffusion(loaded, model, o, start, seed, engine) for f, o in zip(folders, options, strict=True)}
 
 
 def usable(rows: Sequence[Utterance], skipped: list[str]) -> list[Utterance]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..denoise import DenoiseOptions
-from ..model import DiffusionGemmaASR, Start
+from ..model import DiffusionGemmaASR, Engine, Start
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,26 @@ class Diffusion:
     """Our model through its denoising decoder."""
 
     def __init__(
-        self, model: DiffusionGemmaASR, name: str, options: DenoiseOptions, start: Start | None = None, seed: int = 0
-    ):
+        self, model: DiffusionGemmaASR, name: str, options: DenoiseOptions, start: Start | None = None, seed: int = 0,
+        engine: Engine = "fast", canvas_length: int | None = None,
+    ):  # fmt: skip
         self.model, self.name, self.options, self.seed = model, name, options, seed
         self.start: Start = start or model.start
+        self.engine, self.canvas_length = engine, canvas_length
 
     def settings(self) -> dict[str, Any]:
-        """Model, denoising options, first canvas and seed."""
-        chosen = {"system": "diffusion", "model": self.name, "start": self.start, "seed": self.seed}
+        """Model, denoising options, first canvas, engine and seed."""
+        chosen = {
+            "system": "diffusion", "model": self.name, "start": self.start, "canvas": self.canvas_length or "fitted",
+            "engine": self.engine, "seed": self.seed,
+        }  # fmt: skip
         return chosen | asdict(self.options) | {"dtype": dtype_name(self.model)}
 
     def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
         """See `System`."""
-        found = self.model.transcribe_batch(clips, languages, self.options, self.seed, start=self.start)
+        found = self.model.transcribe_batch(
+            clips, languages, self.options, self.seed, self.canvas_length, start=self.start, engine=self.engine
+        )
         return [Hypothesis(row.text, row.steps) for row in found]
 
 

@@ -16,7 +16,7 @@ from ..recipe import SourceRecipe, load_recipe
 
 def bundle(recipe_path: str | Path, run: Path, target: Path, card: ModelCard | None = None) -> None:
     """Copies the recipe's frozen parts into `target` and writes the adapter of `run/checkpoint` beside them."""
-    model = load_checkpoint(run / "checkpoint", device="cpu")
+    model = load_checkpoint(run / "checkpoint", device="cpu", merge_lora=False)
     recipe = load_recipe(recipe_path).model
     for part, source in (("encoder", recipe.encoder.name), ("backbone", recipe.backbone.name)):
         shutil.rmtree(target / part, ignore_errors=True)
