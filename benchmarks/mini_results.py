@@ -26,11 +26,11 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from diffusion_gemma_asr.data.sources import read_source
+from diffusion_gemma_asr.decoding import Start
 from diffusion_gemma_asr.evaluate.command import load_systems
 from diffusion_gemma_asr.evaluate.metrics import count, total
 from diffusion_gemma_asr.evaluate.run import MAX_CLIP_S, evaluate, read_predictions, write_whole
 from diffusion_gemma_asr.evaluate.systems import System
-from diffusion_gemma_asr.model import Start
 
 OUT = Path("docs/results")
 FOUND = OUT / "mini-runs.json"

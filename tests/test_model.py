@@ -17,17 +17,18 @@ from tiny_model import clips, speech_batch, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_gemma_asr import model as model_module
+from diffusion_gemma_asr import decoding as decoding_module
 from diffusion_gemma_asr.backbone import Backbone, Prefill
 from diffusion_gemma_asr.ctc import greedy
+from diffusion_gemma_asr.decoding import CANVAS_STEP, SURE, Decoded, EngineName, fitted_canvas
 from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.edits import edit_layout
 from diffusion_gemma_asr.engine import Finished, Job, run_fast
 from diffusion_gemma_asr.errors import AsrError, AudioError
-from diffusion_gemma_asr.model import CANVAS_STEP, Decoded, DiffusionGemmaASR, fill_slots, fitted_canvas
+from diffusion_gemma_asr.model import DiffusionGemmaASR, fill_slots
 from diffusion_gemma_asr.objective import BackboneLosses
 from diffusion_gemma_asr.projector import output_length
-from diffusion_gemma_asr.prompt import PromptBuilder
+from diffusion_gemma_asr.prompt import Prompt, PromptBuilder
 
 SAMPLES = [40_000, 4000, 36_200, 320, 9000]
 STEPS = DenoiseOptions(steps=3, entropy_bound=2.0)
@@ -156,12 +157,36 @@ def test_transcript_stops_before_the_first_end_token(
 
 def test_every_step_is_shown(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
     shown: list[tuple[int, list[str]]] = []
-    found = model.transcribe_batch(
-        audio[:2], options=STEPS, canvas_length=8, on_step=lambda step, texts: shown.append((step, texts))
+    (found,) = model.transcribe_batch(
+        audio[:1], options=STEPS, canvas_length=8, on_step=lambda step, texts: shown.append((step, texts))
     )
-    assert [step for step, _ in shown] == [1, 2, 3]
-    assert shown[-1][1] == [decoded.text for decoded in found]
-    assert shown[0][1] != shown[-1][1]
+    assert [step for step, _ in shown] == [1, 2, 3] * (len(shown) // 3)
+    assert found.text.endswith(shown[-1][1][0])
+    assert shown[0][1] != shown[2][1]
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_a_full_canvas_is_continued_on_another(
+    model: DiffusionGemmaASR, audio: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, engine: EngineName
+) -> None:
+    """These random weights write no end: every canvas is full until there is a token for each slot."""
+    begun: list[list[int]] = []
+    build = PromptBuilder.build
+
+    def noted(self: PromptBuilder, lengths: list[int], languages: list[str], written: list[list[int]]) -> Prompt:
+        begun.extend(written)
+        return build(self, lengths, languages, written)
+
+    monkeypatch.setattr(PromptBuilder, "build", noted)
+    (found,) = model.transcribe_batch(audio[:1], options=STEPS, canvas_length=6, engine=engine)
+    assert begun == [found.tokens[: 6 * i] for i in range(3)]  # 16 slots
+    assert len(found.tokens) == len(found.logprobs) == 18
+    assert found.steps == 3 * STEPS.steps
+
+    monkeypatch.setattr(PromptBuilder, "end_ids", (found.tokens[8],))
+    assert found.tokens[8] not in found.tokens[:8], "choose another"
+    (ended,) = model.transcribe_batch(audio[:1], options=STEPS, canvas_length=6, engine=engine)
+    assert ended.tokens == found.tokens[:8]
 
 
 def test_canvas_fits_the_draft_or_without_one_the_slots(
@@ -173,12 +198,14 @@ def test_canvas_fits_the_draft_or_without_one_the_slots(
     slots, lengths = model.encode_audio(audio[:1])
     drafted = len(model.draft(slots, lengths)[0])
     once = DenoiseOptions(steps=1)
-    model.transcribe_batch(audio[:1], options=once, engine="reference")
-    monkeypatch.setattr(model, "drafts", False)
-    model.transcribe_batch(audio[:1], options=once, engine="reference")
-    model.transcribe_batch(audio[:1], options=once, engine="reference", canvas_length=5)
+    first = []
+    for drafts, canvas_length in ((True, None), (False, None), (False, 5)):
+        monkeypatch.setattr(model, "drafts", drafts)
+        canvases.clear()
+        model.transcribe_batch(audio[:1], options=once, engine="reference", canvas_length=canvas_length)
+        first.append(canvases[0])
     n = int(lengths[0])
-    assert canvases == [(1, fitted_canvas(n, drafted)), (1, fitted_canvas(n, None)), (1, 5)]
+    assert first == [(1, fitted_canvas(n, drafted)), (1, fitted_canvas(n, None)), (1, 5)]
 
 
 def test_the_canvas_can_start_from_the_draft_with_room_for_corrections(
@@ -190,16 +217,18 @@ def test_the_canvas_can_start_from_the_draft_with_room_for_corrections(
         first[start] = jobs[0].canvas.clone()
         return run_fast(backbone, jobs, *others)
 
-    monkeypatch.setattr(model_module, "run_fast", recorded)
+    monkeypatch.setattr(decoding_module, "run_fast", recorded)
     for start in ("noise", "draft"):
         (decoded,) = model.transcribe_batch(audio[:1], options=STEPS, start=start)
         assert model.blank not in decoded.tokens and len(decoded.tokens) == len(decoded.logprobs)
-    draft = [token.id for token in model.draft(*model.encode_audio(audio[:1]))[0]]
+    draft = model.draft(*model.encode_audio(audio[:1]))[0]
     drafted, special = first["draft"].tolist(), model.prompts.special
-    layout = edit_layout(draft, model.blank)
+    layout = [*edit_layout([token.id for token in draft], model.blank), special["end_of_turn"]]
     assert len(draft) > 0 and len(drafted) % 8 == 0
-    assert drafted[: len(layout) + 1] == [*layout, special["end_of_turn"]]
-    assert set(drafted[len(layout) + 1 :]) <= {special["eos"]}
+    unsure = {2 * i + 1 for i, token in enumerate(draft) if token.probability < SURE}
+    same = [place for place, token in enumerate(layout) if drafted[place] == token]
+    assert unsure and set(same) >= set(range(len(layout))) - unsure and len(same) < len(layout)
+    assert set(drafted[len(layout) :]) <= {special["eos"]}
     assert first["noise"].tolist() != drafted
 
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from diffusion_gemma_asr.model import Decoded
+from diffusion_gemma_asr.decoding import Decoded
 from diffusion_gemma_asr.train.monitor import COLLAPSE, judge, repeated_share, report, warnings
 
 HEALTHY = {"wer": 0.1, "wer_draft": 0.2, "repeated": 0.01, "empty": 0.0, "steps": 8.0}

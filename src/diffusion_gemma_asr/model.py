@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,36 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from .backbone import Backbone, Prefill
 from .ctc import DraftToken, lm_head_ctc_loss, lm_head_draft
-from .denoise import DenoiseOptions, cut_at_end
+from .decoding import Decoded, Decoding, EngineName, OnStep, Start
+from .denoise import DenoiseOptions
 from .ear import Ear
-from .edits import EditCanvases, edit_canvases, edit_layout
+from .edits import EditCanvases, edit_canvases
 from .encoder import length_mask
-from .engine import Finished, Job, run_fast, run_reference
-from .noise import uniform_canvas
-from .objective import BackboneLosses, TextBatch, backbone_losses, write_canvas
+from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import Projector
 from .prompt import PromptBuilder
-
-CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
-
-Start = Literal["noise", "draft"]
-Engine = Literal["reference", "fast"]
-OnStep = Callable[[int, list[str]], None]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What the model made of one clip.
-
-    tokens and their log-probabilities (nats, at temperature 1, in the last pass); draft: the CTC head's transcript,
-    which the canvas' length comes from; steps: denoising passes used.
-    """
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    draft: str
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -122,9 +98,11 @@ class DiffusionGemmaASR(nn.Module):
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
         return lm_head_draft(slots, weight, softcap, slot_lengths, self.blank)
 
-    def read_prompts(self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str]) -> tuple[Prefill, Tensor]:
-        """Reads the prompts whose placeholders are overwritten by the slots; see `Backbone.prefill`."""
-        prompt = self.prompts.build(slot_lengths.tolist(), languages)
+    def read_prompts(
+        self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str], written: Sequence[Sequence[int]] | None = None
+    ) -> tuple[Prefill, Tensor]:
+        """Reads prompts, the placeholders overwritten by the slots; see `PromptBuilder.build` and `Backbone.prefill`."""
+        prompt = self.prompts.build(slot_lengths.tolist(), languages, written)
         ids, slot_mask = prompt.ids.to(self.device), prompt.slot_mask.to(self.device)
         embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)
         return self.backbone.prefill(embeds, prompt.mask.to(self.device))
@@ -188,7 +166,7 @@ class DiffusionGemmaASR(nn.Module):
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
         start: Start | None = None,
-        engine: Engine = "fast",
+        engine: EngineName = "fast",
         rows: int = 32,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Decoded]:
@@ -200,7 +178,8 @@ class DiffusionGemmaASR(nn.Module):
             options: how to denoise; a number is so many steps at most (None: 8), and the rest as the backbone's
                 generation_config.json says.
             seed: of each clip's own generator.
-            canvas_length: positions on the canvas; by default as many as the draft suggests.
+            canvas_length: positions on the canvas; by default as many as the draft suggests. A transcript that fills its
+                canvas goes on on another one.
             on_step: called after every denoising step with its number and the texts on the canvases of the clips that are
                 denoised together; it wants the reference engine.
             start: "noise" or "draft"; None is the model's own.
@@ -231,7 +210,7 @@ class DiffusionGemmaASR(nn.Module):
         canvas_length: int | None = None,
         on_step: OnStep | None = None,
         start: Start | None = None,
-        engine: Engine = "fast",
+        engine: EngineName = "fast",
         rows: int = 32,
         on_done: Callable[[int], None] | None = None,
     ) -> list[Decoded]:
@@ -239,59 +218,12 @@ class DiffusionGemmaASR(nn.Module):
         if not isinstance(options, DenoiseOptions):
             options = self.backbone.denoise_options(options or DenoiseOptions.steps)
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
-        drafts = [_ids(draft) for draft in self.draft(slots, slot_lengths)]
-        jobs = [
-            self._job(draft, n, seed, canvas_length, start or self.start)
-            for draft, n in zip(drafts, slot_lengths.tolist(), strict=True)
-        ]
-
-        def read(chosen: Sequence[int]) -> Prefill:
-            at = torch.tensor(chosen, device=slots.device)
-            size = int(slot_lengths[at].max())
-            return self.read_prompts(slots[at, :size], slot_lengths[at], [languages[i] for i in chosen])[0]
-
-        if engine == "reference" or on_step is not None:
-            finished = run_reference(self.backbone, jobs, read, options, rows, self._shown(on_step))
-        else:
-            finished = run_fast(self.backbone, jobs, read, options, rows)
-        decoded = {}
-        for index, found in finished:
-            decoded[index] = self._decoded(found, drafts[index])
-            if on_done is not None:
-                on_done(index)
-        return [decoded[index] for index in range(len(jobs))]
-
-    def _job(self, draft: Sequence[int], slots: int, seed: int, length: int | None, start: Start) -> Job:
-        """The first canvas of a clip of so many slots, random or with the draft on it."""
-        generator = torch.Generator(self.device).manual_seed(seed)
-        if start == "noise":
-            length = length or fitted_canvas(slots, len(draft) if self.drafts else None)
-            (canvas,) = uniform_canvas(1, length, self.backbone.vocab_size, generator, self.device)
-            return Job(canvas, generator)
-        shown = [*edit_layout(draft, self.blank), self.prompts.special["end_of_turn"]]
-        (canvas,) = write_canvas([shown], length or rounded(len(shown)), self.prompts.special["eos"])
-        return Job(canvas.to(self.device), generator)
-
-    def _decoded(self, found: Finished, draft: Sequence[int]) -> Decoded:
-        (written,) = cut_at_end(found.canvas[None], self.prompts.end_ids)
-        kept = [place for place, token in enumerate(written) if token != self.blank]
-        logprobs = found.logprobs.tolist()
-        return Decoded(
-            text=self.text(written),
-            tokens=[written[place] for place in kept],
-            logprobs=[logprobs[place] for place in kept],
-            draft=self.text(draft),
-            steps=found.steps,
-        )
+        decoding = Decoding(self, slots, slot_lengths, languages, options, seed, canvas_length, start or self.start)
+        return decoding.run(engine, rows, on_step, on_done)
 
     def text(self, tokens: Sequence[int]) -> str:
         """What token ids spell, special tokens left out."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-
-    def _shown(self, on_step: OnStep | None) -> Callable[[int, Tensor], None] | None:
-        if on_step is None:
-            return None
-        return lambda step, canvas: on_step(step, [self.text(row) for row in cut_at_end(canvas, self.prompts.end_ids)])
 
 
 def _ids(draft: Sequence[DraftToken]) -> list[int]:
@@ -307,14 +239,3 @@ def fill_slots(embeds: Tensor, slot_mask: Tensor, slots: Tensor, slot_lengths: T
     """
     real = slots[length_mask(slot_lengths, slots.shape[1])]  # (sum of slot_lengths, H)
     return embeds.masked_scatter(slot_mask[..., None], real.to(embeds.dtype))
-
-
-def rounded(positions: int) -> int:
-    """The next multiple of CANVAS_STEP."""
-    return math.ceil(positions / CANVAS_STEP) * CANVAS_STEP
-
-
-def fitted_canvas(slots: int, draft: int | None) -> int:
-    """Tokens a canvas needs: a fifth more than the draft and some, or one a slot (CTC's own limit) without a draft."""
-    room = slots + 2 if draft is None else min(slots + 2, math.ceil(1.2 * draft) + 4)
-    return rounded(room)

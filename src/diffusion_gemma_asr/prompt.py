@@ -83,11 +83,18 @@ class PromptBuilder:
             s["turn"], *self._plain("model\n"),
         ]  # fmt: skip
 
-    def build(self, slot_lengths: Sequence[int], languages: Sequence[str]) -> Prompt:
-        """Prompts of a batch: one row per utterance, padded on the right with the pad token."""
-        return pad_prompts(
-            [self.row(n, language) for n, language in zip(slot_lengths, languages, strict=True)], self.special
-        )
+    def build(
+        self, slot_lengths: Sequence[int], languages: Sequence[str], written: Sequence[Sequence[int]] | None = None
+    ) -> Prompt:
+        """Prompts of a batch: one row per utterance, padded on the right with the pad token.
+
+        Args:
+            written: ids of each transcript's beginning, which the canvas is to go on with.
+        """
+        rows = [self.row(n, language) for n, language in zip(slot_lengths, languages, strict=True)]
+        for row, begun in zip(rows, written or (), strict=written is not None):
+            row += [token for token in begun if token != self.special["audio"]]  # no slot but the sound's own
+        return pad_prompts(rows, self.special)
 
     def target(self, text: str) -> list[int]:
         """The tokens a canvas should hold for `text`: the transcript and the end of the turn.

@@ -14,8 +14,9 @@ from diffusion_gemma_asr.errors import AsrError, AudioError
 from diffusion_gemma_asr.results import Segment, Transcript, compression_ratio
 
 if TYPE_CHECKING:
+    from diffusion_gemma_asr.decoding import Decoded
     from diffusion_gemma_asr.denoise import DenoiseOptions
-    from diffusion_gemma_asr.model import Decoded, DiffusionGemmaASR
+    from diffusion_gemma_asr.model import DiffusionGemmaASR
 
 POOL_BATCHES = 8  # recordings are read until they fill this many batches, which the model takes as one queue
 

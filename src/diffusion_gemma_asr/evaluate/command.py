@@ -16,7 +16,7 @@ from ..baselines.whisper import Whisper
 from ..checkpoint import choose_device
 from ..data.manifest import Utterance
 from ..data.sources import read_source
-from ..model import Engine, Start
+from ..decoding import EngineName, Start
 from ..prompt import LANGUAGES
 from .compare import compare
 from .metrics import Edits
@@ -36,7 +36,7 @@ def evaluate_command(
     batch_size: int,
     device: str,
     folder_language: str,
-    engine: Engine,
+    engine: EngineName,
 ) -> None:
     """Evaluates a model on manifests, folders or corpora (see data/sources.py): once, or once for each number of steps in
     folders `steps-N` of `out`."""
@@ -70,7 +70,7 @@ def evaluate_command(
 
 def load_systems(
     system: str, model: str, device: str, out: Path, steps: Sequence[int], start: Start | None, seed: int,
-    engine: Engine = "fast",
+    engine: EngineName = "fast",
 ) -> dict[Path, System]:  # fmt: skip
     """The systems to evaluate, by the folders of their runs: one, or one for each number of steps."""
     if system == "whisper":

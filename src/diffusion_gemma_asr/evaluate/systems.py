@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..decoding import EngineName, Start
 from ..denoise import DenoiseOptions
-from ..model import DiffusionGemmaASR, Engine, Start
+from ..model import DiffusionGemmaASR
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Diffusion:
 
     def __init__(
         self, model: DiffusionGemmaASR, name: str, options: DenoiseOptions, start: Start | None = None, seed: int = 0,
-        engine: Engine = "fast", canvas_length: int | None = None,
+        engine: EngineName = "fast", canvas_length: int | None = None,
     ):  # fmt: skip
         self.model, self.name, self.options, self.seed = model, name, options, seed
         self.start: Start = start or model.start

@@ -21,8 +21,9 @@ from ..data.manifest import Utterance
 from ..data.sources import read_source
 from ..data.synth import read_sound
 from ..data.text import plain_english
+from ..decoding import Decoded, Start
 from ..ear import Ear, load_encoder
-from ..model import Decoded, DiffusionGemmaASR, SpeechBatch, Start
+from ..model import DiffusionGemmaASR, SpeechBatch
 from ..objective import text_batch
 from ..projector import new_projector
 from ..recipe import DataRecipe, Recipe, TrainRecipe, load_recipe

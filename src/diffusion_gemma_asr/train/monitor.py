@@ -9,7 +9,7 @@ import jiwer
 from rich.console import Console
 
 from ..data.text import plain_english
-from ..model import Decoded
+from ..decoding import Decoded
 from .loop import Metrics
 
 COLLAPSE = 0.25  # share of repeated tokens from which a warning is printed; the references stay under 0.02

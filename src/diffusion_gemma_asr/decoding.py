@@ -1,0 +1,179 @@
+"""From audio tokens to transcripts: what a canvas starts with, on which engine it is denoised, what follows a full one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .ctc import DraftToken
+from .denoise import DenoiseOptions, cut_at_end
+from .edits import edit_layout
+from .engine import Finished, Hints, Job, run_fast, run_reference
+from .noise import uniform_canvas
+from .objective import write_canvas
+
+if TYPE_CHECKING:
+    from .backbone import Prefill
+    from .model import DiffusionGemmaASR
+
+CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
+SURE = 0.3  # a draft's token of lower probability starts as noise
+
+Start = Literal["noise", "draft"]
+EngineName = Literal["reference", "fast"]
+OnStep = Callable[[int, list[str]], None]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the model made of one clip.
+
+    tokens and their log-probabilities (nats, at temperature 1, in the last pass); draft: the CTC head's transcript,
+    which the canvas' length comes from; steps: denoising passes used, over all canvases.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    draft: str
+    steps: int
+
+
+class _Canvas(NamedTuple):
+    """What stands on a denoised canvas before its end, and whether it is full: has no end, and its last place is used."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    steps: int
+    full: bool
+
+
+class Decoding:
+    """Some clips on their way from audio tokens to transcripts.
+
+    Args:
+        model: that made the slots.
+        slots: (B, S, H); slot_lengths: (B,).
+        languages: one a row.
+        options, seed, canvas_length, start: see `DiffusionGemmaASR.transcribe_batch`.
+    """
+
+    def __init__(
+        self, model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str],
+        options: DenoiseOptions, seed: int, canvas_length: int | None, start: Start,
+    ):  # fmt: skip
+        self.model, self.slots, self.slot_lengths, self.languages = model, slots, slot_lengths, languages
+        self.options, self.canvas_length, self.start = options, canvas_length, start
+        self.counts: list[int] = slot_lengths.tolist()
+        self.drafts = model.draft(slots, slot_lengths)
+        self.generators = [torch.Generator(model.device).manual_seed(seed) for _ in self.counts]
+        self.canvases: list[list[_Canvas]] = [[] for _ in self.counts]  # of each row, denoised
+
+    def run(
+        self, engine: EngineName, rows: int, on_step: OnStep | None = None, on_done: Callable[[int], None] | None = None
+    ) -> list[Decoded]:
+        """Denoises canvas after canvas until no transcript fills its last one, or has a token for each slot."""
+        unfinished = list(range(len(self.counts)))
+        while unfinished:
+            full = []
+            for row, found in self._denoise(unfinished, engine, rows, on_step):
+                self.canvases[row].append(self._read(found))
+                if self.canvases[row][-1].full and len(self._written(row)) < self.counts[row]:
+                    full.append(row)
+                elif on_done is not None:
+                    on_done(row)
+            unfinished = full
+        return [self._decoded(row) for row in range(len(self.counts))]
+
+    def _denoise(
+        self, rows: Sequence[int], engine: EngineName, at_once: int, on_step: OnStep | None
+    ) -> Iterator[tuple[int, Finished]]:
+        """One canvas of each of these rows."""
+        jobs = [self._next_job(row) if self.canvases[row] else self._first_job(row) for row in rows]
+
+        def read(wanted: Sequence[int]) -> Prefill:
+            chosen = [rows[job] for job in wanted]
+            lengths = self.slot_lengths[chosen]
+            slots = self.slots[chosen, : int(lengths.max())]
+            written = [self._written(row) for row in chosen]
+            return self.model.read_prompts(slots, lengths, [self.languages[row] for row in chosen], written)[0]
+
+        if engine == "reference" or on_step is not None:
+            shown = None if on_step is None else self._shown(on_step)
+            finished = run_reference(self.model.backbone, jobs, read, self.options, at_once, shown)
+        else:
+            finished = run_fast(self.model.backbone, jobs, read, self.options, at_once)
+        for job, found in finished:
+            yield rows[job], found
+
+    def _first_job(self, row: int) -> Job:
+        draft, slots = self.drafts[row], self.counts[row]
+        if self.start == "noise":
+            return self._random_job(row, fitted_canvas(slots, len(draft) if self.model.drafts else None))
+        return self._draft_job(row, draft)
+
+    def _next_job(self, row: int) -> Job:
+        """For what a full canvas had no room for."""
+        written = len(self._written(row))
+        left = max(0, len(self.drafts[row]) - written) if self.model.drafts else None
+        return self._random_job(row, fitted_canvas(self.counts[row] - written, left))
+
+    def _random_job(self, row: int, fitting: int) -> Job:
+        generator, length = self.generators[row], self.canvas_length or fitting
+        canvas = uniform_canvas(1, length, self.model.backbone.vocab_size, generator, self.model.device)
+        return Job(canvas[0], generator)
+
+    def _draft_job(self, row: int, draft: Sequence[DraftToken]) -> Job:
+        """The draft laid out for corrections (edits.py); where it is not sure, noise stands in place of its token.
+
+        The first pass is conditioned on what the slots themselves predict, as later ones are on the pass before.
+        """
+        model, generator = self.model, self.generators[row]
+        special, device = model.prompts.special, model.device
+        layout = [*edit_layout([token.id for token in draft], model.blank), special["end_of_turn"]]
+        length = self.canvas_length or rounded(len(layout))
+        tokens = write_canvas([layout], length, special["eos"])[0].to(device)
+        noise = uniform_canvas(1, length, model.backbone.vocab_size, generator, device)[0]
+        heard = torch.zeros(length, dtype=torch.bool, device=device)
+        unsure = heard.clone()
+        slots = self.slots.new_zeros(length, self.slots.shape[-1])
+        for place, token in zip(range(1, length, 2), draft, strict=False):  # a canvas that was asked for may be shorter
+            heard[place], unsure[place] = True, token.probability < SURE
+            slots[place] = self.slots[row, token.start]
+        return Job(torch.where(unsure, noise, tokens), generator, Hints(tokens, slots, heard))
+
+    def _written(self, row: int) -> list[int]:
+        return [token for canvas in self.canvases[row] for token in canvas.tokens]
+
+    def _read(self, found: Finished) -> _Canvas:
+        (written,) = cut_at_end(found.canvas[None], self.model.prompts.end_ids)
+        kept = [place for place, token in enumerate(written) if token != self.model.blank]
+        logprobs = found.logprobs.tolist()
+        full = len(written) == len(found.canvas) and written[-1] != self.model.blank
+        return _Canvas([written[i] for i in kept], [logprobs[i] for i in kept], found.steps, full)
+
+    def _decoded(self, row: int) -> Decoded:
+        tokens = self._written(row)
+        draft = self.model.text([token.id for token in self.drafts[row]])
+        logprobs = [value for canvas in self.canvases[row] for value in canvas.logprobs]
+        return Decoded(self.model.text(tokens), tokens, logprobs, draft, sum(c.steps for c in self.canvases[row]))
+
+    def _shown(self, on_step: OnStep) -> Callable[[int, Tensor], None]:
+        ends = self.model.prompts.end_ids
+        return lambda step, canvas: on_step(step, [self.model.text(row) for row in cut_at_end(canvas, ends)])
+
+
+def rounded(positions: int) -> int:
+    """The next multiple of CANVAS_STEP."""
+    return math.ceil(positions / CANVAS_STEP) * CANVAS_STEP
+
+
+def fitted_canvas(slots: int, draft: int | None) -> int:
+    """Tokens a canvas needs: a fifth more than the draft and some, or one a slot (CTC's own limit) without a draft."""
+    room = slots + 2 if draft is None else min(slots + 2, math.ceil(1.2 * draft) + 4)
+    return rounded(room)
