@@ -24,6 +24,7 @@ import torch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from pages import fill
 
 from diffusion_gemma_asr.data.sources import read_source
 from diffusion_gemma_asr.decoding import Start
@@ -172,23 +173,11 @@ def published_table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def filled(page: str, name: str, content: str) -> str:
-    """A page with something between the markers of that name."""
-    begin, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-    if begin not in page or end not in page:
-        raise SystemExit(f"docs/results/mini.md has no markers {begin} ... {end}; put them where the table belongs")
-    head, rest = page.split(begin)
-    return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
-
-
 def report() -> None:
     """Writes the tables and the plot from the stored figures."""
     found = json.loads(FOUND.read_text(encoding="utf-8"))
-    page = (OUT / "mini.md").read_text(encoding="utf-8")
-    for name, rows in found.items():
-        page = filled(page, name, table(rows))
-    page = filled(page, "published", published_table(json.loads(PUBLISHED.read_text(encoding="utf-8"))))
-    write_whole(OUT / "mini.md", page)
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    fill(OUT / "mini.md", {name: table(rows) for name, rows in found.items()} | {"published": published_table(published)})
     figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), constrained_layout=True, squeeze=False)
     for axis, (title, rows) in zip(axes.flat, found.items(), strict=True):
         curves: dict[str, list[tuple[float, float]]] = {}

@@ -1,0 +1,277 @@
+"""Speed of the real composition on one GPU, with random weights: the 26B backbone in bfloat16, Whisper small's encoder.
+
+    python benchmarks/full_size.py                      benchmarks/results/full_size.json; a GPU of 80 GB, about 8 minutes
+    python benchmarks/full_size.py --size tiny          the same parts on a CPU in seconds, to see that they run
+
+Random weights cannot tell when they are done, so every clip takes all its steps. The parts are stored one by one: a run that
+was interrupted goes on with the next. Limits stand beside the times: the bytes of the weights that a pass touches over the
+measured copy rate, and its operations over the measured rate of matrix products, whichever takes longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from diffusion_gemma_asr.backbone import Backbone
+from diffusion_gemma_asr.decoding import rounded
+from diffusion_gemma_asr.denoise import DenoiseOptions
+from diffusion_gemma_asr.encoder import AcousticEncoder
+from diffusion_gemma_asr.engine import Job, run_fast
+from diffusion_gemma_asr.evaluate.run import machine, write_whole
+from diffusion_gemma_asr.known_configs import diffusiongemma_26b, whisper_small
+from diffusion_gemma_asr.model import DiffusionGemmaASR, SpeechBatch
+from diffusion_gemma_asr.objective import text_batch
+from diffusion_gemma_asr.projector import AudioProjector, output_length
+from diffusion_gemma_asr.recipe import load_recipe
+from diffusion_gemma_asr.train.backbone_config import small_config
+
+TOKENIZER = Path(__file__).parents[1] / "src/diffusion_gemma_asr/presets/mini/backbone"  # its ids stand for the real ones
+TOKENS_PER_S = 4.0  # of speech, Gemma's tokens: a fitted canvas of a 10 s clip has 48
+
+
+class Size(NamedTuple):
+    """What is measured: clip lengths in s, batch sizes, steps, steps of transformers' generate()."""
+
+    clips_s: tuple[int, ...]
+    batches: tuple[int, ...]
+    steps: tuple[int, ...]
+    generate_steps: tuple[int, ...]
+
+
+SIZES = {
+    "real": Size((10, 30), (1, 8, 32, 64), (8, 3), (8, 16)),
+    "tiny": Size((2,), (1, 2), (2,), (2,)),
+}
+
+
+def build(size: str, device: str) -> DiffusionGemmaASR:
+    """The composition with random weights: bfloat16 on a GPU."""
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if size == "real":
+        config, ear, channels = diffusiongemma_26b(), whisper_small(), load_recipe("small").projector.hidden_size
+    else:
+        config = small_config(
+            tokenizer, hidden=32, layers=6, heads=4, head_dim=8, intermediate=32, experts=4, top_k=2, expert_intermediate=16
+        )
+        ear = WhisperConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32)
+        channels = 24
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            backbone = Backbone.from_config(config)
+            encoder = AcousticEncoder(WhisperEncoder(ear), WhisperFeatureExtractor(feature_size=ear.num_mel_bins))
+            projector = AudioProjector(ear.d_model, backbone.hidden_size, channels, 1.0)
+    finally:
+        torch.set_default_dtype(before)
+    return DiffusionGemmaASR(encoder, projector, backbone, tokenizer).requires_grad_(False).eval()
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+def rates(device: str) -> dict[str, float]:
+    """What the machine does at best: copied bytes a second (read and written), operations a second of a large product."""
+    dtype, edge, room = (torch.bfloat16, 8192, 1 << 30) if device == "cuda" else (torch.float32, 1024, 1 << 25)
+    source = torch.empty(room, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    a = torch.randn(edge, edge, dtype=dtype, device=device)
+    copied = timed(lambda: target.copy_(source), device, 10)
+    multiplied = timed(lambda: a @ a, device, 10)
+    return {"bytes_s": 2 * room / copied, "flop_s": 2 * edge**3 / multiplied}
+
+
+def cost(model: DiffusionGemmaASR, positions: int) -> dict[str, float]:
+    """Bytes of the weights that one pass over so many canvas positions reads, and its operations in matrix products."""
+    config = model.backbone.config
+    decoder = model.backbone.model.model.decoder
+    width = model.backbone.lm_head_weight.element_size()
+    experts = sum(p.numel() for name, p in decoder.layers.named_parameters() if ".experts." in name)
+    others = sum(p.numel() for name, p in decoder.layers.named_parameters() if ".experts." not in name)
+    others += sum(p.numel() for p in decoder.self_conditioning.parameters())
+    head = model.backbone.lm_head_weight.numel()
+    chosen = config.top_k_experts / config.num_experts  # of a token; the same experts serve many
+    touched = 1 - (1 - chosen) ** positions  # share that some token chooses, were choices independent
+    # lm_head is read for the logits and for the mean rows; each product of m x n costs 2 m n a position.
+    return {
+        "bytes": width * (others + touched * experts + 2 * head),
+        "flop": 2 * positions * (others + chosen * experts + 2 * head),
+    }
+
+
+def timed(call: Callable[[], object], device: str, repeats: int) -> float:
+    """Median seconds of a call, after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronise(device)
+        began = time.perf_counter()
+        call()
+        synchronise(device)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def synchronise(device: str) -> None:
+    """Waits until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def sounds(count: int, seconds: int) -> list[np.ndarray]:
+    """Noise."""
+    rng = np.random.default_rng(0)
+    return [0.1 * rng.standard_normal(16_000 * seconds).astype(np.float32) for _ in range(count)]
+
+
+@torch.no_grad()
+def ours(model: DiffusionGemmaASR, device: str, seconds: int, batch: int, canvas: int, steps: int) -> dict[str, Any]:
+    """A batch from samples to text, and its denoising alone."""
+    options = DenoiseOptions(steps=steps, confidence_threshold=0.0)
+    clips = sounds(batch, seconds)
+    times: dict[str, float] = {}
+
+    def transcribe() -> None:
+        synchronise(device)
+        began = time.perf_counter()
+        slots, lengths = model.encode_audio(clips)
+        model.draft(slots, lengths)
+        prefill, _ = model.read_prompts(slots, lengths, ["en"] * batch)
+        synchronise(device)
+        times["before"] = time.perf_counter() - began
+        generators = [torch.Generator(device).manual_seed(0) for _ in clips]
+        ids = [torch.randint(model.backbone.vocab_size, (canvas,), generator=g, device=device) for g in generators]
+        jobs = [Job(row, generator) for row, generator in zip(ids, generators, strict=True)]
+        found = list(run_fast(model.backbone, jobs, lambda _: prefill, options, batch))
+        synchronise(device)
+        times["denoising"] = time.perf_counter() - began - times["before"]
+        for _, row in found:
+            model.text(row.canvas.tolist())
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    wall = timed(transcribe, device, 3)
+    return {
+        "clip_s": seconds, "batch": batch, "canvas": canvas, "steps": steps, "seconds": wall,
+        "ms_a_pass": 1000 * times["denoising"] / steps, "ms_before": 1000 * times["before"],
+        "rtfx": batch * seconds / wall, "peak_gb": memory(device), **cost(model, batch * canvas),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def theirs(model: DiffusionGemmaASR, device: str, seconds: int, steps: int) -> dict[str, Any]:
+    """transformers' generate() for one clip: the same prompt as ids, its canvas of 256, fixed steps."""
+    slots = output_length(torch.tensor([50 * seconds])).tolist()
+    ids = model.prompts.build(slots, ["en"]).ids.to(device)
+    canvas = model.backbone.model.config.canvas_length
+
+    def generate() -> None:
+        model.backbone.model.generate(
+            ids, max_new_tokens=canvas, max_denoising_steps=steps, sampler_config=EntropyBoundSamplerConfig(0.1),
+            t_min=0.4, t_max=0.8, stability_threshold=1, confidence_threshold=1e-9,
+        )  # fmt: skip
+
+    wall = timed(generate, device, 2)
+    return {"clip_s": seconds, "batch": 1, "canvas": canvas, "steps": steps, "seconds": wall, "rtfx": seconds / wall,
+            "ms_a_pass": 1000 * wall / steps, **cost(model, canvas)}  # fmt: skip
+
+
+def training_step(model: DiffusionGemmaASR, device: str, seconds: int) -> dict[str, Any]:
+    """One step of the small recipe, 8 utterances of 10 s, forwards and backwards: the last part, it puts LoRA in."""
+    recipe = load_recipe("small")
+    model.backbone.add_lora(recipe.lora.rank, recipe.lora.alpha)
+    for parameter in model.trained().values():
+        parameter.requires_grad_(True)
+    batch = recipe.train.batch_size
+    lengths = torch.full((batch,), 50 * seconds)
+    target = [5] * round(TOKENS_PER_S * seconds)
+    slots = model.projector.output_length(lengths).tolist()
+    text = text_batch(model.prompts, slots, [target] * batch, ["en"] * batch, 0)
+    frames = torch.randn(batch, 50 * seconds, model.encoder.hidden_size, dtype=model.projector.linear.weight.dtype)
+    rows = SpeechBatch(frames, lengths, text).to(torch.device(device))
+
+    def step() -> None:
+        found, ctc = model.losses(rows, recipe.losses.self_conditioning)
+        (found.diffusion + found.autoregressive + ctc).backward()
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    return {"clip_s": seconds, "batch": batch, "seconds": timed(step, device, 2), "peak_gb": memory(device)}
+
+
+def memory(device: str) -> float | None:
+    """Most gigabytes that were held at once on the GPU."""
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2) if device == "cuda" else None
+
+
+def parts(model: DiffusionGemmaASR, device: str, size: Size) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What there is to measure, by name, in the order that tells most first."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {"rates": partial(rates, device)}
+    for seconds, batch, steps in product(size.clips_s, size.batches, size.steps):
+        for canvas in (rounded(round(TOKENS_PER_S * seconds) + 4), 256):
+            name = f"ours {seconds} s, batch {batch}, canvas {canvas}, {steps} steps"
+            found[name] = partial(ours, model, device, seconds, batch, canvas, steps)
+    for seconds, steps in product(size.clips_s, size.generate_steps):
+        found[f"generate() {seconds} s, {steps} steps"] = partial(theirs, model, device, seconds, steps)
+    found["training step"] = partial(training_step, model, device, size.clips_s[0])
+    return found
+
+
+def run(size: str, device: str, out: Path) -> None:
+    """Measures what `out` does not hold yet."""
+    new: dict[str, Any] = {"machine": machine(), "size": size, "parts": {}}
+    kept = json.loads(out.read_text(encoding="utf-8")) if out.exists() else new
+    model = build(size, device)
+    for name, part in parts(model, device, SIZES[size]).items():
+        if name in kept["parts"]:
+            continue
+        try:
+            kept["parts"][name] = part()
+        except torch.cuda.OutOfMemoryError as error:
+            kept["parts"][name] = {"error": str(error).splitlines()[0]}
+            torch.cuda.empty_cache()
+        print(name, shown(kept["parts"][name], kept["parts"]["rates"]), flush=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, json.dumps(kept, indent=1) + "\n")
+
+
+def shown(part: dict[str, Any], best: dict[str, float]) -> str:
+    """One line of a part's figures; a pass also as a multiple of its limit."""
+    line = ", ".join(f"{key} {value:.4g}" for key, value in part.items() if isinstance(value, float))
+    if "ms_a_pass" in part:
+        limit = max(part["bytes"] / best["bytes_s"], part["flop"] / best["flop_s"])
+        line += f", {part['ms_a_pass'] / 1000 / limit:.2f} times the limit of {1000 * limit:.3g} ms"
+    return line or str(part)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of the real composition with random weights.")
+    parser.add_argument("--size", choices=SIZES, default="real")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/full_size.json"))
+    args = parser.parse_args()
+    if args.size == "real" and args.device == "cpu":
+        raise SystemExit("the real size needs a GPU of 80 GB; --size tiny shows on a CPU that the parts run")
+    run(args.size, args.device, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""benchmarks/full_size.py on its tiny composition: every part runs, and a run that was interrupted goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
+
+
+@pytest.fixture(scope="module")
+def full_size() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("full_size", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_parts_are_measured_once(full_size: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "results" / "found.json"
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(full_size, "theirs", dies)
+        full_size.run("tiny", "cpu", out)
+    before = json.loads(out.read_text())["parts"]
+    assert before["rates"]["flop_s"] > 0 and "training step" not in before
+    full_size.run("tiny", "cpu", out)
+    parts = json.loads(out.read_text())["parts"]
+    assert {name: parts[name] for name in before} == before
+    kinds = [name.split()[0] for name in parts]
+    assert kinds.count("ours") == 4 and kinds[-2:] == ["generate()", "training"]
+    for part in parts.values():
+        assert all(value > 0 for value in part.values() if value is not None)
+    assert all(part["peak_gb"] is None for name, part in parts.items() if name.startswith("ours"))
+
+
+def test_a_pass_costs_what_its_weights_say(full_size: ModuleType) -> None:
+    model = full_size.build("tiny", "cpu")
+    config = model.backbone.config
+    one, many = full_size.cost(model, 1), full_size.cost(model, 10_000)
+    assert many["flop"] == pytest.approx(10_000 * one["flop"])
+    experts = sum(p.numel() for name, p in model.backbone.model.model.decoder.named_parameters() if ".experts." in name)
+    unused = 1 - config.top_k_experts / config.num_experts
+    assert many["bytes"] - one["bytes"] == pytest.approx(4 * experts * unused)
+
+
+def test_the_real_size_wants_a_gpu(full_size: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["full_size.py", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="needs a GPU of 80 GB"):
+        full_size.main()
