@@ -29,7 +29,7 @@ from pages import fill
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_gemma_asr import decoding, load
+from diffusion_gemma_asr import decoding, engine, load
 from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.data.sources import read_source
 from diffusion_gemma_asr.evaluate.normalise import normaliser
@@ -48,6 +48,13 @@ def bare_draft() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def uncut() -> Iterator[None]:
+    """No canvas is cut."""
+    with patch.object(engine, "SURE_END", 0.0):
+        yield
+
+
 @dataclass(frozen=True)
 class Stage:
     """One line of the table: how to load, and how to transcribe."""
@@ -55,6 +62,7 @@ class Stage:
     name: str
     loading: dict[str, Any] = field(default_factory=dict)
     calling: dict[str, Any] = field(default_factory=dict)
+    drafts: bool = True
     around: Callable[[], Context[None]] = nullcontext
 
 
@@ -63,12 +71,17 @@ STAGES = [
     Stage("plain loop, canvas of 256 tokens of noise", {"merge_lora": False}, PLAIN | {"canvas_length": 256}),
     Stage("LoRA merged", {}, PLAIN | {"canvas_length": 256}),
     Stage("canvas as long as the draft suggests", {}, PLAIN),
-    Stage("draft on the canvas", {}, PLAIN | {"start": "draft"}, bare_draft),
+    Stage("draft on the canvas", {}, PLAIN | {"start": "draft"}, around=bare_draft),
     Stage("unsure tokens as noise, first pass knows the slots' predictions", {}, PLAIN | {"start": "draft"}),
     Stage("fast engine: rows that have stopped make room, lm_head in slices", {}, {"rows": 8, "start": "draft"}),
     Stage("32 rows at once", {}, {"rows": 32, "start": "draft"}),
 ]
 LEFT_OUT = [Stage("bfloat16 weights", {"dtype": "bfloat16"}, {"rows": 32, "start": "draft"})]
+NOISE: dict[str, Any] = {"rows": 32, "start": "noise"}
+UNDRAFTED = [  # as for a projector that was not trained by CTC
+    Stage("canvas of one token for each slot, from noise", calling=NOISE, drafts=False, around=uncut),
+    Stage("cut at the first end token that is sure", calling=NOISE, drafts=False),
+]
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -77,8 +90,10 @@ def measure(args: argparse.Namespace) -> None:
     clips = [load_audio(u.audio_filepath) for u in utterances]
     said = [normaliser(u.language)(u.text) for u in utterances]
     sound_s = sum(len(clip) for clip in clips) / 16_000
-    stages = STAGES + LEFT_OUT
+    stages = STAGES + LEFT_OUT + UNDRAFTED
     models = [load("mini", device="cpu", **stage.loading) for stage in stages]
+    for stage, model in zip(stages, models, strict=True):
+        model.drafts = stage.drafts
     seconds: list[list[float]] = [[] for _ in stages]
     rows: list[dict[str, Any]] = [{} for _ in stages]
     for repeat in range(args.repeats + 1):  # the first, on a few clips, warms up
@@ -93,24 +108,43 @@ def measure(args: argparse.Namespace) -> None:
             seconds[i].append(wall)
             wer = jiwer.wer(said, [normaliser("en")(row.text) for row in found])
             passes = sum(row.steps for row in found) / len(found)
-            rows[i] = {"name": stage.name, "wer": round(wer, 5), "passes": round(passes, 3), "in_code": i < len(STAGES)}
+            rows[i] = {"name": stage.name, "wer": round(wer, 5), "passes": round(passes, 3)}
             print(f"{stage.name}: {wall:.1f} s, WER {wer:.2%}, {passes:.2f} passes", flush=True)
     for row, times in zip(rows, seconds, strict=True):
         middle = statistics.median(times)
         row |= {"seconds": round(middle, 2), "rtfx": round(sound_s / middle, 1)}
     last, calling = models[len(STAGES) - 1], STAGES[-1].calling
-    result = {
-        "rows": rows, "steps": args.steps, "repeats": args.repeats, "utterances": len(clips), "sound_s": round(sound_s, 1),
-        "machine": machine(), "floor": floor(last, clips, args.steps, calling),
+    kinds = {"stages": STAGES, "left_out": LEFT_OUT, "undrafted": UNDRAFTED}
+    by_kind = {kind: [row for row in rows if row["name"] in {s.name for s in own}] for kind, own in kinds.items()}
+    result = by_kind | {
+        "trained_on_drafts": trained_on_drafts(clips, said, args.steps), "steps": args.steps, "repeats": args.repeats,
+        "utterances": len(clips), "sound_s": round(sound_s, 1), "machine": machine(),
+        "floor": floor(last, clips, args.steps, calling),
         "profile": operations(last, clips, args.steps, calling), "corrections": corrections(last, clips, said, args.steps),
     }  # fmt: skip
     FOUND.parent.mkdir(exist_ok=True)
     write_whole(FOUND, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
+def trained_on_drafts(clips: list[np.ndarray], said: list[str], steps: int) -> dict[str, dict[str, float]]:
+    """Error rates of the adapters of recipes/mini/drafts.yaml and no-drafts.yaml, where they have been trained."""
+    found = {}
+    for name in ("drafts", "no-drafts"):
+        folder = Path(f"runs/mini-{name}/checkpoint")
+        if folder.exists():
+            model = load(str(folder), device="cpu")
+            starts = {start: model.transcribe_batch(clips, "en", steps, start=start) for start in ("draft", "noise")}
+            texts = {start: [row.text for row in rows] for start, rows in starts.items()}
+            texts["its CTC draft"] = [row.draft for row in starts["draft"]]
+            wers = {key: jiwer.wer(said, [normaliser("en")(t) for t in rows]) for key, rows in texts.items()}
+            found[name] = {key: round(value, 5) for key, value in wers.items()}
+    return found
+
+
 def floor(model: DiffusionGemmaASR, clips: list[np.ndarray], steps: int, calling: dict[str, Any]) -> dict[str, float]:
     """Operations of a whole run, and how many a second this machine does on one large float32 product."""
-    with FlopCounterMode(display=False) as counter:
+    experts = {torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * a[0] * a[1] * b[-1]}  # shapes (N, H), (E, H, F)
+    with FlopCounterMode(display=False, custom_mapping=experts) as counter:
         model.transcribe_batch(clips, "en", steps, **calling)
     a, b = torch.randn(2048, 1024), torch.randn(1024, 1024)
     times = []
@@ -149,28 +183,35 @@ def corrections(model: DiffusionGemmaASR, clips: list[np.ndarray], said: list[st
     return {"better": better, "worse": worse, "same": same, "examples": shown[:6]}
 
 
+def table(rows: list[dict[str, Any]], first: float) -> list[str]:
+    """Rows as Markdown; `first` is the time in s that they are compared with."""
+    lines = ["| | WER | passes | seconds | times real time | against the first |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        faster = f"{first / row['seconds']:.1f} ×"
+        cells = f"{row['wer']:.1%} | {row['passes']:.2f} | {row['seconds']:.1f} | {row['rtfx']} | {faster}"
+        lines.append(f"| {row['name']} | {cells} |")
+    return lines
+
+
 def report() -> None:
     """Fills docs/performance.md."""
     found = json.loads(FOUND.read_text(encoding="utf-8"))
-    m, first = found["machine"], found["rows"][0]["seconds"]
-    stages = ["| | WER | passes | seconds | times real time | against the first |", "|---|---|---|---|---|---|"]
-    for row in found["rows"]:
-        name = row["name"] if row["in_code"] else f"*not kept:* {row['name']}"
-        stages.append(
-            f"| {name} | {row['wer']:.1%} | {row['passes']:.2f} | {row['seconds']:.1f} | {row['rtfx']} | "
-            f"{first / row['seconds']:.1f} × |"
-        )
+    m = found["machine"]
+    kept = found["stages"]
+    stages = table(kept, kept[0]["seconds"]) + [
+        line.replace("| ", "| *not kept:* ", 1) for line in table(found["left_out"], kept[0]["seconds"])[2:]
+    ]
     stages.append(
         f"\n{found['utterances']} utterances, {found['sound_s']:.0f} s of sound, at most {found['steps']} steps, float32, "
         f"{m['threads']} of {m['processor']}, torch {m['torch']}, transformers {m['transformers']}, {m['date']}; median of "
         f"{found['repeats']} runs, taken in turn."
     )
-    f, kept = found["floor"], [row for row in found["rows"] if row["in_code"]][-1]
+    f, last = found["floor"], kept[-1]
     least = f["gflop"] / f["gflop_s"]
     limit = (
         f"The last stage needs {f['gflop']:.0f} billion operations in matrix products; this machine does {f['gflop_s']:.0f} "
-        f"billion a second on large ones, so at least {least:.1f} s; it takes {kept['seconds']:.1f} s, "
-        f"{kept['seconds'] / least:.1f} times that. The weights (25 MB) are read again in every pass, which costs far less."
+        f"billion a second on large ones, so at least {least:.1f} s; it takes {last['seconds']:.1f} s, "
+        f"{last['seconds'] / least:.1f} times that. The weights (25 MB) are read again in every pass, which costs far less."
     )
     shares = ["| operation | share of the time | calls |", "|---|---|---|"]
     shares += [f"| `{row['operation']}` | {row['share']:.1%} | {row['calls']:,} |" for row in found["profile"]]
@@ -181,7 +222,19 @@ def report() -> None:
         "| said | draft | written |", "|---|---|---|",
         *(f"| {row['said']} | {row['draft']} | {row['written']} |" for row in c["examples"]),
     ]  # fmt: skip
-    texts = {"stages": stages, "floor": [limit], "profile": shares, "corrections": examples}
+    learnt = ["| trained | canvas from the draft | canvas from noise | its CTC draft |", "|---|---|---|---|"]
+    for name, key in (("with drafts on canvases (share 0.8)", "drafts"), ("on noise alone", "no-drafts")):
+        if row := found["trained_on_drafts"].get(key):
+            learnt.append(f"| {name} | {row['draft']:.1%} | {row['noise']:.1%} | {row['its CTC draft']:.1%} |")
+    undrafted = table(found["undrafted"], found["undrafted"][0]["seconds"])
+    texts = {
+        "learnt": learnt,
+        "undrafted": undrafted,
+        "stages": stages,
+        "floor": [limit],
+        "profile": shares,
+        "corrections": examples,
+    }
     fill(PAGE, {name: "\n".join(lines) for name, lines in texts.items()})
 
 
