@@ -16,7 +16,8 @@ from sounds import PitchModel, tone, write
 
 import diffusion_gemma_asr as asr
 from diffusion_gemma_asr.checkpoint import save_checkpoint
-from diffusion_gemma_asr.cli import _clock, main
+from diffusion_gemma_asr.cli import main
+from diffusion_gemma_asr.writers import FORMATS
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,28 @@ def test_output_folder(run: Run, model: PitchModel, sound: Path, tmp_path: Path)
     assert json.loads((folder / "a.json").read_text())["text"] == "440 hertz"
 
 
+def test_what_is_there_is_not_done_again(run: Run, model: PitchModel, sound: Path, tmp_path: Path) -> None:
+    other, folder = write(tmp_path / "b.wav", tone(880, 0.5)), tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.srt").write_text("mine")
+    outcome = run("transcribe", sound, other, "-o", folder, "-f", "srt")
+    assert outcome.status == 0 and "a.srt exists" in outcome.err
+    assert (folder / "a.srt").read_text() == "mine" and "880 hertz" in (folder / "b.srt").read_text()
+    assert model.batches == [[8_000]]
+    run("transcribe", sound, other, "-o", folder, "-f", "all")
+    assert {path.name for path in folder.iterdir()} == {f"{name}.{form}" for name in "ab" for form in FORMATS}
+    assert (folder / "a.srt").read_text() == "mine"
+    run("transcribe", sound, "-o", folder, "-f", "srt", "--overwrite")
+    assert "440 hertz" in (folder / "a.srt").read_text()
+
+
+def test_formats_that_want_a_folder(run: Run, model: PitchModel, sound: Path) -> None:
+    assert run("transcribe", sound, "-f", "srt").out.startswith("1\n00:00:00,000 --> 00:00:00,500\n440 hertz\n")
+    for arguments in ((sound, "-f", "all"), (sound, sound, "-f", "vtt")):
+        outcome = run("transcribe", *arguments)
+        assert outcome.status == 2 and "give --output_dir" in " ".join(outcome.err.replace("│", " ").split())
+
+
 def test_two_inputs_never_share_an_output(run: Run, model: PitchModel, sound: Path, tmp_path: Path) -> None:
     twin = write(tmp_path / "a.flac", tone(880, 0.5))
     outcome = run("transcribe", sound, twin, "-o", tmp_path / "out")
@@ -127,8 +150,10 @@ def test_two_inputs_never_share_an_output(run: Run, model: PitchModel, sound: Pa
 def test_an_output_that_cannot_be_written(run: Run, model: PitchModel, sound: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "a.txt").mkdir(parents=True)
     outcome = run("transcribe", sound, "-o", tmp_path / "out")
-    assert outcome.status == 1
-    assert "a.txt: cannot be written" in outcome.err
+    assert outcome.status == 0 and "a.txt exists and is left as it is; --overwrite" in outcome.err
+    outcome = run("transcribe", sound, "-o", tmp_path / "out", "--overwrite")
+    assert outcome.status == 1 and "a.txt: cannot be written" in outcome.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
     assert run("transcribe", sound, "-o", sound).status == 2  # a file where the folder should be
 
 
@@ -182,13 +207,6 @@ def test_verbose_shows_segments_on_standard_error(run: Run, model: PitchModel, s
     outcome = run("transcribe", sound, "--verbose")
     assert outcome.out == "440 hertz\n"
     assert "[00:00.000 --> 00:00.500] 440 hertz (mean log-probability -0.50)" in outcome.err
-
-
-def test_clock() -> None:
-    assert _clock(0.0) == "00:00.000"
-    assert _clock(61.0625) == "01:01.062"
-    assert _clock(59.9999) == "01:00.000"
-    assert _clock(3723.5) == "01:02:03.500"
 
 
 def test_errors_of_the_model_are_one_line(run: Run, model: PitchModel, sound: Path) -> None:

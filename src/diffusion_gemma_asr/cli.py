@@ -7,7 +7,6 @@ in one line on standard error), 2 the command was not understood.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
 
 import diffusion_gemma_asr as asr
+from diffusion_gemma_asr.writers import FORMATS, render, timestamp, write_whole
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +37,11 @@ app = typer.Typer(
 
 class OutputFormat(str, Enum):
     txt = "txt"
+    vtt = "vtt"
+    srt = "srt"
+    tsv = "tsv"
     json = "json"
+    all = "all"
 
 
 class Start(str, Enum):
@@ -109,16 +113,23 @@ def transcribe(
     ] = asr.TranscribeOptions.batch_size,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads.", show_default="torch's choice")] = None,
     output_format: Annotated[
-        OutputFormat, typer.Option("--output_format", "-f", help="txt, or one line of JSON for each file.")
+        OutputFormat, typer.Option("--output_format", "-f", help="Text, subtitles, a table, a line of JSON, or all.")
     ] = OutputFormat.txt,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output_dir", "-o", help="Write NAME.txt or NAME.json here.", show_default="print"),
+        typer.Option("--output_dir", "-o", help="Write NAME.txt, NAME.srt, ... here.", show_default="print"),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files in --output_dir; else those are left, and not done again.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show segments with times and scores.")] = False,
 ) -> None:
     """Transcribe sound files: the text of one, or path, tab and text of each of several."""
     outputs = _output_files(files, output_dir, output_format)
+    if not overwrite:
+        outputs = _without_existing(outputs)
+    if not outputs:
+        return
     if threads is not None:
         _set_threads(threads)
     wanted_dtype = None if dtype == "auto" else dtype
@@ -127,8 +138,8 @@ def transcribe(
 
     began, heard_s, failed = time.perf_counter(), 0.0, 0
     with _progress_bar() as bar:
-        results = asr.transcribe_many(loaded, files, chosen, on_progress=bar.update)
-        for file, output, result in zip(files, outputs, results, strict=True):
+        results = asr.transcribe_many(loaded, [file for file, _ in outputs], chosen, on_progress=bar.update)
+        for (file, wanted), result in zip(outputs, results, strict=True):
             with bar.aside():
                 if isinstance(result, asr.AsrError):
                     _complain(str(result))
@@ -137,11 +148,12 @@ def transcribe(
                 heard_s += result.duration
                 if verbose:
                     _show_segments(file, result)
-                line = _format(file, result, output_format, with_path=len(files) > 1 and output is None)
-                if output is None:
-                    print(line, flush=True)
-                else:
-                    _write(output, line + "\n")
+                for form, output in wanted.items():
+                    text = render(result, form, str(file))
+                    if output is not None:
+                        write_whole(output, text)
+                    else:
+                        print(f"{file}\t{text}" if form == "txt" and len(files) > 1 else text, end="", flush=True)
     _report_speed(heard_s, time.perf_counter() - began)
     if failed:
         raise typer.Exit(1)
@@ -252,50 +264,46 @@ def _way(engine: Engine) -> Literal["fast", "reference"]:
     return "fast" if engine is Engine.fast else "reference"
 
 
-def _output_files(files: list[Path], folder: Path | None, output_format: OutputFormat) -> list[Path | None]:
-    """Where each result goes, None being standard output; two inputs never share a file."""
+def _output_files(
+    files: list[Path], folder: Path | None, output_format: OutputFormat
+) -> list[tuple[Path, dict[str, Path | None]]]:
+    """Each file with where its result goes, by format, None being standard output; two inputs never share a file."""
+    formats = FORMATS if output_format is OutputFormat.all else (output_format.value,)
     if folder is None:
-        return [None] * len(files)
-    outputs: dict[Path, Path] = {}
+        if len(formats) > 1 or (len(files) > 1 and formats[0] not in ("txt", "json")):
+            raise typer.BadParameter(f"--output_format {output_format.value} makes several files here; give --output_dir")
+        return [(file, {formats[0]: None}) for file in files]
+    owners: dict[Path, Path] = {}
     for file in files:
-        output = folder / f"{file.stem}.{output_format.value}"
-        if output in outputs:
-            raise typer.BadParameter(f"{outputs[output]} and {file} would both be written to {output}")
-        outputs[output] = file
+        output = folder / f"{file.stem}.{formats[0]}"
+        if output in owners:
+            raise typer.BadParameter(f"{owners[output]} and {file} would both be written to {output}")
+        owners[output] = file
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise typer.BadParameter(f"{folder}: cannot be made ({error.strerror})") from None
-    return list(outputs)
+    return [(file, {form: folder / f"{file.stem}.{form}" for form in formats}) for file in files]
 
 
-def _write(output: Path, text: str) -> None:
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise asr.AsrError(f"{output}: cannot be written ({error.strerror}); see --output_dir") from None
-
-
-def _format(file: Path, result: asr.Transcript, output_format: OutputFormat, *, with_path: bool) -> str:
-    if output_format is OutputFormat.json:
-        return json.dumps({"audio": str(file)} | result.to_dict(), ensure_ascii=False)
-    return f"{file}\t{result.text}" if with_path else result.text
+def _without_existing(outputs: list[tuple[Path, dict[str, Path | None]]]) -> list[tuple[Path, dict[str, Path | None]]]:
+    """What is still to be made; says what is there already."""
+    left = []
+    for file, wanted in outputs:
+        there = [output for output in wanted.values() if output is not None and output.exists()]
+        for output in there:
+            print(f"{output} exists and is left as it is; --overwrite replaces it", file=sys.stderr)
+        if missing := {form: output for form, output in wanted.items() if output not in there}:
+            left.append((file, missing))
+    return left
 
 
 def _show_segments(file: Path, result: asr.Transcript) -> None:
     print(f"{file}: {result.duration:.1f} s, {len(result.segments)} segments", file=sys.stderr)
     for segment in result.segments:
         score = "silence" if segment.no_speech_prob == 1.0 else f"mean log-probability {segment.avg_logprob:.2f}"
-        times = f"[{_clock(segment.start)} --> {_clock(segment.end)}]"
+        times = f"[{timestamp(segment.start)} --> {timestamp(segment.end)}]"
         print(f"{times} {segment.text} ({score})", file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as mm:ss.mmm, with hours in front where there are any."""
-    milliseconds = round(seconds * 1000)
-    minutes, rest = divmod(milliseconds, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours:02d}:" if hours else "") + f"{minutes:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
 
 
 def _report_speed(heard_s: float, took_s: float) -> None:

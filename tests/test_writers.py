@@ -1,0 +1,75 @@
+"""writers.py: what other programs read back is what was transcribed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import srt
+import webvtt
+
+from diffusion_gemma_asr import writers
+from diffusion_gemma_asr.errors import AsrError
+from diffusion_gemma_asr.results import Segment, Transcript
+from diffusion_gemma_asr.writers import FORMATS, render, timestamp, write_whole
+
+TEXTS = ["नमस्ते दुनिया", "", "你好世界", "a --> b\n\nc", "ends late"]
+TIMES = [(0.0, 1.25), (1.25, 2.0), (2.0, 59.9996), (61.5, 3599.9), (3600.1, 7325.4)]
+
+
+def transcript() -> Transcript:
+    segments = [
+        Segment(i, start, end, text, (1, 2), -0.5, 0.0 if text else 1.0, 1.0)
+        for i, (text, (start, end)) in enumerate(zip(TEXTS, TIMES, strict=True))
+    ]
+    return Transcript.from_segments(tuple(segments), "hi", 7325.4)
+
+
+def test_subrip_is_read_back() -> None:
+    cues = list(srt.parse(render(transcript(), "srt"), ignore_errors=False))
+    assert [cue.index for cue in cues] == [1, 2, 3, 4]
+    assert [cue.content for cue in cues] == ["नमस्ते दुनिया", "你好世界", "a -> b\nc", "ends late"]
+    spans = [(cue.start.total_seconds(), cue.end.total_seconds()) for cue in cues]
+    assert spans == [(0.0, 1.25), (2.0, 60.0), (61.5, 3599.9), (3600.1, 7325.4)]
+
+
+def test_webvtt_is_read_back() -> None:
+    cues = list(webvtt.from_string(render(transcript(), "vtt")))
+    assert [cue.text for cue in cues] == ["नमस्ते दुनिया", "你好世界", "a -> b\nc", "ends late"]
+    assert [(cue.start, cue.end) for cue in cues][-2:] == [
+        ("00:01:01.500", "00:59:59.900"), ("01:00:00.100", "02:02:05.400")
+    ]  # fmt: skip
+
+
+def test_tables_and_json_are_read_back() -> None:
+    rows = list(csv.DictReader(io.StringIO(render(transcript(), "tsv")), delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert rows[0] == {"start": "0", "end": "1250", "text": "नमस्ते दुनिया"}
+    assert json.loads(render(transcript(), "json")) == transcript().to_dict()
+    assert json.loads(render(transcript(), "json", "a.wav")) == {"audio": "a.wav"} | transcript().to_dict()
+    assert render(transcript(), "txt").startswith("नमस्ते दुनिया 你好世界 ")
+
+
+def test_silence_gives_files_without_cues() -> None:
+    silent = Transcript.from_segments((), "en", 3.0)
+    assert [render(silent, form) for form in FORMATS[:4]] == ["\n", "WEBVTT\n", "", "start\tend\ttext\n"]
+
+
+def test_timestamps() -> None:
+    assert timestamp(0.0) == "00:00.000" and timestamp(59.9996) == "01:00.000"
+    assert timestamp(3661.5) == "01:01:01.500" and timestamp(1.5, ",", hours=True) == "00:00:01,500"
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_whole(path, "old")
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writers.Path, "replace", fails)
+    with pytest.raises(AsrError, match=r"a\.txt: cannot be written \(No space left on device\)"):
+        write_whole(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
