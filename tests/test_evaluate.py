@@ -182,11 +182,14 @@ def test_the_commands_from_end_to_end(
     monkeypatch.setattr(command, "load", lambda name, device: model)
     manifest, out = tmp_path / "m.jsonl", tmp_path / "out"
     write_manifest(manifest, utterances[:3])
+    with manifest.open("a") as file:
+        file.write('{"audio_filepath": "a.wav", "language": "en", "duration": 1.0}\n')
     runner = CliRunner()
     found = runner.invoke(cli.app, ["evaluate", "--recipe", "mini", "--manifest", str(manifest), "--out", str(out),
                                     "--steps", "1,2", "--engine", "reference"])  # fmt: skip
     assert found.exit_code == 0, found.output
     assert (out / "report.html").is_file() and "steps-2" in found.output
+    assert "skipped: " in found.output and "m.jsonl, line 4: missing or wrong field 'text'" in found.output
     for n in (1, 2):
         settings = json.loads((out / f"steps-{n}" / "summary.json").read_text())["settings"]
         assert (settings["steps"], settings["engine"], settings["canvas"]) == (n, "reference", "fitted")

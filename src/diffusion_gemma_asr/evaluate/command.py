@@ -64,6 +64,10 @@ def evaluate_command(
                 folder.name, data, language, f"{found['error_rate']:.2%}", f"{found['low']:.2%} – {found['high']:.2%}",
                 str(summary["passes"]), str(summary["speed"]["rtfx"]), str(summary["skipped"]),
             )  # fmt: skip
+    for why in summary["skipped_why"]:
+        console.print(f"skipped: {why}", markup=False, highlight=False, soft_wrap=True)
+    if summary["skipped"] > len(summary["skipped_why"]):
+        console.print(f"skipped: {summary['skipped'] - len(summary['skipped_why'])} more")
     Console().print(table)
     print(write_report(list(systems), out / "report.html"))
 
