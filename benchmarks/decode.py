@@ -32,9 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_gemma_asr import decoding, engine, load
 from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.data.sources import read_source
+from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.evaluate.normalise import normaliser
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
 from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.noise import uniform_canvas
+from diffusion_gemma_asr.quantization import QUANTIZATIONS
 
 FOUND = Path("benchmarks/results/decode.json")
 PAGE = Path("docs/performance.md")
@@ -119,7 +122,7 @@ def measure(args: argparse.Namespace) -> None:
     result = by_kind | {
         "trained_on_drafts": trained_on_drafts(clips, said, args.steps), "steps": args.steps, "repeats": args.repeats,
         "utterances": len(clips), "sound_s": round(sound_s, 1), "machine": machine(),
-        "floor": floor(last, clips, args.steps, calling),
+        "floor": floor(last, clips, args.steps, calling), "lower_precision": lower_precision(clips, said, args.steps),
         "profile": operations(last, clips, args.steps, calling), "corrections": corrections(last, clips, said, args.steps),
     }  # fmt: skip
     FOUND.parent.mkdir(exist_ok=True)
@@ -139,6 +142,36 @@ def trained_on_drafts(clips: list[np.ndarray], said: list[str], steps: int) -> d
             wers = {key: jiwer.wer(said, [normaliser("en")(t) for t in rows]) for key, rows in texts.items()}
             found[name] = {key: round(value, 5) for key, value in wers.items()}
     return found
+
+
+@torch.no_grad()
+def lower_precision(clips: list[np.ndarray], said: list[str], steps: int) -> list[dict[str, Any]]:
+    """What packing the experts in fewer bits does to the first pass over noise, and to the error rate in the end."""
+    found: list[dict[str, Any]] = []
+    exact = load("mini", device="cpu")
+    slots, lengths = exact.encode_audio(clips[:32])
+    canvas = uniform_canvas(len(slots), 32, exact.backbone.vocab_size, torch.Generator().manual_seed(0))
+    truth = first_pass(exact, slots, lengths, canvas)
+    for name in QUANTIZATIONS:
+        try:
+            model = load("mini", device="cpu", quantization=name)
+        except CheckpointError as error:
+            print(f"{name}: left out, {error}")
+            continue
+        logits = first_pass(model, slots, lengths, canvas)
+        divergence = (truth.softmax(-1) * (truth.log_softmax(-1) - logits.log_softmax(-1))).sum(-1).mean()
+        same = (truth.argmax(-1) == logits.argmax(-1)).float().mean()
+        written = [normaliser("en")(row.text) for row in model.transcribe_batch(clips, "en", steps)]
+        figures = {"divergence": float(divergence), "same_best": float(same), "wer": float(jiwer.wer(said, written))}
+        found.append({"name": name} | {key: round(value, 5) for key, value in figures.items()})
+        print(found[-1], flush=True)
+    return found
+
+
+def first_pass(model: DiffusionGemmaASR, slots: torch.Tensor, lengths: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
+    """(B, C, V) logits."""
+    prefill, _ = model.read_prompts(slots, lengths, ["en"] * len(slots))
+    return model.backbone.denoise_logits(canvas, prefill)
 
 
 def floor(model: DiffusionGemmaASR, clips: list[np.ndarray], steps: int, calling: dict[str, Any]) -> dict[str, float]:
