@@ -29,7 +29,7 @@ from pages import fill
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_gemma_asr import decoding, engine, load
+from diffusion_gemma_asr import decoding, load
 from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.data.sources import read_source
 from diffusion_gemma_asr.errors import CheckpointError
@@ -51,13 +51,6 @@ def bare_draft() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def uncut() -> Iterator[None]:
-    """No canvas is cut."""
-    with patch.object(engine, "SURE_END", 0.0):
-        yield
-
-
 @dataclass(frozen=True)
 class Stage:
     """One line of the table: how to load, and how to transcribe."""
@@ -65,7 +58,6 @@ class Stage:
     name: str
     loading: dict[str, Any] = field(default_factory=dict)
     calling: dict[str, Any] = field(default_factory=dict)
-    drafts: bool = True
     around: Callable[[], Context[None]] = nullcontext
 
 
@@ -80,11 +72,6 @@ STAGES = [
     Stage("32 rows at once", {}, {"rows": 32, "start": "draft"}),
 ]
 LEFT_OUT = [Stage("bfloat16 weights", {"dtype": "bfloat16"}, {"rows": 32, "start": "draft"})]
-NOISE: dict[str, Any] = {"rows": 32, "start": "noise"}
-UNDRAFTED = [  # as for a projector that was not trained by CTC
-    Stage("canvas of one token for each slot, from noise", calling=NOISE, drafts=False, around=uncut),
-    Stage("cut at the first end token that is sure", calling=NOISE, drafts=False),
-]
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -93,10 +80,8 @@ def measure(args: argparse.Namespace) -> None:
     clips = [load_audio(u.audio_filepath) for u in utterances]
     said = [normaliser(u.language)(u.text) for u in utterances]
     sound_s = sum(len(clip) for clip in clips) / 16_000
-    stages = STAGES + LEFT_OUT + UNDRAFTED
+    stages = STAGES + LEFT_OUT
     models = [load("mini", device="cpu", **stage.loading) for stage in stages]
-    for stage, model in zip(stages, models, strict=True):
-        model.drafts = stage.drafts
     seconds: list[list[float]] = [[] for _ in stages]
     rows: list[dict[str, Any]] = [{} for _ in stages]
     for repeat in range(args.repeats + 1):  # the first, on a few clips, warms up
@@ -117,7 +102,7 @@ def measure(args: argparse.Namespace) -> None:
         middle = statistics.median(times)
         row |= {"seconds": round(middle, 2), "rtfx": round(sound_s / middle, 1)}
     last, calling = models[len(STAGES) - 1], STAGES[-1].calling
-    kinds = {"stages": STAGES, "left_out": LEFT_OUT, "undrafted": UNDRAFTED}
+    kinds = {"stages": STAGES, "left_out": LEFT_OUT}
     by_kind = {kind: [row for row in rows if row["name"] in {s.name for s in own}] for kind, own in kinds.items()}
     result = by_kind | {
         "trained_on_drafts": trained_on_drafts(clips, said, args.steps), "steps": args.steps, "repeats": args.repeats,
@@ -259,10 +244,8 @@ def report() -> None:
     for name, key in (("with drafts on canvases (share 0.8)", "drafts"), ("on noise alone", "no-drafts")):
         if row := found["trained_on_drafts"].get(key):
             learnt.append(f"| {name} | {row['draft']:.1%} | {row['noise']:.1%} | {row['its CTC draft']:.1%} |")
-    undrafted = table(found["undrafted"], found["undrafted"][0]["seconds"])
     texts = {
         "learnt": learnt,
-        "undrafted": undrafted,
         "stages": stages,
         "floor": [limit],
         "profile": shares,

@@ -11,13 +11,11 @@ import torch
 from tiny_model import clips, tiny_model
 from torch import Tensor
 
-from diffusion_gemma_asr import engine
 from diffusion_gemma_asr.backbone import Prefill
 from diffusion_gemma_asr.decoding import Decoded
 from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.engine import Hints
 from diffusion_gemma_asr.model import DiffusionGemmaASR
-from diffusion_gemma_asr.prompt import PromptBuilder
 
 SAMPLES = [40_000, 4000, 36_200, 320, 9000, 22_000, 30_000]
 SURE_EARLY = DenoiseOptions(steps=6, entropy_bound=2.0, stability_threshold=0, confidence_threshold=4.75)
@@ -107,24 +105,6 @@ def test_padding_of_canvas_and_prompt_changes_nothing(model: DiffusionGemmaASR, 
     second = joined.keep(torch.tensor([1]), int(joined.lengths[1]))
     again = backbone.denoise_hidden_from_soft(canvas[1:, :5], torch.tensor([5]), second, soft[1:, :5])
     torch.testing.assert_close(again, alone[1][2], atol=1e-4, rtol=1e-3)
-
-
-def test_a_canvas_is_cut_behind_an_end_that_is_sure(
-    model: DiffusionGemmaASR, audio: list[np.ndarray], passes: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def canvases(end: tuple[int, ...]) -> list[int]:
-        monkeypatch.setattr(PromptBuilder, "end_ids", end)
-        passes.clear()
-        model.transcribe_batch(audio[:1], "en", TO_THE_END, canvas_length=32)
-        return [lengths[0] for lengths in passes]
-
-    (whole,) = model.transcribe_batch(audio[:1], "en", DenoiseOptions(steps=1), canvas_length=32)
-    end = whole.tokens[10]
-    place = whole.tokens.index(end)
-    assert canvases((end,)) == [32] * 3, "these random weights are sure of nothing"
-    monkeypatch.setattr(engine, "SURE_END", 10.0)
-    assert canvases((end,))[:3] == [32, *[8 * (place // 8 + 1)] * 2]
-    assert canvases(())[:3] == [32] * 3
 
 
 def test_hints_are_what_the_slots_predict_and_tokens_elsewhere(model: DiffusionGemmaASR) -> None:

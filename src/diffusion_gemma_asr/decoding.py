@@ -126,8 +126,7 @@ class Decoding:
     def _random_job(self, row: int, fitting: int) -> Job:
         generator, length = self.generators[row], self.canvas_length or fitting
         canvas = uniform_canvas(1, length, self.model.backbone.vocab_size, generator, self.model.device)
-        too_long = not self.model.drafts or self.canvas_length is not None  # no draft has said how long it need be
-        return Job(canvas[0], generator, ends=self.model.prompts.end_ids if too_long else ())
+        return Job(canvas[0], generator)
 
     def _draft_job(self, row: int, draft: Sequence[DraftToken]) -> Job:
         """The draft laid out for corrections (edits.py); where it is not sure, noise stands in place of its token.

@@ -3,12 +3,11 @@
 `run_reference` is the plain one: rows with canvases of one length are denoised together, all of them until the slowest has
 stopped. `run_fast` keeps a fixed number of rows busy: a row that has stopped leaves, the next one in the queue takes its
 place (continuous batching, Yu et al. 2022, "Orca"), rows are at steps of their own, and lm_head is read slice by slice
-(lm_head.py). Both draw the same numbers for a clip and so write the same transcript, unless `run_fast` cuts its canvas.
+(lm_head.py). Both draw the same numbers for a clip and so write the same transcript.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from .lm_head import logprobs_of, mean_row, predict
 if TYPE_CHECKING:
     from .backbone import Backbone, Prefill
 
-SURE_END = 0.05  # nats; an end token of less entropy cuts its canvas
-CUT_STEP = 8  # canvases are cut to a multiple
 REFILL = 0.25  # share of the rows that must be free before others are read in: few prompts at a time are slow to read
 
 OnStep = Callable[[int, Tensor], None]
@@ -60,14 +57,12 @@ class Job:
     """One canvas to denoise.
 
     canvas: ids (C,) that it starts with; generator: of all that is drawn for it from now on; hints: what its first pass may
-    know already; ends: ids that end a transcript, where the canvas is longer than it need be: the fast engine cuts it behind
-    the first of them that the first pass is sure of.
+    know already.
     """
 
     canvas: Tensor
     generator: torch.Generator
     hints: Hints | None = None
-    ends: tuple[int, ...] = ()
 
 
 class Finished(NamedTuple):
@@ -207,10 +202,9 @@ def _step(
     unchanged = torch.where((best == now.best).all(-1), now.unchanged + 1, 0)
     mean_entropy = entropy.where(used, 0.0).sum(-1) / now.lengths
     stopped = (should_stop(unchanged, mean_entropy, options) | (step == options.steps)).tolist()
-    remaining = _cut(now, jobs, best, entropy)
-    after = _Rows(now.jobs, now.prefill, remaining, canvas, best, soft, step, unchanged)
+    after = _Rows(now.jobs, now.prefill, now.lengths, canvas, best, soft, step, unchanged)
     if not any(stopped):
-        return (after if remaining is now.lengths else after.keep(list(range(len(lengths))))), []
+        return after, []
 
     ends = torch.cat([torch.full((n,), over) for n, over in zip(lengths, stopped, strict=True)]).to(hidden.device)  # (N,)
     logprobs = logprobs_of(hidden[ends], weight, softcap, found.best[ends])
@@ -221,20 +215,6 @@ def _step(
     finished = [(now.jobs[row], Finished(*pair, steps[row])) for row, pair in zip(places, own, strict=True)]
     going = [row for row, over in enumerate(stopped) if not over]
     return (after.keep(going) if going else None), finished
-
-
-def _cut(now: _Rows, jobs: Sequence[Job], best: Tensor, entropy: Tensor) -> Tensor:
-    """(R,) lengths of the canvases from now on: those that have had their first pass end behind their first sure end."""
-    may = [row for row, index in enumerate(now.jobs) if jobs[index].ends and not now.step[row]]
-    if not may:
-        return now.lengths
-    lengths = now.lengths.clone()
-    for row in may:
-        ends = torch.isin(best[row], torch.tensor(jobs[now.jobs[row]].ends, device=best.device))
-        sure = (ends & (entropy[row] < SURE_END)).nonzero()
-        if len(sure):
-            lengths[row] = min(int(lengths[row]), math.ceil((int(sure[0]) + 1) / CUT_STEP) * CUT_STEP)
-    return lengths
 
 
 def _draw(backbone: Backbone, generators: Sequence[torch.Generator], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
