@@ -244,8 +244,12 @@ def report() -> None:
     for name, key in (("with drafts on canvases (share 0.8)", "drafts"), ("on noise alone", "no-drafts")):
         if row := found["trained_on_drafts"].get(key):
             learnt.append(f"| {name} | {row['draft']:.1%} | {row['noise']:.1%} | {row['its CTC draft']:.1%} |")
+    precision = ["| experts in | divergence of the first pass, nats | same best token | WER |", "|---|---|---|---|"]
+    for row in found["lower_precision"]:
+        precision.append(f"| {row['name']} | {row['divergence']:.5f} | {row['same_best']:.1%} | {row['wer']:.1%} |")
     texts = {
         "learnt": learnt,
+        "precision": precision,
         "stages": stages,
         "floor": [limit],
         "profile": shares,
