@@ -14,13 +14,12 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager as Context
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import jiwer
 import numpy as np
@@ -29,7 +28,7 @@ from pages import fill
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_gemma_asr import decoding, load
+from diffusion_gemma_asr import load
 from diffusion_gemma_asr.audio import load_audio
 from diffusion_gemma_asr.data.sources import read_source
 from diffusion_gemma_asr.errors import CheckpointError
@@ -42,13 +41,6 @@ from diffusion_gemma_asr.quantization import QUANTIZATIONS
 FOUND = Path("benchmarks/results/decode.json")
 PAGE = Path("docs/performance.md")
 SHOWN = 12  # operations of the profile
-
-
-@contextmanager
-def bare_draft() -> Iterator[None]:
-    """The draft on the canvas as it is: every token, sure or not, and nothing for the first pass to know."""
-    with patch.object(decoding, "SURE", 0.0), patch.object(decoding, "Hints", lambda *_: None):
-        yield
 
 
 @dataclass(frozen=True)
@@ -66,8 +58,7 @@ STAGES = [
     Stage("plain loop, canvas of 256 tokens of noise", {"merge_lora": False}, PLAIN | {"canvas_length": 256}),
     Stage("LoRA merged", {}, PLAIN | {"canvas_length": 256}),
     Stage("canvas as long as the draft suggests", {}, PLAIN),
-    Stage("draft on the canvas", {}, PLAIN | {"start": "draft"}, around=bare_draft),
-    Stage("unsure tokens as noise, first pass knows the slots' predictions", {}, PLAIN | {"start": "draft"}),
+    Stage("draft on the canvas", {}, PLAIN | {"start": "draft"}),
     Stage("fast engine: rows that have stopped make room, lm_head in slices", {}, {"rows": 8, "start": "draft"}),
     Stage("32 rows at once", {}, {"rows": 32, "start": "draft"}),
 ]

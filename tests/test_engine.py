@@ -14,7 +14,6 @@ from torch import Tensor
 from diffusion_gemma_asr.backbone import Prefill
 from diffusion_gemma_asr.decoding import Decoded
 from diffusion_gemma_asr.denoise import DenoiseOptions
-from diffusion_gemma_asr.engine import Hints
 from diffusion_gemma_asr.model import DiffusionGemmaASR
 
 SAMPLES = [40_000, 4000, 36_200, 320, 9000, 22_000, 30_000]
@@ -105,35 +104,3 @@ def test_padding_of_canvas_and_prompt_changes_nothing(model: DiffusionGemmaASR, 
     second = joined.keep(torch.tensor([1]), int(joined.lengths[1]))
     again = backbone.denoise_hidden_from_soft(canvas[1:, :5], torch.tensor([5]), second, soft[1:, :5])
     torch.testing.assert_close(again, alone[1][2], atol=1e-4, rtol=1e-3)
-
-
-def test_hints_are_what_the_slots_predict_and_tokens_elsewhere(model: DiffusionGemmaASR) -> None:
-    backbone = model.backbone
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.tensor([5, 6, 7, 8])
-    slots = torch.randn(4, backbone.hidden_size, generator=generator)
-    hints = Hints(tokens, slots, torch.tensor([False, True, False, True]))
-    probs = hints.logits(backbone).softmax(-1)
-    assert probs[0, 5] == probs[2, 7] == 1
-    torch.testing.assert_close(probs[[1, 3]], backbone.logits(slots[[1, 3]]).softmax(-1))
-    torch.testing.assert_close(hints.soft(backbone), probs @ backbone.lm_head_weight, atol=1e-5, rtol=1e-4)
-
-
-def test_the_first_pass_over_a_draft_knows_what_the_slots_predict(
-    model: DiffusionGemmaASR, audio: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first: list[Tensor] = []
-    one_pass = model.backbone.denoise_hidden_from_soft
-
-    def noted(canvas: Tensor, lengths: Tensor, prefill: Prefill, soft: Tensor) -> Tensor:
-        first.append(soft)
-        return one_pass(canvas, lengths, prefill, soft)
-
-    monkeypatch.setattr(model.backbone, "denoise_hidden_from_soft", noted)
-    slots, lengths = model.encode_audio(audio[:1])
-    model.transcribe_slots(slots, lengths, "en", TO_THE_END, start="draft")
-    weight = model.backbone.lm_head_weight
-    for i, token in enumerate(model.draft(slots, lengths)[0]):
-        expected = model.backbone.logits(slots[0, token.start]).softmax(-1) @ weight
-        torch.testing.assert_close(first[0][0, 2 * i + 1], expected, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(first[0][0, 2 * i], weight[model.blank])

@@ -13,7 +13,7 @@ from torch import Tensor
 from .ctc import DraftToken
 from .denoise import DenoiseOptions, cut_at_end
 from .edits import edit_layout
-from .engine import Finished, Hints, Job, run_fast, run_reference
+from .engine import Finished, Job, run_fast, run_reference
 from .noise import uniform_canvas
 from .objective import write_canvas
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .model import DiffusionGemmaASR
 
 CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
-SURE = 0.3  # a draft's token of lower probability starts as noise
 
 Start = Literal["noise", "draft"]
 EngineName = Literal["reference", "fast"]
@@ -129,23 +128,11 @@ class Decoding:
         return Job(canvas[0], generator)
 
     def _draft_job(self, row: int, draft: Sequence[DraftToken]) -> Job:
-        """The draft laid out for corrections (edits.py); where it is not sure, noise stands in place of its token.
-
-        The first pass is conditioned on what the slots themselves predict, as later ones are on the pass before.
-        """
-        model, generator = self.model, self.generators[row]
-        special, device = model.prompts.special, model.device
-        layout = [*edit_layout([token.id for token in draft], model.blank), special["end_of_turn"]]
-        length = self.canvas_length or rounded(len(layout))
-        tokens = write_canvas([layout], length, special["eos"])[0].to(device)
-        noise = uniform_canvas(1, length, model.backbone.vocab_size, generator, device)[0]
-        heard = torch.zeros(length, dtype=torch.bool, device=device)
-        unsure = heard.clone()
-        slots = self.slots.new_zeros(length, self.slots.shape[-1])
-        for place, token in zip(range(1, length, 2), draft, strict=False):  # a canvas that was asked for may be shorter
-            heard[place], unsure[place] = True, token.probability < SURE
-            slots[place] = self.slots[row, token.start]
-        return Job(torch.where(unsure, noise, tokens), generator, Hints(tokens, slots, heard))
+        """The draft, laid out for corrections (edits.py)."""
+        special = self.model.prompts.special
+        layout = [*edit_layout([token.id for token in draft], self.model.blank), special["end_of_turn"]]
+        canvas = write_canvas([layout], self.canvas_length or rounded(len(layout)), special["eos"])
+        return Job(canvas[0].to(self.model.device), self.generators[row])
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]

@@ -245,7 +245,6 @@ def denoise(
     generator: Generators,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
     sampler: Sampler = sample,
-    conditioning: Tensor | None = None,
 ) -> DenoiseResult:
     """Denoise canvases until every row is done or the steps are used up.
 
@@ -260,7 +259,6 @@ def denoise(
         generator: on the device of the canvas; one, one per row, or None for torch's default.
         on_step: called after every step with its number, from 1, the arg-max canvas and the entropy (B, C).
         sampler: how tokens are drawn: `sample`, as transformers does, or `sample_by_inversion`.
-        conditioning: (B, C, V) logits that the first pass gets as later ones get those of the pass before.
 
     Returns:
         The last arg-max canvas of every row, with log-probabilities, entropy and the steps used.
@@ -271,6 +269,7 @@ def denoise(
     unchanged = torch.zeros(len(canvas), dtype=torch.long, device=canvas.device)
     steps = torch.zeros_like(unchanged)
     done = torch.zeros_like(unchanged, dtype=torch.bool)
+    conditioning: Tensor | None = None  # (B, C, V)
 
     for steps_left in range(options.steps, 0, -1):
         temperature = temperature_at(steps_left, options)

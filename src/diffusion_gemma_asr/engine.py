@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .denoise import DenoiseOptions, accept, denoise, sample_by_inversion, should_stop, temperature_at
 from .encoder import length_mask
-from .lm_head import logprobs_of, mean_row, predict
+from .lm_head import logprobs_of, predict
 
 if TYPE_CHECKING:
     from .backbone import Backbone, Prefill
@@ -29,40 +29,12 @@ REFILL = 0.25  # share of the rows that must be free before others are read in: 
 OnStep = Callable[[int, Tensor], None]
 
 
-class Hints(NamedTuple):
-    """What the first pass over a canvas of C positions is conditioned on, in place of the pass before.
-
-    tokens: (C,) long, each position's token; but where heard (C,) bool, it is what lm_head reads from slots (C, H).
-    """
-
-    tokens: Tensor
-    slots: Tensor
-    heard: Tensor
-
-    def logits(self, backbone: Backbone) -> Tensor:
-        """(C, V) whose softmax is that condition."""
-        certain = torch.full((len(self.tokens), backbone.vocab_size), -torch.inf, device=self.tokens.device)
-        certain.scatter_(1, self.tokens[:, None], 0.0)
-        return torch.where(self.heard[:, None], backbone.logits(self.slots.to(backbone.lm_head_weight.dtype)), certain)
-
-    def soft(self, backbone: Backbone) -> Tensor:
-        """(C, H) mean row of lm_head under it."""
-        weight = backbone.lm_head_weight
-        read = mean_row(self.slots[self.heard].to(weight.dtype), weight, backbone.softcap)
-        return weight[self.tokens].masked_scatter(self.heard[:, None], read)
-
-
 @dataclass(frozen=True)
 class Job:
-    """One canvas to denoise.
-
-    canvas: ids (C,) that it starts with; generator: of all that is drawn for it from now on; hints: what its first pass may
-    know already.
-    """
+    """One canvas to denoise: ids (C,) that it starts with, and the generator of all that is drawn for it from now on."""
 
     canvas: Tensor
     generator: torch.Generator
-    hints: Hints | None = None
 
 
 class Finished(NamedTuple):
@@ -85,7 +57,6 @@ def run_reference(
     """Denoises jobs, those with canvases of one length together, at most `rows` at once.
 
     Args:
-        jobs: all of them with hints, or none.
         on_step: called after every step with its number, from 1, and the arg-max canvases (B, C) of the batch.
 
     Yields:
@@ -99,9 +70,7 @@ def run_reference(
         canvas = torch.stack([jobs[index].canvas for index in batch])
         generators = [jobs[index].generator for index in batch]
         shown = None if on_step is None else lambda step, best, _: on_step(step, best)
-        hints = [job.hints for job in (jobs[index] for index in batch) if job.hints is not None]
-        conditioning = torch.stack([hint.logits(backbone) for hint in hints]) if hints else None
-        found = denoise(backbone, read(batch), canvas, options, generators, shown, sample_by_inversion, conditioning)
+        found = denoise(backbone, read(batch), canvas, options, generators, shown, sample_by_inversion)
         for row, index in enumerate(batch):
             yield index, Finished(found.canvas[row], found.logprobs[row], int(found.steps[row]))
 
@@ -130,9 +99,6 @@ class _Rows:
         lengths = torch.tensor([len(jobs[index].canvas) for index in indices], device=canvas.device)
         dtype = backbone.lm_head_weight.dtype
         soft = torch.zeros(*canvas.shape, backbone.hidden_size, dtype=dtype, device=canvas.device)
-        for row, index in enumerate(indices):
-            if (hints := jobs[index].hints) is not None:
-                soft[row, : len(hints.tokens)] = hints.soft(backbone)
         none = torch.zeros_like(lengths)
         return cls(indices, prefill, lengths, canvas, torch.full_like(canvas, -1), soft, none, none)
 

@@ -50,12 +50,6 @@ def predict(hidden: Tensor, weight: Tensor, softcap: float, temperature: Tensor,
     return Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def mean_row(hidden: Tensor, weight: Tensor, softcap: float) -> Tensor:
-    """(N, H) mean rows of lm_head under the predictions of hidden states (N, H), at temperature 1."""
-    parts = [_logits(own, weight, softcap).softmax(-1).to(weight.dtype) @ weight for own in _sliced(hidden, weight)]
-    return torch.cat(parts)
-
-
 def logprobs_of(hidden: Tensor, weight: Tensor, softcap: float, tokens: Tensor) -> Tensor:
     """(N,) float32 log-probabilities of tokens (N,) at temperature 1, from hidden states (N, H)."""
     found = []
