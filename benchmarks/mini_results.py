@@ -183,6 +183,7 @@ def report() -> None:
     fill(OUT / "mini.md", {name: table(rows) for name, rows in found.items()} | {"published": published_table(published)})
     figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), constrained_layout=True, squeeze=False)
     for axis, (title, rows) in zip(axes.flat, found.items(), strict=True):
+        axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)  # type: ignore[attr-defined]  # more rows than ten
         curves: dict[str, list[tuple[float, float]]] = {}
         for name, cell in rows.items():
             point = cell["rtfx"], 100 * cell["errors"]["error_rate"]
