@@ -14,9 +14,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager as Context
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from typing import Any
 import jiwer
 import numpy as np
 import torch
-from pages import fill
+from pages import circumstances, fill
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,7 +47,6 @@ class Stage:
     name: str
     loading: dict[str, Any] = field(default_factory=dict)
     calling: dict[str, Any] = field(default_factory=dict)
-    around: Callable[[], Context[None]] = nullcontext
 
 
 PLAIN: dict[str, Any] = {"engine": "reference", "rows": 8, "start": "noise"}
@@ -78,10 +74,9 @@ def measure(args: argparse.Namespace) -> None:
     for repeat in range(args.repeats + 1):  # the first, on a few clips, warms up
         for i, (stage, model) in enumerate(zip(stages, models, strict=True)):
             taken = clips if repeat else clips[:8]
-            with stage.around():
-                began = time.perf_counter()
-                found = model.transcribe_batch(taken, "en", args.steps, **stage.calling)
-                wall = time.perf_counter() - began
+            began = time.perf_counter()
+            found = model.transcribe_batch(taken, "en", args.steps, **stage.calling)
+            wall = time.perf_counter() - began
             if repeat == 0:
                 continue
             seconds[i].append(wall)
@@ -93,9 +88,8 @@ def measure(args: argparse.Namespace) -> None:
         middle = statistics.median(times)
         row |= {"seconds": round(middle, 2), "rtfx": round(sound_s / middle, 1)}
     last, calling = models[len(STAGES) - 1], STAGES[-1].calling
-    kinds = {"stages": STAGES, "left_out": LEFT_OUT}
-    by_kind = {kind: [row for row in rows if row["name"] in {s.name for s in own}] for kind, own in kinds.items()}
-    result = by_kind | {
+    result = {
+        "stages": rows[: len(STAGES)], "left_out": rows[len(STAGES) :],
         "trained_on_drafts": trained_on_drafts(clips, said, args.steps), "steps": args.steps, "repeats": args.repeats,
         "utterances": len(clips), "sound_s": round(sound_s, 1), "machine": machine(),
         "floor": floor(last, clips, args.steps, calling), "lower_precision": lower_precision(clips, said, args.steps),
@@ -182,11 +176,9 @@ def corrections(model: DiffusionGemmaASR, clips: list[np.ndarray], said: list[st
     for text, row in zip(said, model.transcribe_batch(clips, "en", steps, start="draft"), strict=True):
         before, after = (jiwer.process_words(text, normaliser("en")(t) or "-") for t in (row.draft, row.text))
         errors = [m.substitutions + m.deletions + m.insertions for m in (before, after)]
-        better, worse, same = (
-            better + (errors[1] < errors[0]),
-            worse + (errors[1] > errors[0]),
-            same + (errors[1] == errors[0]),
-        )
+        better += errors[1] < errors[0]
+        worse += errors[1] > errors[0]
+        same += errors[1] == errors[0]
         if errors[1] < errors[0]:
             shown.append({"said": text, "draft": row.draft, "written": row.text})
     return {"better": better, "worse": worse, "same": same, "examples": shown[:6]}
@@ -205,14 +197,13 @@ def table(rows: list[dict[str, Any]], first: float) -> list[str]:
 def report() -> None:
     """Fills docs/performance.md."""
     found = json.loads(FOUND.read_text(encoding="utf-8"))
-    m = found["machine"]
     kept = found["stages"]
     stages = table(kept, kept[0]["seconds"]) + [
         line.replace("| ", "| *not kept:* ", 1) for line in table(found["left_out"], kept[0]["seconds"])[2:]
     ]
     stages.append(
         f"\n{found['utterances']} utterances, {found['sound_s']:.0f} s of sound, at most {found['steps']} steps, float32, "
-        f"{m['threads']} of {m['processor']}, torch {m['torch']}, transformers {m['transformers']}, {m['date']}; median of "
+        f"{circumstances(found['machine'])}; median of "
         f"{found['repeats']} runs, taken in turn."
     )
     f, last = found["floor"], kept[-1]

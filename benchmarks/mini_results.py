@@ -25,7 +25,7 @@ import torch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from pages import fill
+from pages import circumstances, fill
 
 from diffusion_gemma_asr.data.sources import read_source
 from diffusion_gemma_asr.decoding import Start
@@ -108,8 +108,8 @@ def measure(args: argparse.Namespace) -> None:
             print(f"{name}: left out, {wanted.model} is not there")
             continue
         steps = [int(n) for n in args.steps.split(",")] if wanted.sweep else [STEPS_OF_OTHERS]
-        for n in steps:
-            (system,) = load_systems(wanted.system, wanted.model, "cpu", RUNS, [n], wanted.start, 0).values()
+        loaded = load_systems(wanted.system, wanted.model, "cpu", RUNS, steps, wanted.start, 0).values()
+        for n, system in zip(steps, loaded, strict=True):
             chosen[f"{name}, {n} steps" if wanted.system == "diffusion" else name] = wanted, system
     found: dict[str, list[dict[str, Any]]] = {}
     for repeat in range(args.repeats):
@@ -157,11 +157,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         cells = f"{name} | {e['error_rate']:.1%} | {interval} | {counts} | {found['cer']:.1%} | {passes} | {found['rtfx']}"
         lines.append(f"| {cells} | {cost} |")
     some = next(iter(rows.values()))
-    m = some["machine"]
     lines.append(
         f"\n{some['errors']['utterances']} utterances, {some['sound_s']:.0f} s of sound, batch size "
-        f"{some['settings']['batch_size']}, {some['settings']['dtype']}, {m['threads']} of {m['processor']}, torch "
-        f"{m['torch']}, transformers {m['transformers']}, {m['date']}; time from samples to text, median of "
+        f"{some['settings']['batch_size']}, {some['settings']['dtype']}, {circumstances(some['machine'])}; "
+        f"time from samples to text, median of "
         f"{some['repeats']} run(s)."
     )
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from diffusion_gemma_asr.evaluate.run import write_whole
 
@@ -17,3 +18,10 @@ def fill(path: Path, parts: dict[str, str]) -> None:
         head, rest = page.split(begin)
         page = f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     write_whole(path, page)
+
+
+def circumstances(machine: dict[str, Any]) -> str:
+    """What `evaluate.run.machine` says of a measurement, in words."""
+    m = machine
+    versions = f"torch {m['torch']}, transformers {m['transformers']}"
+    return f"{m['threads']} of {m['processor']}, {versions}, {m['date']}"

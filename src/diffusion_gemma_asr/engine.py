@@ -167,19 +167,19 @@ def _step(
     step = now.step + 1
     unchanged = torch.where((best == now.best).all(-1), now.unchanged + 1, 0)
     mean_entropy = entropy.where(used, 0.0).sum(-1) / now.lengths
-    stopped = (should_stop(unchanged, mean_entropy, options) | (step == options.steps)).tolist()
+    stopped = should_stop(unchanged, mean_entropy, options) | (step == options.steps)
     after = _Rows(now.jobs, now.prefill, now.lengths, canvas, best, soft, step, unchanged)
-    if not any(stopped):
+    places = stopped.nonzero().flatten().tolist()
+    if not places:
         return after, []
 
-    ends = torch.cat([torch.full((n,), over) for n, over in zip(lengths, stopped, strict=True)]).to(hidden.device)  # (N,)
+    ends = stopped.repeat_interleave(now.lengths)  # (N,)
     logprobs = logprobs_of(hidden[ends], weight, softcap, found.best[ends])
-    sizes = [n for n, over in zip(lengths, stopped, strict=True) if over]
+    sizes = [lengths[row] for row in places]
     own = zip(found.best[ends].split(sizes), logprobs.split(sizes), strict=True)
-    places = [row for row, over in enumerate(stopped) if over]
     steps = step.tolist()
     finished = [(now.jobs[row], Finished(*pair, steps[row])) for row, pair in zip(places, own, strict=True)]
-    going = [row for row, over in enumerate(stopped) if not over]
+    going = (~stopped).nonzero().flatten().tolist()
     return (after.keep(going) if going else None), finished
 
 
