@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ import webvtt
 
 from diffusion_gemma_asr import writers
 from diffusion_gemma_asr.errors import AsrError
-from diffusion_gemma_asr.results import Segment, Transcript
+from diffusion_gemma_asr.results import Segment, Transcript, Word, joiner
 from diffusion_gemma_asr.writers import FORMATS, render, timestamp, write_whole
 
 TEXTS = ["नमस्ते दुनिया", "", "你好世界", "a --> b\n\nc", "ends late"]
@@ -50,6 +51,29 @@ def test_tables_and_json_are_read_back() -> None:
     assert json.loads(render(transcript(), "json")) == transcript().to_dict()
     assert json.loads(render(transcript(), "json", "a.wav")) == {"audio": "a.wav"} | transcript().to_dict()
     assert render(transcript(), "txt").startswith("नमस्ते दुनिया 你好世界 ")
+
+
+def test_words_are_in_json_as_lists_of_objects() -> None:
+    words = (Word("a", 0.0, 0.5, 0.9), Word(" b", 0.5, 1.0, 0.8))
+    told = Transcript.from_segments((Segment(0, 0.0, 1.0, "a b", (1,), -0.5, 0.0, 1.0, words),), "en", 1.0)
+    content = json.loads(render(told, "json"))
+    assert content == told.to_dict()
+    assert content["segments"][0]["words"][1] == {"word": " b", "start": 0.5, "end": 1.0, "probability": 0.8}
+
+
+@pytest.mark.parametrize("text", ["AT&T", "a < b > c", "<i>so</i>", "&lt; is &amp;lt;"])
+def test_webvtt_is_escaped_and_subrip_is_not(text: str) -> None:
+    told = Transcript.from_segments((Segment(0, 0.0, 1.0, text, (), 0.0, 0.0, 1.0),), "en", 1.0)
+    (caption,) = webvtt.from_string(render(told, "vtt"))
+    assert "<" not in caption.raw_text and html.unescape(caption.text) == text
+    (cue,) = srt.parse(render(told, "srt"), ignore_errors=False)
+    assert cue.content == text
+
+
+def test_texts_are_joined_as_the_language_does() -> None:
+    segments = tuple(Segment(i, i, i + 1.0, text, (), 0.0, 0.0, 1.0) for i, text in enumerate(["你好。", "", "世界"]))
+    assert Transcript.from_segments(segments, "zh", 3.0).text == "你好。世界"
+    assert [joiner(language) for language in ("en", "de", "fr", "es", "hi", "zh")] == [" "] * 5 + [""]
 
 
 def test_silence_gives_files_without_cues() -> None:

@@ -54,7 +54,7 @@ class Transcript:
     """The transcript of one recording.
 
     Attributes:
-        text: of all segments, joined by spaces.
+        text: of all segments, joined as the language does; see `joiner`.
         language: code of the language that the model was told.
         duration: of the sound, in seconds.
         segments: in order of time.
@@ -68,12 +68,17 @@ class Transcript:
     @classmethod
     def from_segments(cls, segments: tuple[Segment, ...], language: str, duration: float) -> Transcript:
         """The transcript whose text is that of its segments."""
-        text = " ".join(segment.text for segment in segments if segment.text)
+        text = joiner(language).join(segment.text for segment in segments if segment.text)
         return cls(text, language, duration, segments)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts and lists, ready for json.dumps."""
         return _lists(asdict(self))
+
+
+def joiner(language: str) -> str:
+    """What stands between two texts of a language, by its code: nothing in Mandarin, a space in others."""
+    return "" if language == "zh" else " "
 
 
 def compression_ratio(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Transcripts as text: plain, subtitles (SubRip, WebVTT), a table, JSON; and as files that are whole or not there."""
+"""Transcripts in all formats: plain text, subtitles, a table, JSON; and as files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -8,22 +8,13 @@ from pathlib import Path
 
 from .errors import AsrError
 from .results import Segment, Transcript
+from .subtitles import SubtitleOptions, srt, vtt
+from .subtitles import timestamp as timestamp
 
 
 def txt(transcript: Transcript) -> str:
     """The text in one line."""
     return transcript.text + "\n"
-
-
-def srt(transcript: Transcript) -> str:
-    """SubRip: numbered cues."""
-    cues = (f"{i}\n{_span(s, ',', hours=True)}\n{_cue_text(s)}\n" for i, s in enumerate(_spoken(transcript), 1))
-    return "\n".join(cues)
-
-
-def vtt(transcript: Transcript) -> str:
-    """WebVTT."""
-    return "\n".join(["WEBVTT\n", *(f"{_span(s, '.', hours=False)}\n{_cue_text(s)}\n" for s in _spoken(transcript))])
 
 
 def tsv(transcript: Transcript) -> str:
@@ -41,11 +32,28 @@ def to_json(transcript: Transcript, audio: str | None = None) -> str:
 FORMATS = ("txt", "vtt", "srt", "tsv", "json")
 
 
-def render(transcript: Transcript, output_format: str, audio: str | None = None) -> str:
-    """A transcript in one of FORMATS; `audio` is the recording's name, which JSON mentions."""
-    if output_format == "json":
-        return to_json(transcript, audio)
-    return {"txt": txt, "vtt": vtt, "srt": srt, "tsv": tsv}[output_format](transcript)
+def render(
+    transcript: Transcript, output_format: str, audio: str | None = None, subtitles: SubtitleOptions | None = None
+) -> str:
+    """A transcript in one of FORMATS.
+
+    Args:
+        transcript: what is written.
+        output_format: one of FORMATS.
+        audio: the recording's name, which JSON mentions.
+        subtitles: how words are laid out in "vtt" and "srt"; None is `SubtitleOptions()`: a cue is a segment.
+
+    Raises:
+        AsrError: `subtitles` needs word times, and the transcript has none.
+    """
+    forms = {
+        "txt": lambda: txt(transcript),
+        "vtt": lambda: vtt(transcript, subtitles),
+        "srt": lambda: srt(transcript, subtitles),
+        "tsv": lambda: tsv(transcript),
+        "json": lambda: to_json(transcript, audio),
+    }
+    return forms[output_format]()
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -65,20 +73,3 @@ def write_whole(path: Path, text: str) -> None:
 
 def _spoken(transcript: Transcript) -> list[Segment]:
     return [segment for segment in transcript.segments if segment.text]
-
-
-def _cue_text(segment: Segment) -> str:
-    """The text without what would end a cue: an arrow, an empty line."""
-    lines = (line.strip() for line in segment.text.replace("-->", "->").splitlines())
-    return "\n".join(line for line in lines if line)
-
-
-def _span(segment: Segment, point: str, hours: bool) -> str:
-    return f"{timestamp(segment.start, point, hours)} --> {timestamp(segment.end, point, hours)}"
-
-
-def timestamp(seconds: float, point: str = ".", hours: bool = False) -> str:
-    """1.5 → "00:01.500"; with `hours`, or from an hour on, "00:00:01.500". `point` stands before the milliseconds."""
-    ms = round(1000 * seconds)
-    h, m, s = ms // 3_600_000, ms // 60_000 % 60, ms // 1000 % 60
-    return (f"{h:02}:" if hours or h else "") + f"{m:02}:{s:02}{point}{ms % 1000:03}"
