@@ -121,6 +121,7 @@ def test_a_checkpoint_holds_the_adapter_alone(
         "README.md",
         "adapter.safetensors",
         "config.json",
+        "preprocessor_config.json",
     ]
     tensors = load_file(folder / "adapter.safetensors")
     assert {key.split(".")[0] for key in tensors} == {"projector", "lora"}
@@ -172,7 +173,7 @@ def test_frozen_parts_inside_the_folder_move_with_it(
     assert torch.allclose(logits(load_checkpoint(moved, device="cpu"))[0], logits(model)[0], atol=1e-5)
 
 
-def test_saving_again_replaces_the_three_files_and_keeps_others(
+def test_saving_again_replaces_the_files_and_keeps_others(
     folder: Path, model: DiffusionGemmaASR, recipe: ModelRecipe
 ) -> None:
     (folder / "notes.txt").write_text("mine")
@@ -376,7 +377,7 @@ class FakeHub:
     commit_url = "https://hub/commit/1"
 
 
-def test_pushing_uploads_the_three_files(
+def test_pushing_uploads_the_checkpoint_s_files(
     tmp_path: Path, model: DiffusionGemmaASR, recipe: ModelRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint_module, "HfApi", FakeHub)
@@ -386,6 +387,11 @@ def test_pushing_uploads_the_three_files(
     published = replace(recipe, encoder=SourceRecipe("o/w"), backbone=SourceRecipe("g/d"))
     folder = save_checkpoint(model, tmp_path / "published", published)
     assert push_to_hub(folder, "me/asr") == "https://hub/commit/1"
-    assert FakeHub.uploads[0]["allow_patterns"] == ["adapter.safetensors", "config.json", "README.md"]
+    assert FakeHub.uploads[0]["allow_patterns"] == [
+        "adapter.safetensors",
+        "config.json",
+        "README.md",
+        "preprocessor_config.json",
+    ]
     with pytest.raises(CheckpointError, match=r"cannot upload to not/mine: 403 Forbidden$"):
         push_to_hub(folder, "not/mine")

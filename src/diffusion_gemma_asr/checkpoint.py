@@ -1,9 +1,10 @@
 """Checkpoints: the trained adapter alone, and by name the frozen parts that it was trained on.
 
-A checkpoint is a folder, or a hub repository, of three files:
+A checkpoint is a folder, or a hub repository, of four files:
 
 - `adapter.safetensors`: the projector and the LoRA matrices, keys `projector.*` and `lora.*`
 - `config.json`: names, revisions and shapes of encoder and backbone, settings of projector and LoRA
+- `preprocessor_config.json`: the encoder's own, for transformers' pipeline alone; a model without a Whisper has none
 - `README.md`: the model card
 
 Names of frozen parts are hub names or folders; a relative folder starts from the checkpoint.
@@ -38,6 +39,7 @@ from .checkpoint_config import (
     read_checkpoint_config,
 )
 from .ear import load_encoder
+from .encoder import AcousticEncoder
 from .errors import CheckpointError
 from .model import DiffusionGemmaASR
 from .model_card import ModelCard, render_card
@@ -47,13 +49,13 @@ from .quantization import find_quantizer
 from .recipe import ModelRecipe, SourceRecipe, resolve_source
 
 PRESETS = Path(__file__).resolve().parent / "presets"
-ADAPTER, CARD = "adapter.safetensors", "README.md"
+ADAPTER, CARD, EXTRACTOR = "adapter.safetensors", "README.md", "preprocessor_config.json"
 
 
 def save_checkpoint(
     model: DiffusionGemmaASR, folder: str | Path, recipe: ModelRecipe, card: ModelCard | None = None
 ) -> Path:
-    """Write a model's adapter, config.json and model card.
+    """Write a model's adapter, config.json, preprocessor_config.json and model card.
 
     Everything is written to a folder beside the target first. A new target then appears at once and whole;
     in an existing one each file is replaced whole, and other files stay. A frozen part inside the target is
@@ -88,6 +90,8 @@ def save_checkpoint(
             save_file(detached, partial / ADAPTER, metadata={"format": "pt"})
             (partial / CARD).write_text(render_card(recipe, card or ModelCard(), trained), encoding="utf-8")
             (partial / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+            if isinstance(model.encoder, AcousticEncoder):
+                model.encoder.extractor.save_pretrained(partial)
             _move_into_place(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -128,11 +132,11 @@ def load_checkpoint(
     if quantization is not None:
         find_quantizer(quantization)  # before minutes of reading
     device = choose_device(device)
-    folder = _find(name_or_path, revision, local_files_only)
+    folder = find_checkpoint(name_or_path, revision, local_files_only)
     config = read_checkpoint_config(folder)
     adapter = _read_adapter(folder / ADAPTER)
-    encoder_source = _source(config.encoder, encoder, folder)
-    backbone_source = _source(config.backbone, backbone, folder)
+    encoder_source = part_source(config.encoder, encoder, folder)
+    backbone_source = part_source(config.backbone, backbone, folder)
     check_encoder(config.encoder, encoder_source, local_files_only)
     check_backbone(config.backbone, backbone_source, local_files_only)
     dtype = dtype or getattr(torch, config.dtype)
@@ -188,7 +192,7 @@ def read_projector(folder: str | Path) -> dict[str, Tensor]:
 
 
 def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Upload a checkpoint's three files; frozen parts inside the folder go along.
+    """Upload a checkpoint's files; frozen parts inside the folder go along.
 
     Args:
         folder: of `save_checkpoint`.
@@ -204,7 +208,7 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, r
     """
     config = read_checkpoint_config(Path(folder))
     _read_adapter(Path(folder) / ADAPTER)
-    patterns = [ADAPTER, CONFIG, CARD]
+    patterns = [ADAPTER, CONFIG, CARD, EXTRACTOR]
     for part in (config.encoder, config.backbone):
         if Path(part.name).is_absolute():
             raise CheckpointError(
@@ -242,15 +246,22 @@ def _move_into_place(partial: Path, folder: Path) -> None:
         os.chmod(partial, 0o755)  # mkdtemp makes it private
         partial.rename(folder)
         return
-    for name in (ADAPTER, CARD, CONFIG):
-        os.replace(partial / name, folder / name)
+    for path in sorted(partial.iterdir()):
+        os.replace(path, folder / path.name)
 
 
 # -- loading -----------------------------------------------------------------------------------------------
 
 
-def _find(name_or_path: str | Path, revision: str | None, local_files_only: bool) -> Path:
-    """The folder of a checkpoint; a hub repository is fetched into the hub's cache first."""
+def find_checkpoint(name_or_path: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The folder of a checkpoint; a hub repository is fetched into the hub's cache first.
+
+    Args:
+        name_or_path, revision, local_files_only: see `load_checkpoint`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it cannot be fetched.
+    """
     if str(name_or_path) == "mini":
         folder = PRESETS / "mini"
         if not (folder / CONFIG).is_file():
@@ -280,7 +291,13 @@ def _read_adapter(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged ({first_line(error)}); fetch or save it again") from error
 
 
-def _source(entry: EncoderEntry | BackboneEntry, override: str | Path | None, folder: Path) -> SourceRecipe:
+def part_source(entry: EncoderEntry | BackboneEntry, override: str | Path | None, folder: Path) -> SourceRecipe:
+    """Where a frozen part is: hub name or absolute folder, and revision.
+
+    Args:
+        entry: as the checkpoint in `folder` names it.
+        override: folder or hub name to use in its place.
+    """
     if override is not None:
         return SourceRecipe(resolve_source(str(override), Path.cwd()))
     return SourceRecipe(resolve_source(entry.name, folder), entry.revision)

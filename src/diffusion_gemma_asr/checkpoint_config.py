@@ -56,6 +56,7 @@ class CheckpointConfig:
     drafts: bool  # whether CTC trained the projector, so that its slots spell a draft
     dtype: Literal["float32", "bfloat16", "float16"]  # of the frozen parts in training; the default in loading
     start: Literal["noise", "draft"] = "noise"  # what canvases hold at first, where the caller does not say
+    model_type: Literal["diffusion_gemma_asr"] = "diffusion_gemma_asr"  # for transformers' Auto classes
 
     @property
     def model(self) -> ModelRecipe:

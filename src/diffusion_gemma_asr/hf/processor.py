@@ -1,0 +1,130 @@
+"""What goes into our model and comes out of it, as transformers' Auto classes hand it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, WhisperFeatureExtractor
+
+from ..audio import SAMPLE_RATE
+from ..checkpoint import find_checkpoint, load_tokenizer, part_source
+from ..checkpoint_config import read_checkpoint_config
+from ..ear import WAVEFORM
+from ..encoder import length_mask
+from ..errors import AsrError, AudioError, CheckpointError
+from ..pretrained import first_line
+
+
+class BackboneTokenizer:
+    """Finds the tokenizer of a checkpoint, which is its backbone's; stands in the Auto classes' table."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        backbone: str | Path | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> PreTrainedTokenizerBase:
+        """The tokenizer of the backbone that a checkpoint names.
+
+        Args:
+            pretrained_model_name_or_path: checkpoint folder or hub repository.
+            backbone: folder or hub name to use in place of the checkpoint's.
+            revision, local_files_only: of the checkpoint's repository.
+            **kwargs: what the pipeline passes to all parts alike, which does not matter to this one.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or its tokenizer cannot be read.
+        """
+        folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
+        source = part_source(read_checkpoint_config(folder).backbone, backbone, folder)
+        return load_tokenizer(source, local_files_only)
+
+
+class DiffusionGemmaASRProcessor(ProcessorMixin):
+    """Sound to the features that `generate` takes, and its token ids to text.
+
+    Args:
+        feature_extractor: the encoder's.
+        tokenizer: the backbone's.
+    """
+
+    def __init__(self, feature_extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(feature_extractor, tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> DiffusionGemmaASRProcessor:
+        """The processor of a checkpoint, from the frozen parts that it names.
+
+        Args:
+            pretrained_model_name_or_path: checkpoint folder or hub repository.
+            revision, local_files_only: of the checkpoint's repository.
+            **kwargs: `encoder`, `backbone`: folder or hub name to use in place of the checkpoint's.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, its parts cannot be read, or it has no Whisper encoder.
+        """
+        folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
+        checkpoint = read_checkpoint_config(folder)
+        encoder = part_source(checkpoint.encoder, kwargs.get("encoder"), folder)
+        if encoder.name == WAVEFORM:
+            raise CheckpointError(f"{folder} hears plain samples, without a Whisper; use diffusion_gemma_asr.transcribe")
+        where = {"revision": encoder.revision, "local_files_only": local_files_only}
+        try:
+            extractor = WhisperFeatureExtractor.from_pretrained(encoder.name, **where)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read the features of {encoder.name}: {first_line(error)}") from error
+        backbone = part_source(checkpoint.backbone, kwargs.get("backbone"), folder)
+        return cls(extractor, load_tokenizer(backbone, local_files_only))
+
+    def __call__(
+        self,
+        audio: np.ndarray | Sequence[np.ndarray],
+        sampling_rate: int = SAMPLE_RATE,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Log-mel spectrograms of clips.
+
+        Args:
+            audio: (n,) floats of one clip, or a list of such; at most 30 s each.
+            sampling_rate: must be 16000 Hz.
+            return_tensors: must be "pt".
+
+        Returns:
+            input_features (B, bins, T) float32, a frame per 10 ms, zeros behind each end; attention_mask (B, T).
+
+        Raises:
+            AudioError: a clip is longer than 30 s or shorter than 0.02 s, or has another sampling rate.
+            AsrError: another kind of tensor is asked for.
+        """
+        if sampling_rate != SAMPLE_RATE:
+            raise AudioError(f"the sampling rate is {sampling_rate} Hz; resample to {SAMPLE_RATE}: audio.load_audio does")
+        if return_tensors != "pt":
+            raise AsrError(f"return_tensors is {return_tensors!r}; only 'pt' is made here")
+        clips = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)
+        spectra = [self._spectrum(clip) for clip in clips]  # (T, bins) each
+        mel = torch.nn.utils.rnn.pad_sequence(spectra, batch_first=True).transpose(1, 2).contiguous()  # (B, bins, T)
+        mask = length_mask(torch.tensor([len(spectrum) for spectrum in spectra]), mel.shape[2]).long()
+        return BatchFeature({"input_features": mel, "attention_mask": mask})
+
+    def _spectrum(self, clip: np.ndarray) -> torch.Tensor:
+        extractor = self.feature_extractor
+        if not 2 * extractor.hop_length <= len(clip) <= extractor.n_samples:
+            seconds = len(clip) / SAMPLE_RATE
+            raise AudioError(f"a clip of {seconds:.2f} s; give 0.02 s to 30 s, or use the pipeline, which cuts long sound")
+        out = extractor(clip, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
+        return out["input_features"][0].T
