@@ -6,14 +6,17 @@ depends on the samples alone, so a test sees at once when chunks are lost, mixed
 
 from __future__ import annotations
 
+import io
+import wave
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_gemma_asr.ctc import TokenSpan
 from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.errors import AsrError
 
@@ -43,6 +46,17 @@ def write(path: Path, samples: NDArray[np.float32], rate: int = 16_000, codec: s
     return path
 
 
+def write_wav(samples: NDArray[np.float32]) -> bytes:
+    """A WAV file of (n,) floats at 16 kHz."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16_000)
+        out.writeframes((samples * 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
 def pitch(samples: NDArray[np.float32], rate: int = 16_000) -> float:
     """Hertz of the strongest component."""
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
@@ -57,11 +71,32 @@ class HeardPitch:
     tokens: list[int]
     logprobs: list[float]
     steps: int
+    draft: str
+    spans: list[TokenSpan] | None = None
+
+    def as_drafted(self) -> HeardPitch:
+        return replace(self, text=self.draft, tokens=[3], logprobs=[-0.125])
+
+
+class Digits:
+    """The fake model's tokenizer: a token is a word, its number."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+        return " ".join(str(token) for token in tokens)
 
 
 @dataclass
 class PitchModel:
-    """Stands in for DiffusionGemmaASR: transcribes every sound to its pitch, to the nearest 20 Hz."""
+    """Stands in for DiffusionGemmaASR: transcribes every sound to its pitch, to the nearest 20 Hz.
+
+    Attributes:
+        loops: {pitch: the seeds with which its text goes round in circles}.
+    """
+
+    loops: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    drafts: bool = True
+    draft_text: str = "a draft"
+    tokenizer: Digits = field(default_factory=Digits)
 
     batches: list[list[int]] = field(default_factory=list)  # samples of every sound, call by call
     # language, options, seed, start, engine, rows of every call
@@ -77,18 +112,21 @@ class PitchModel:
         engine: str = "fast",
         rows: int = 32,
         on_done: Callable[[int], None] | None = None,
+        align: bool = False,
     ) -> list[HeardPitch]:
         if language not in ("en", "de"):
             raise AsrError(f"language {language} is not one of en, de")
         self.batches.append([len(samples) for samples in audio])
         self.calls.append((language, options, seed, start, engine, rows))
-        heard = [self._hear(samples) for samples in audio]
+        heard = [self._hear(samples, seed, align) for samples in audio]
         for index in reversed(range(len(audio))):
             if on_done:
                 on_done(index)
         return heard
 
-    def _hear(self, samples: NDArray[np.float32]) -> HeardPitch:
+    def _hear(self, samples: NDArray[np.float32], seed: int, align: bool) -> HeardPitch:
         assert samples.dtype == np.float32 and samples.ndim == 1
         hertz = round(pitch(samples) / 20) * 20
-        return HeardPitch(f" {hertz} hertz", [hertz, 7], [-0.25, -0.75], steps=2)
+        spans = [TokenSpan(1, 2, -0.1), TokenSpan(4, 5, -0.1)] if align else None
+        text = f" {hertz} hertz" if seed not in self.loops.get(hertz, ()) else f" {hertz}" * 9
+        return HeardPitch(text, [hertz, 7], [-0.25, -0.75], 2, self.draft_text, spans)

@@ -22,7 +22,7 @@ from diffusion_gemma_asr.errors import (
 from diffusion_gemma_asr.results import Segment, Transcript, Word
 
 # `transcribe` is a module and its chief function: importing both here leaves the function under the name.
-from diffusion_gemma_asr.transcribe import Progress, TranscribeOptions, transcribe, transcribe_many
+from diffusion_gemma_asr.transcribe import Progress, TranscribeOptions, stream, transcribe, transcribe_many
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,7 @@ __all__ = [
     "Word",
     "__version__",
     "load",
+    "stream",
     "transcribe",
     "transcribe_many",
 ]

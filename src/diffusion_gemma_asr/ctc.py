@@ -218,6 +218,22 @@ def lm_head_log_probs(
     return (logits - log_z[..., None]).masked_fill(~mask[..., None], 0.0)
 
 
+@torch.no_grad()
+def lm_head_align(
+    hidden: Tensor, weight: Tensor, softcap: float, tokens: Sequence[int], blank: int
+) -> list[TokenSpan] | None:
+    """`forced_align` straight from the slots (S, H) of one clip, through the head (V, H); None where it is not possible."""
+    classes = {blank: 0}
+    targets = [classes.setdefault(token, len(classes)) for token in tokens]
+    columns = torch.tensor([list(classes)], device=hidden.device)  # (1, K)
+    everywhere = torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
+    log_probs = lm_head_log_probs(hidden[None], weight, softcap, columns, everywhere)[0]  # (S, K)
+    try:
+        return forced_align(log_probs, targets, 0)
+    except DataError:
+        return None
+
+
 def lm_head_ctc_loss(
     hidden: Tensor,
     weight: Tensor,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .ctc import DraftToken
+from .ctc import DraftToken, TokenSpan
 from .denoise import DenoiseOptions, cut_at_end
 from .edits import edit_layout
 from .engine import Finished, Job, run_fast, run_reference
@@ -33,7 +33,8 @@ class Decoded:
     """What the model made of one clip.
 
     tokens and their log-probabilities (nats, at temperature 1, in the last pass); draft: the CTC head's transcript,
-    which the canvas' length comes from; steps: denoising passes used, over all canvases.
+    which the canvas' length comes from, and draft_tokens, its tokens; steps: denoising passes used, over all canvases;
+    spans: where CTC places the tokens, None where that was not asked for or there are more tokens than slots.
     """
 
     text: str
@@ -41,6 +42,15 @@ class Decoded:
     logprobs: list[float]
     draft: str
     steps: int
+    draft_tokens: list[DraftToken]
+    spans: list[TokenSpan] | None = None
+
+    def as_drafted(self) -> Decoded:
+        """The draft in place of what was denoised."""
+        drafted = self.draft_tokens
+        logprobs = [math.log(max(token.probability, 1e-10)) for token in drafted]
+        spans = [TokenSpan(token.start, token.end, value) for token, value in zip(drafted, logprobs, strict=True)]
+        return replace(self, text=self.draft, tokens=[token.id for token in drafted], logprobs=logprobs, spans=spans)
 
 
 class _Canvas(NamedTuple):
@@ -148,7 +158,8 @@ class Decoding:
         tokens = self._written(row)
         draft = self.model.text([token.id for token in self.drafts[row]])
         logprobs = [value for canvas in self.canvases[row] for value in canvas.logprobs]
-        return Decoded(self.model.text(tokens), tokens, logprobs, draft, sum(c.steps for c in self.canvases[row]))
+        steps = sum(c.steps for c in self.canvases[row])
+        return Decoded(self.model.text(tokens), tokens, logprobs, draft, steps, self.drafts[row])
 
     def _shown(self, on_step: OnStep) -> Callable[[int, Tensor], None]:
         ends = self.model.prompts.end_ids

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from .audio import AudioSource
 from .backbone import Backbone, Prefill
-from .ctc import DraftToken, lm_head_ctc_loss, lm_head_draft
+from .ctc import DraftToken, lm_head_align, lm_head_ctc_loss, lm_head_draft
 from .decoding import Decoded, Decoding, EngineName, OnStep, Start
 from .denoise import DenoiseOptions
 from .ear import Ear
@@ -20,6 +22,8 @@ from .encoder import length_mask
 from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import Projector
 from .prompt import PromptBuilder
+from .results import Segment, Transcript
+from .transcribe import stream, transcribe
 
 
 @dataclass(frozen=True)
@@ -141,20 +145,29 @@ class DiffusionGemmaASR(nn.Module):
         return self._ctc_loss(slots, slot_lengths, batch.text)
 
     def _ctc_loss(self, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> Tensor:
-        tokens = text.target_mask.sum(1) - 1  # without the end of the turn
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
-        return lm_head_ctc_loss(slots, weight, softcap, text.canvas, slot_lengths, tokens, self.blank)
+        spoken, counts = text.spoken()
+        return lm_head_ctc_loss(slots, weight, softcap, spoken, slot_lengths, counts, self.blank)
 
     def _edits(self, drafts: Sequence[Sequence[int]], text: TextBatch) -> EditCanvases:
         """What the drafts have to become, on the model's device."""
         special = self.prompts.special
-        counts = (text.target_mask.sum(1) - 1).tolist()  # without the end of the turn
-        targets = [row[:n] for row, n in zip(text.canvas.tolist(), counts, strict=True)]
+        spoken, counts = text.spoken()
+        targets = [row[:n] for row, n in zip(spoken.tolist(), counts.tolist(), strict=True)]
+        leads = [row[:n] for row, n in zip(text.canvas.tolist(), text.leads.tolist(), strict=True)]
         ending = special["end_of_turn"], special["eos"]
-        found = edit_canvases(drafts, targets, ending, self.blank, text.canvas.shape[1])
+        found = edit_canvases(drafts, targets, ending, self.blank, text.canvas.shape[1], leads)
         return EditCanvases(*(part.to(self.device) for part in found))
 
     # -- transcription ------------------------------------------------------------------------------------------------
+
+    def transcribe(self, audio: AudioSource, **options: Any) -> Transcript:
+        """Transcribes a recording of any length; see `transcribe.transcribe`."""
+        return transcribe(audio, self, **options)
+
+    def stream(self, audio: AudioSource, **options: Any) -> Iterator[Segment]:
+        """Transcribes a recording of any length, segment by segment; see `transcribe.stream`."""
+        return stream(audio, self, **options)
 
     @torch.no_grad()
     def transcribe_batch(
@@ -169,6 +182,7 @@ class DiffusionGemmaASR(nn.Module):
         engine: EngineName = "fast",
         rows: int = 32,
         on_done: Callable[[int], None] | None = None,
+        align: bool = False,
     ) -> list[Decoded]:
         """Transcribes clips; each gives the same whatever else is in the batch.
 
@@ -186,18 +200,24 @@ class DiffusionGemmaASR(nn.Module):
             engine: "fast", or "reference" for the plain loop; see engine.py.
             rows: clips that the encoder and the decoder take at once.
             on_done: called with a clip's index when its transcript is there.
+            align: whether to find out where in the sound the tokens are.
         """
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]))
         slots: dict[int, Tensor] = {}
         for first in range(0, len(order), rows):
             taken = order[first : first + rows]
-            found, lengths = self.encode_audio([audio[i] for i in taken])
-            slots.update((i, row[:n]) for i, row, n in zip(taken, found, lengths.tolist(), strict=True))
+            encoded, lengths = self.encode_audio([audio[i] for i in taken])
+            slots.update((i, row[:n]) for i, row, n in zip(taken, encoded, lengths.tolist(), strict=True))
         padded = nn.utils.rnn.pad_sequence([slots[i] for i in range(len(audio))], batch_first=True)
         slot_lengths = torch.tensor([len(slots[i]) for i in range(len(audio))], device=self.device)
-        return self.transcribe_slots(
+        found = self.transcribe_slots(
             padded, slot_lengths, language, options, seed, canvas_length, on_step, start, engine, rows, on_done
         )
+        return [self._aligned(decoded, slots[i]) for i, decoded in enumerate(found)] if align else found
+
+    def _aligned(self, decoded: Decoded, slots: Tensor) -> Decoded:
+        weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
+        return replace(decoded, spans=lm_head_align(slots, weight, softcap, decoded.tokens, self.blank))
 
     @torch.no_grad()
     def transcribe_slots(

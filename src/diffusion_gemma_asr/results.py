@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,19 @@ class Word:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of sound that was transcribed at once: a chunk of at most 30 seconds.
+    """A stretch of speech that was transcribed at once, of at most 30 seconds.
 
     Attributes:
         id: its number in the transcript, from 0.
         start, end: seconds.
-        text: without space at either end; empty for silence.
+        text: without space at either end, never empty.
         tokens: ids in the backbone's vocabulary.
         avg_logprob: mean natural-log probability of the tokens; 0 where there are none.
-        no_speech_prob: 1 for sound under the silence threshold, which the model is not asked about; else 0.
+        no_speech_prob: 1 less the mean probability that voice activity detection gives to its windows.
         compression_ratio: of the text, see `compression_ratio`; above 2.4 or so the text repeats itself.
         words: None where no word times were asked for.
+        fallback: None; "seed" where the first text repeated itself and this one comes from another seed; "draft" where that
+            did so, too, and this one is the CTC draft.
     """
 
     id: int
@@ -47,6 +49,7 @@ class Segment:
     no_speech_prob: float
     compression_ratio: float
     words: tuple[Word, ...] | None = None
+    fallback: Literal["seed", "draft"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,150 @@
+"""Words with times and probabilities, from the tokens of a transcript and where CTC places them in the sound.
+
+CTC marks a token in one or a few slots of 160 ms somewhere in the word, so a word's bounds lie between its neighbours' marks
+and its own; there they are put at the quietest place, or where a pause begins and ends, in steps of 10 ms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .audio import SAMPLE_RATE, Samples
+from .results import Word
+
+if TYPE_CHECKING:
+    from .decoding import Decoded
+    from .model import DiffusionGemmaASR
+    from .vad import Chunk
+
+SLOT_S = 0.16  # an audio token
+FRAME_S = 0.01  # in which loudness is looked at
+PAUSE_DB = 12.0  # a place is part of a pause if it is at most so much louder than the quietest one near it ...
+PAUSE_S = 0.04  # what parts words; closures inside words are mostly shorter
+SPEECH_DB = 18.0  # ... and at least so much quieter than the chunk's loud places
+
+Marks = Sequence[tuple[float, float]]
+
+
+def words_of(decoded: Decoded, chunk: Chunk, model: DiffusionGemmaASR, language: str) -> tuple[Word, ...]:
+    """The words of a chunk's transcript.
+
+    Args:
+        decoded: aligned.
+        language: in Mandarin every character is a word.
+
+    Returns:
+        words in order that do not overlap, with times in the recording; without times to go by (there are more tokens than
+        slots) they share the chunk's time in proportion to their letters.
+    """
+    words = split_words(decoded.tokens, lambda tokens: model.tokenizer.decode(tokens, skip_special_tokens=True), language)
+    if not words:
+        return ()
+    if decoded.spans is None:
+        bounds = _in_proportion([text for text, _ in words], chunk.start, chunk.end)
+    else:
+        marks = [
+            (SLOT_S * decoded.spans[own[0]].start, SLOT_S * decoded.spans[own[-1]].end) for _, own in words
+        ]  # in the chunk
+        bounds = [
+            (chunk.offset + start, chunk.offset + end)
+            for start, end in word_bounds(marks, chunk.samples, chunk.start - chunk.offset, chunk.end - chunk.offset)
+        ]
+    return tuple(
+        Word(text, round(start, 3), round(end, 3), float(np.exp(np.mean([decoded.logprobs[i] for i in own]))))
+        for (text, own), (start, end) in zip(words, bounds, strict=True)
+    )
+
+
+def split_words(
+    tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str
+) -> list[tuple[str, list[int]]]:
+    """Words, with the space before them, and the places of their tokens; joined they are the text.
+
+    A token that ends inside a character (bytes of it) belongs to the word that the character ends up in.
+    """
+    words: list[tuple[str, list[int]]] = []
+    used, waiting = 0, []  # characters, and places of tokens whose characters are not used yet
+    for place in range(len(tokens)):
+        text = decode(tokens[: place + 1])
+        waiting.append(place)
+        piece = text[used:]
+        unfinished = text.endswith("\ufffd") and place + 1 < len(tokens)
+        if unfinished or not piece.strip():
+            continue
+        if language == "zh":
+            words += [(character, waiting) for character in re.findall(r"\s*\S", piece)]
+        elif words and not piece[0].isspace():
+            words[-1] = (words[-1][0] + piece, words[-1][1] + waiting)
+        else:
+            words.append((piece, waiting))
+        used, waiting = len(text.rstrip()), []
+    return words
+
+
+def word_bounds(marks: Marks, samples: Samples, start: float, end: float) -> list[tuple[float, float]]:
+    """Start and end of words, in seconds.
+
+    A word reaches from its mark to the nearest pause on either side, so that it does not take in what was said but not
+    transcribed; where there is no pause before the next mark, to the quietest place.
+
+    Args:
+        marks: (start, end) of the slots where each word's tokens are marked, in seconds, in order.
+        samples: (n,) float32, 16 kHz.
+        start, end: of the speech in the samples, in seconds.
+    """
+    level = loudness(samples)
+    loud = float(np.percentile(level, 90)) if len(level) else 0.0
+    edges = [(start, start), *marks, (end, end)]
+    gaps = [_gap(level, loud, _centre(a), _centre(b)) for a, b in itertools.pairwise(edges)]
+    gaps[0] = (start, max(start, gaps[0][1] if gaps[0][2] else start), False)
+    gaps[-1] = (min(end, gaps[-1][0] if gaps[-1][2] else end), end, False)
+    bounds = [(before[1], after[0]) for before, after in itertools.pairwise(gaps)]
+    return [(a, max(b, a + FRAME_S)) for a, b in bounds]
+
+
+def _gap(level: NDArray[np.float32], loud: float, left: float, right: float) -> tuple[float, float, bool]:
+    """Between two marks: where one word ends, where the next begins, and whether there is a pause at all."""
+    first, last = round(left / FRAME_S), min(round(right / FRAME_S), len(level))
+    if last - first < 2:
+        return (left + right) / 2, (left + right) / 2, False
+    between = level[first:last]
+    lowest = int(np.argmin(between))
+    quiet = min(between[lowest] + PAUSE_DB, loud - SPEECH_DB)
+    pauses = _runs(between <= quiet)
+    if not pauses:
+        middle = (first + lowest + 0.5) * FRAME_S
+        return middle, middle, False
+    long = [run for run in pauses if run[1] - run[0] >= PAUSE_S / FRAME_S]
+    chosen = long or [max(pauses, key=lambda run: run[1] - run[0])]
+    return (first + chosen[0][0]) * FRAME_S, (first + chosen[-1][1]) * FRAME_S, True
+
+
+def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """[start, end) of each stretch of True."""
+    steps = np.diff(np.concatenate([[0], mask.astype(int), [0]]))
+    return list(zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True))
+
+
+def loudness(samples: Samples) -> NDArray[np.float32]:
+    """(n,) samples → (n / 160,) RMS of every 10 ms, smoothed over 30 ms, in dB of full scale."""
+    size = round(FRAME_S * SAMPLE_RATE)
+    frames = samples[: len(samples) // size * size].reshape(-1, size)
+    power = np.square(frames).mean(axis=1) + 1e-10
+    smooth = np.convolve(power, np.ones(3) / 3, mode="same") if len(power) >= 3 else power
+    return (10 * np.log10(smooth)).astype(np.float32)
+
+
+def _centre(mark: tuple[float, float]) -> float:
+    return (mark[0] + mark[1]) / 2
+
+
+def _in_proportion(texts: Sequence[str], start: float, end: float) -> list[tuple[float, float]]:
+    edges = np.cumsum([0, *(len(text.strip()) for text in texts)])
+    times = start + (end - start) * edges / edges[-1]
+    return [(float(a), float(b)) for a, b in itertools.pairwise(times)]
