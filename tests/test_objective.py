@@ -87,7 +87,7 @@ def rows_of(batch: TextBatch, row: int) -> TextBatch:
     """One row without its padding; the canvas keeps its length."""
     n = int(batch.mask[row].sum())
     cut = {f.name: getattr(batch, f.name)[row : row + 1] for f in fields(batch)}
-    return TextBatch(**{k: v if k in ("lengths", "canvas") else v[:, :n] for k, v in cut.items()})
+    return TextBatch(**{k: v if k in ("lengths", "canvas", "leads") else v[:, :n] for k, v in cut.items()})
 
 
 # -- the batch -----------------------------------------------------------------------------------------------

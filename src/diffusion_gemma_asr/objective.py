@@ -14,7 +14,7 @@ from .denoise import accept, renoise, sample
 from .edits import EditCanvases
 from .losses import autoregressive_loss, diffusion_loss
 from .noise import q_xt, sample_t
-from .prompt import PromptBuilder, pad_prompts
+from .prompt import AUTO, PromptBuilder, pad_prompts
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class TextBatch:
 
     ids, mask, slot_mask, target_mask (B, P): tokens, real ones, placeholders of audio tokens, transcript (with its end of
     turn); lengths (B,): tokens of the prompt alone; canvas (B, C) long: transcript, end of turn, then end of sequence.
+    leads (B,): how many of the transcript's tokens come before what is spoken: a language's code and a newline where the
+    prompt does not name it, else 0.
     """
 
     ids: Tensor
@@ -31,6 +33,13 @@ class TextBatch:
     target_mask: Tensor
     lengths: Tensor
     canvas: Tensor
+    leads: Tensor
+
+    def spoken(self) -> tuple[Tensor, Tensor]:
+        """What is spoken, without the lead and the end of the turn: ids (B, C), of meaning up to counts (B,)."""
+        counts = self.target_mask.sum(1) - 1 - self.leads
+        at = torch.arange(self.canvas.shape[1], device=self.canvas.device) + self.leads[:, None]
+        return self.canvas.gather(1, at.clamp(max=self.canvas.shape[1] - 1)), counts
 
     def to(self, device: torch.device) -> TextBatch:
         """The same batch on another device."""
@@ -38,21 +47,29 @@ class TextBatch:
 
 
 def text_batch(
-    prompts: PromptBuilder, slots: Sequence[int], targets: Sequence[Sequence[int]], languages: Sequence[str], margin: int
-) -> TextBatch:
+    prompts: PromptBuilder, slots: Sequence[int], targets: Sequence[Sequence[int]], languages: Sequence[str], margin: int,
+    unnamed: Sequence[bool] | None = None,
+) -> TextBatch:  # fmt: skip
     """Joins prompts and targets.
 
     Args:
         slots: audio tokens of each row.
         targets: transcript and end of turn of each row, as `PromptBuilder.target` gives them.
+        languages: spoken in each row.
         margin: canvas positions beyond the longest target.
+        unnamed: rows whose prompt does not name the language; their transcripts begin with its code. None: no row.
     """
-    rows = [prompts.row(n, language) for n, language in zip(slots, languages, strict=True)]
-    joined = pad_prompts([[*row, *target] for row, target in zip(rows, targets, strict=True)], prompts.special)
+    unnamed = unnamed or [False] * len(targets)
+    asked = [AUTO if hidden else language for hidden, language in zip(unnamed, languages, strict=True)]
+    leads = [prompts.marker(language) if hidden else [] for hidden, language in zip(unnamed, languages, strict=True)]
+    written = [[*lead, *target] for lead, target in zip(leads, targets, strict=True)]
+    rows = [prompts.row(n, language) for n, language in zip(slots, asked, strict=True)]
+    joined = pad_prompts([[*row, *target] for row, target in zip(rows, written, strict=True)], prompts.special)
     lengths = torch.tensor([len(row) for row in rows])
-    canvas = write_canvas(targets, max(map(len, targets)) + margin, prompts.special["eos"])
-    after_prompt = torch.arange(joined.ids.shape[1]) >= lengths[:, None]
-    return TextBatch(joined.ids, joined.mask, joined.slot_mask, joined.mask & after_prompt, lengths, canvas)
+    canvas = write_canvas(written, max(map(len, written)) + margin, prompts.special["eos"])
+    target_mask = joined.mask & (torch.arange(joined.ids.shape[1]) >= lengths[:, None])
+    sizes = torch.tensor([len(lead) for lead in leads])
+    return TextBatch(joined.ids, joined.mask, joined.slot_mask, target_mask, lengths, canvas, sizes)
 
 
 def write_canvas(rows: Sequence[Sequence[int]], length: int, eos: int) -> Tensor:

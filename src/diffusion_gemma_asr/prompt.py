@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,9 +21,12 @@ SPECIAL_TOKENS = {
 }  # fmt: skip
 
 
-def instruction(language: str) -> str:
-    """What the prompt asks for; `language` is its English name."""
-    return f"Transcribe the {language} speech."
+AUTO = "auto"  # in place of a language's code: the model has to find out, and writes the code before the transcript
+
+
+def instruction(language: str | None) -> str:
+    """What the prompt asks for; `language` is its English name, None where the model has to find out."""
+    return "Transcribe the speech." if language is None else f"Transcribe the {language} speech."
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,36 @@ class PromptBuilder:
     def row(self, slots: int, language: str = "en") -> list[int]:
         """The prompt of one utterance of `slots` audio tokens.
 
+        Args:
+            language: a code, or AUTO: the prompt names none, and the transcript follows a `marker`.
+
         Raises:
-            AsrError: `language` is none of the six.
+            AsrError: `language` is none of the six, nor AUTO.
         """
-        if language not in LANGUAGES:
-            raise AsrError(f"language {language!r} is not one of {', '.join(LANGUAGES)}")
+        if language not in (*LANGUAGES, AUTO):
+            raise AsrError(f"language {language!r} is not one of {', '.join(LANGUAGES)}, {AUTO}")
         s = self.special
         return [
-            s["bos"], s["turn"], *self._plain("user\n" + instruction(LANGUAGES[language])),
+            s["bos"], s["turn"], *self._plain("user\n" + instruction(LANGUAGES.get(language))),
             s["begin_audio"], *[s["audio"]] * slots, s["end_audio"], s["end_of_turn"], *self._newline,
             s["turn"], *self._plain("model\n"),
         ]  # fmt: skip
+
+    def marker(self, language: str) -> list[int]:
+        """What stands before the transcript where the prompt names no language: its code and a newline."""
+        return self._plain(language + "\n")
+
+    @functools.cached_property
+    def markers(self) -> dict[str, list[int]]:
+        """The markers of all languages, of one length, by code.
+
+        Raises:
+            CheckpointError: they are of different lengths, so that a canvas has no fixed place for them.
+        """
+        found = {code: self.marker(code) for code in LANGUAGES}
+        if len({len(marker) for marker in found.values()}) > 1:
+            raise CheckpointError("the tokenizer spells the codes of languages in different lengths; name the language")
+        return found
 
     def build(
         self, slot_lengths: Sequence[int], languages: Sequence[str], written: Sequence[Sequence[int]] | None = None
