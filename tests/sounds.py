@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_gemma_asr.ctc import TokenSpan
+from diffusion_gemma_asr.decoding import Shown
 from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.errors import AsrError
 
@@ -113,12 +114,16 @@ class PitchModel:
         rows: int = 32,
         on_done: Callable[[int], None] | None = None,
         align: bool = False,
+        on_step: Callable[[int, list[list[Shown]]], None] | None = None,
     ) -> list[HeardPitch]:
         if language not in ("en", "de"):
             raise AsrError(f"language {language} is not one of en, de")
         self.batches.append([len(samples) for samples in audio])
         self.calls.append((language, options, seed, start, engine, rows))
         heard = [self._hear(samples, seed, align) for samples in audio]
+        if on_step is not None:
+            for step in (0, 1):
+                on_step(step, [[Shown(one.text, float(step))] for one in heard])
         for index in reversed(range(len(audio))):
             if on_done:
                 on_done(index)

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from sounds import PitchModel, tone, write
+from rich.console import Console
+from sounds import PitchModel, tone, write, write_wav
 
 import diffusion_gemma_asr as asr
+from diffusion_gemma_asr import terminal, transcribe_command
 from diffusion_gemma_asr.checkpoint import save_checkpoint
 from diffusion_gemma_asr.cli import main
 from diffusion_gemma_asr.writers import FORMATS
@@ -32,11 +35,11 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command with these arguments: its exit status and what it printed."""
+    """The command with these arguments: its exit status and what it printed. A tone passes for speech."""
 
     def run(*arguments: str | Path) -> Outcome:
         with pytest.raises(SystemExit) as left:
-            main([str(argument) for argument in arguments])
+            main([*map(str, arguments), *(["--vad_method", "energy"] if arguments[0] == "transcribe" else [])])
         return Outcome(left.value.code or 0, *capsys.readouterr())
 
     return run
@@ -87,6 +90,7 @@ def test_bad_files_are_named_and_the_others_transcribed(
     assert outcome.status == 1
     assert outcome.out == f"{sound}\t440 hertz\n"
     complaints = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert complaints.pop() == f"error: 6 of 7 files failed: {', '.join(map(str, bad))}"
     assert len(complaints) == len(bad)
     for path, line in zip(bad, complaints, strict=True):
         assert line.startswith(f"error: {path}: ")
@@ -167,7 +171,7 @@ def test_options_reach_the_model_with_underscores_or_dashes(
         *(f"--batch{style}size", "1", f"--output{style}format", "json", "--engine", "reference"),
     )
     assert outcome.status == 0
-    assert model.calls == [("de", 3, 7, "noise", "reference", 1)]
+    assert model.calls == [("de", 3, 7, "noise", "reference", 1)] * 2
     assert json.loads(outcome.out.splitlines()[0])["language"] == "de"
 
 
@@ -194,6 +198,77 @@ def test_what_is_loaded(run: Run, model: PitchModel, sound: Path, monkeypatch: p
     ]
 
 
+def test_options_of_the_transcript(run: Run, model: PitchModel, tmp_path: Path) -> None:
+    sound = write(tmp_path / "long.wav", np.concatenate([tone(hertz, 2.0) for hertz in (400, 500, 600)]))
+    assert run("transcribe", sound, "--clip_timestamps", "2,4").out == "500 hertz\n"
+    assert run("transcribe", sound, "--clip_timestamps", "0,2,4").out == "400 hertz\n600 hertz\n"
+    assert len(run("transcribe", sound, "--chunk_size", "2.5").out.splitlines()) > 2
+    whole = json.loads(run("transcribe", sound, "-f", "json", "--word_timestamps", "True").out)
+    assert [word["word"].strip() for word in whole["segments"][0]["words"]][1] == "7"
+    whole = json.loads(run("transcribe", sound, "-f", "json", "--word_timestamps", "False").out)
+    assert whole["segments"][0]["words"] is None
+    marked = run("transcribe", sound, "-f", "vtt", "--word_timestamps", "True", "--highlight_words", "True").out
+    assert "<u>7</u>" in marked
+    narrow = run("transcribe", sound, "-f", "srt", "--word_timestamps", "--max_line_width", "4", "--max_line_count", "1").out
+    assert narrow.count("-->") == 2
+    wrong = (
+        ("--clip_timestamps", "2,1"), ("--clip_timestamps", "a,b"), ("--max_line_count", "2"), ("--highlight_words", "True"),
+        ("--vad_onset", "2"), ("--chunk_length", "40"),
+    )  # fmt: skip
+    for arguments in wrong:
+        outcome = run("transcribe", sound, *arguments)
+        assert outcome.status == 2 and arguments[0].strip("-") in outcome.err and not outcome.out
+
+
+def test_standard_input(run: Run, model: PitchModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for output in ((), ("-o", tmp_path / "out")):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(write_wav(tone(440, 0.5)))))
+        outcome = run("transcribe", "-", *output)
+        assert outcome.status == 0 and outcome.out == ("" if output else "440 hertz\n")
+    assert (tmp_path / "out" / "stdin.txt").read_text() == "440 hertz\n"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+    assert run("transcribe", "-").status == 1
+
+
+def test_progress_in_lines(run: Run, model: PitchModel, sound: Path) -> None:
+    lines = run("transcribe", sound, "--print_progress").err.splitlines()
+    assert lines[0].startswith("progress: 100.0 %, ") and lines[0].endswith("s left")
+
+
+def test_the_canvas_can_be_watched(run: Run, model: PitchModel, sound: Path) -> None:
+    outcome = run("transcribe", sound, sound, "--watch")
+    assert outcome.out == f"{sound}\t440 hertz\n" * 2
+    assert outcome.err.splitlines()[:4] == [" 0   440 hertz", " 1   440 hertz"] * 2
+
+
+def test_the_bar_shows_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "Console", lambda **how: Console(file=screen, force_terminal=True, width=100))
+    bar = terminal.Bar(60.0, lines=False)
+    bar.update(asr.Progress(30.0, 45.0))
+    with bar.aside():
+        pass
+    bar.close()
+    assert "30 of 60 s" in screen.getvalue() and "times real time" in screen.getvalue()
+
+
+def test_an_interruption_keeps_what_is_done(
+    run: Run, model: PitchModel, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, folder = write(tmp_path / "b.wav", tone(880, 0.5)), tmp_path / "out"
+    render = transcribe_command.render
+
+    def interrupted(transcript: asr.Transcript, *others: object) -> str:
+        if transcript.text.startswith("880"):
+            raise KeyboardInterrupt
+        return render(transcript, *others)
+
+    monkeypatch.setattr(transcribe_command, "render", interrupted)
+    outcome = run("transcribe", sound, other, "-o", folder)
+    assert outcome.status == 130 and "1 of 2 files are done" in outcome.err
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
+
+
 def test_threads(run: Run, model: PitchModel, sound: Path) -> None:
     before = torch.get_num_threads()
     try:
@@ -206,7 +281,7 @@ def test_threads(run: Run, model: PitchModel, sound: Path) -> None:
 def test_verbose_shows_segments_on_standard_error(run: Run, model: PitchModel, sound: Path) -> None:
     outcome = run("transcribe", sound, "--verbose")
     assert outcome.out == "440 hertz\n"
-    assert "[00:00.000 --> 00:00.500] 440 hertz (mean log-probability -0.50)" in outcome.err
+    assert "[00:00.000 --> 00:00.500] 440 hertz (mean log-probability -0.50, speech 1.00)" in outcome.err
 
 
 def test_errors_of_the_model_are_one_line(run: Run, model: PitchModel, sound: Path) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from diffusion_gemma_asr import decoding as decoding_module
 from diffusion_gemma_asr.backbone import Backbone, Prefill
 from diffusion_gemma_asr.ctc import greedy
-from diffusion_gemma_asr.decoding import CANVAS_STEP, Decoded, EngineName, fitted_canvas
+from diffusion_gemma_asr.decoding import CANVAS_STEP, Decoded, EngineName, Shown, fitted_canvas
 from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.edits import edit_layout
 from diffusion_gemma_asr.engine import Finished, Job, run_fast
@@ -141,6 +141,10 @@ def test_decoded_is_one_whole(model: DiffusionGemmaASR, audio: list[np.ndarray])
         assert 1 <= found.steps <= STEPS.steps
 
 
+def joined(row: list[Shown]) -> str:
+    return "".join(piece.text for piece in row)
+
+
 def test_transcript_stops_before_the_first_end_token(
     model: DiffusionGemmaASR, audio: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,20 +153,22 @@ def test_transcript_stops_before_the_first_end_token(
     first = whole.tokens.index(end)
     monkeypatch.setattr(PromptBuilder, "end_ids", (end,))
     shown: list[str] = []
-    (cut,) = model.transcribe_batch(audio[:1], options=STEPS, on_step=lambda _, texts: shown.extend(texts))
+    (cut,) = model.transcribe_batch(audio[:1], options=STEPS, on_step=lambda _, rows: shown.extend(map(joined, rows)))
     assert cut.tokens == whole.tokens[:first]
     assert cut.logprobs == whole.logprobs[:first]
     assert cut.text == shown[-1] == model.tokenizer.decode(cut.tokens, skip_special_tokens=True).strip()
 
 
 def test_every_step_is_shown(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
-    shown: list[tuple[int, list[str]]] = []
+    shown: list[tuple[int, list[Shown]]] = []
     (found,) = model.transcribe_batch(
-        audio[:1], options=STEPS, canvas_length=8, on_step=lambda step, texts: shown.append((step, texts))
+        audio[:1], options=STEPS, canvas_length=8, on_step=lambda step, rows: shown.append((step, rows[0]))
     )
-    assert [step for step, _ in shown] == [1, 2, 3] * (len(shown) // 3)
-    assert found.text.endswith(shown[-1][1][0])
-    assert shown[0][1] != shown[2][1]
+    assert [step for step, _ in shown] == [0, 1, 2, 3] * (len(shown) // 4)
+    assert found.text.endswith(joined(shown[-1][1]))
+    assert shown[1][1] != shown[3][1]
+    assert {piece.confidence for piece in shown[0][1]} == {0.0}
+    assert all(0 < piece.confidence <= 1 for piece in shown[1][1])
 
 
 @pytest.mark.parametrize("engine", ["fast", "reference"])

@@ -15,7 +15,8 @@ import webvtt
 from diffusion_gemma_asr import writers
 from diffusion_gemma_asr.errors import AsrError
 from diffusion_gemma_asr.results import Segment, Transcript, Word, joiner
-from diffusion_gemma_asr.writers import FORMATS, render, timestamp, write_whole
+from diffusion_gemma_asr.subtitles import timestamp
+from diffusion_gemma_asr.writers import FORMATS, render, write_whole
 
 TEXTS = ["नमस्ते दुनिया", "", "你好世界", "a --> b\n\nc", "ends late"]
 TIMES = [(0.0, 1.25), (1.25, 2.0), (2.0, 59.9996), (61.5, 3599.9), (3600.1, 7325.4)]
@@ -50,7 +51,7 @@ def test_tables_and_json_are_read_back() -> None:
     assert rows[0] == {"start": "0", "end": "1250", "text": "नमस्ते दुनिया"}
     assert json.loads(render(transcript(), "json")) == transcript().to_dict()
     assert json.loads(render(transcript(), "json", "a.wav")) == {"audio": "a.wav"} | transcript().to_dict()
-    assert render(transcript(), "txt").startswith("नमस्ते दुनिया 你好世界 ")
+    assert render(transcript(), "txt").splitlines() == ["नमस्ते दुनिया", "你好世界", "a --> b c", "ends late"]
 
 
 def test_words_are_in_json_as_lists_of_objects() -> None:
@@ -78,7 +79,7 @@ def test_texts_are_joined_as_the_language_does() -> None:
 
 def test_silence_gives_files_without_cues() -> None:
     silent = Transcript.from_segments((), "en", 3.0)
-    assert [render(silent, form) for form in FORMATS[:4]] == ["\n", "WEBVTT\n", "", "start\tend\ttext\n"]
+    assert [render(silent, form) for form in FORMATS[:4]] == ["", "WEBVTT\n", "", "start\tend\ttext\n"]
 
 
 def test_timestamps() -> None:

@@ -16,6 +16,7 @@ from .edits import edit_layout
 from .engine import Finished, Job, run_fast, run_reference
 from .noise import uniform_canvas
 from .objective import write_canvas
+from .words import pieces
 
 if TYPE_CHECKING:
     from .backbone import Prefill
@@ -25,7 +26,16 @@ CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of 
 
 Start = Literal["noise", "draft"]
 EngineName = Literal["reference", "fast"]
-OnStep = Callable[[int, list[str]], None]
+
+
+class Shown(NamedTuple):
+    """A piece of the text on a canvas, and how sure the denoiser is of it: e^-entropy, 1 where one token alone is likely."""
+
+    text: str
+    confidence: float
+
+
+OnStep = Callable[[int, list[list[Shown]]], None]
 
 
 @dataclass(frozen=True)
@@ -161,9 +171,18 @@ class Decoding:
         steps = sum(c.steps for c in self.canvases[row])
         return Decoded(self.model.text(tokens), tokens, logprobs, draft, steps, self.drafts[row])
 
-    def _shown(self, on_step: OnStep) -> Callable[[int, Tensor], None]:
-        ends = self.model.prompts.end_ids
-        return lambda step, canvas: on_step(step, [self.model.text(row) for row in cut_at_end(canvas, ends)])
+    def _shown(self, on_step: OnStep) -> Callable[[int, Tensor, Tensor], None]:
+        def show(step: int, canvas: Tensor, entropy: Tensor) -> None:
+            rows = zip(cut_at_end(canvas, self.model.prompts.end_ids), (-entropy).exp().tolist(), strict=True)
+            on_step(step, [self._pieces(row, sure) for row, sure in rows])
+
+        return show
+
+    def _pieces(self, row: Sequence[int], confidence: Sequence[float]) -> list[Shown]:
+        """What is on a canvas; a gap in the layout of a draft is nothing."""
+        kept = [place for place, token in enumerate(row) if token != self.model.blank]
+        found = pieces([row[i] for i in kept], self.model.text)
+        return [Shown(text, min(confidence[kept[i]] for i in own)) for text, own in found]
 
 
 def rounded(positions: int) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 REFILL = 0.25  # share of the rows that must be free before others are read in: few prompts at a time are slow to read
 
-OnStep = Callable[[int, Tensor], None]
+OnStep = Callable[[int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def run_reference(
     """Denoises jobs, those with canvases of one length together, at most `rows` at once.
 
     Args:
-        on_step: called after every step with its number, from 1, and the arg-max canvases (B, C) of the batch.
+        on_step: called after every step with its number, from 1, the arg-max canvases of the batch and their entropy (B, C);
+            before the first one with 0, what the canvases start with, and infinity.
 
     Yields:
         (index of the job, what became of it).
@@ -69,8 +70,9 @@ def run_reference(
     for batch in batches:
         canvas = torch.stack([jobs[index].canvas for index in batch])
         generators = [jobs[index].generator for index in batch]
-        shown = None if on_step is None else lambda step, best, _: on_step(step, best)
-        found = denoise(backbone, read(batch), canvas, options, generators, shown, sample_by_inversion)
+        if on_step is not None:
+            on_step(0, canvas, torch.full(canvas.shape, torch.inf))
+        found = denoise(backbone, read(batch), canvas, options, generators, on_step, sample_by_inversion)
         for row, index in enumerate(batch):
             yield index, Finished(found.canvas[row], found.logprobs[row], int(found.steps[row]))
 

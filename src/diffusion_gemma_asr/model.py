@@ -194,8 +194,8 @@ class DiffusionGemmaASR(nn.Module):
             seed: of each clip's own generator.
             canvas_length: positions on the canvas; by default as many as the draft suggests. A transcript that fills its
                 canvas goes on on another one.
-            on_step: called after every denoising step with its number and the texts on the canvases of the clips that are
-                denoised together; it wants the reference engine.
+            on_step: called before the first denoising step, with 0, and after every one, with its number, and what is on the
+                canvases of the clips that are denoised together, token by token; the reference engine does it.
             start: "noise" or "draft"; None is the model's own.
             engine: "fast", or "reference" for the plain loop; see engine.py.
             rows: clips that the encoder and the decoder take at once.

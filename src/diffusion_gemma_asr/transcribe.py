@@ -18,7 +18,7 @@ from .vad import Chunk, Clips, VadOptions, speech_chunks
 from .words import words_of
 
 if TYPE_CHECKING:
-    from .decoding import Decoded
+    from .decoding import Decoded, OnStep
     from .denoise import DenoiseOptions
     from .model import DiffusionGemmaASR
 
@@ -193,8 +193,13 @@ def stream_many(
     options: TranscribeOptions | None = None,
     *,
     on_progress: ProgressCallback | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[tuple[int, Segment | End | AudioError]]:
     """As `transcribe_many`, but segment by segment.
+
+    Args:
+        on_step: called before the first denoising step of every chunk and after each one, see
+            `DiffusionGemmaASR.transcribe_batch`; chunks are then taken one by one.
 
     Yields:
         (number of the recording, from 0; what comes next of it): its segments, then its end or the error that cut it short.
@@ -202,9 +207,9 @@ def stream_many(
     """
     options = options or TranscribeOptions()
     done_s, count, current = 0.0, 0, -1
-    for pool in _pools(audio, options):
+    for pool in _pools(audio, options, largest=1 if on_step is not None else options.batch_size * POOL_BATCHES):
         chunks = [event for _, event in pool.events if isinstance(event, Chunk)]
-        decoded = iter(_decode(model, chunks, options, _Tally(chunks, done_s, pool.read_s, on_progress)))
+        decoded = iter(_decode(model, chunks, options, _Tally(chunks, done_s, pool.read_s, on_progress), on_step))
         done_s = pool.read_s
         for number, event in pool.events:
             if number != current:
@@ -227,12 +232,12 @@ class _Pool:
     read_s: float = 0.0
 
 
-def _pools(audio: Iterable[AudioSource], options: TranscribeOptions) -> Iterator[_Pool]:
-    """Read recordings, in order, into pools with enough chunks to sort and few enough to keep in memory.
+def _pools(audio: Iterable[AudioSource], options: TranscribeOptions, largest: int) -> Iterator[_Pool]:
+    """Read recordings, in order, into pools with enough chunks to sort and few enough to keep in memory, `largest` at most.
 
     The first pool is one batch, so that the first text appears soon; each has twice as many as the one before.
     """
-    enough = options.batch_size
+    enough = min(options.batch_size, largest)
     pool, held, held_s = _Pool(), 0, 0.0
     for number, source in enumerate(audio):
         for event, read_s in _events(source, options):
@@ -241,7 +246,7 @@ def _pools(audio: Iterable[AudioSource], options: TranscribeOptions) -> Iterator
                 held, held_s = held + 1, held_s + event.duration
             if held >= enough or held_s >= POOL_S:
                 yield _Pool(pool.events, pool.read_s + read_s)
-                enough = min(2 * enough, options.batch_size * POOL_BATCHES)
+                enough = min(2 * enough, largest)
                 pool, held, held_s = _Pool([], pool.read_s), 0, 0.0
         pool.read_s += read_s
     if pool.events:
@@ -288,7 +293,11 @@ class _Text:
 
 
 def _decode(
-    model: DiffusionGemmaASR, chunks: Sequence[Chunk], options: TranscribeOptions, on_done: Callable[[int], None]
+    model: DiffusionGemmaASR,
+    chunks: Sequence[Chunk],
+    options: TranscribeOptions,
+    on_done: Callable[[int], None],
+    on_step: OnStep | None,
 ) -> list[_Text]:
     """Decodes chunks; those whose text repeats itself once more with another seed, and if need be takes their drafts."""
     if not chunks:
@@ -304,6 +313,7 @@ def _decode(
             engine=options.engine,
             rows=options.batch_size,
             on_done=done,
+            on_step=on_step,
             align=options.word_timestamps,
         )
 

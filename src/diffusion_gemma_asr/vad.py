@@ -24,7 +24,7 @@ HYSTERESIS = 0.15  # speech goes on as long as its probability stays above the o
 SILENCE_DBFS = -60.0  # about 33 steps of 16-bit sound: far under the quietest speech worth recording
 MIN_PAUSE_S = 0.5  # a shorter one is part of the speech
 MIN_SPEECH_S = 0.1  # shorter bursts are clicks
-PADDING_S = 0.2  # kept of the silence before and behind speech: it fades in and out below the threshold
+PADDING_S = 0.4  # kept of the silence before and behind speech, which fades in and out; as in faster-whisper
 CUT_SEARCH_S = 5.0  # a chunk that has to be cut is cut somewhere in its last five seconds
 CUT_PAUSE_S = 0.2  # a pause between words; the closure of a "p" or "t" is shorter
 FRAME = SAMPLE_RATE // 50  # 20 ms
@@ -98,7 +98,7 @@ def speech_chunks(blocks: Iterable[Samples], options: VadOptions | None = None, 
 
 
 def _clipped(blocks: Iterable[Samples], clips: Clips) -> Iterator[tuple[int, Iterator[Samples]]]:
-    """The parts to look at: the sample that each starts with and its blocks, to be read before the next part is asked for."""
+    """The parts to look at: the sample each starts with and its blocks, to be read before the next part is asked for."""
     if not clips:
         yield 0, iter(blocks)
         return

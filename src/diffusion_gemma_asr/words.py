@@ -64,27 +64,33 @@ def words_of(decoded: Decoded, chunk: Chunk, model: DiffusionGemmaASR, language:
 def split_words(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str
 ) -> list[tuple[str, list[int]]]:
-    """Words, with the space before them, and the places of their tokens; joined they are the text.
-
-    A token that ends inside a character (bytes of it) belongs to the word that the character ends up in.
-    """
+    """Words, with the space before them, and the places of their tokens; joined they are the text."""
     words: list[tuple[str, list[int]]] = []
+    for text, own in pieces(tokens, decode):
+        if language == "zh":
+            words += [(character, own) for character in re.findall(r"\s*\S", text)]
+        elif words and not text[0].isspace():
+            words[-1] = (words[-1][0] + text, words[-1][1] + own)
+        else:
+            words.append((text, own))
+    return words
+
+
+def pieces(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[tuple[str, list[int]]]:
+    """What each token adds to the text, and its place; joined they are the text.
+
+    A token that ends inside a character (bytes of it), or adds nothing but space, goes with the next one.
+    """
+    found: list[tuple[str, list[int]]] = []
     used, waiting = 0, []  # characters, and places of tokens whose characters are not used yet
     for place in range(len(tokens)):
         text = decode(tokens[: place + 1])
         waiting.append(place)
-        piece = text[used:]
-        unfinished = text.endswith("\ufffd") and place + 1 < len(tokens)
-        if unfinished or not piece.strip():
-            continue
-        if language == "zh":
-            words += [(character, waiting) for character in re.findall(r"\s*\S", piece)]
-        elif words and not piece[0].isspace():
-            words[-1] = (words[-1][0] + piece, words[-1][1] + waiting)
-        else:
-            words.append((piece, waiting))
-        used, waiting = len(text.rstrip()), []
-    return words
+        piece = text[used:].rstrip()
+        if piece and (not text.endswith("\ufffd") or place + 1 == len(tokens)):
+            found.append((piece, waiting))
+            used, waiting = used + len(piece), []
+    return found
 
 
 def word_bounds(marks: Marks, samples: Samples, start: float, end: float) -> list[tuple[float, float]]:
@@ -104,8 +110,12 @@ def word_bounds(marks: Marks, samples: Samples, start: float, end: float) -> lis
     gaps = [_gap(level, loud, _centre(a), _centre(b)) for a, b in itertools.pairwise(edges)]
     gaps[0] = (start, max(start, gaps[0][1] if gaps[0][2] else start), False)
     gaps[-1] = (min(end, gaps[-1][0] if gaps[-1][2] else end), end, False)
-    bounds = [(before[1], after[0]) for before, after in itertools.pairwise(gaps)]
-    return [(a, max(b, a + FRAME_S)) for a, b in bounds]
+    bounds, last = [], 0.0
+    for before, after in itertools.pairwise(gaps):
+        first = max(before[1], last)
+        last = max(after[0], first + FRAME_S)
+        bounds.append((first, last))
+    return bounds
 
 
 def _gap(level: NDArray[np.float32], loud: float, left: float, right: float) -> tuple[float, float, bool]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from .errors import AsrError
 from .results import Segment, Transcript
 from .subtitles import SubtitleOptions, srt, vtt
-from .subtitles import timestamp as timestamp
 
 
 def txt(transcript: Transcript) -> str:
-    """The text in one line."""
-    return transcript.text + "\n"
+    """A line for each segment, as openai/whisper writes it."""
+    return "".join(f"{' '.join(segment.text.split())}\n" for segment in _spoken(transcript))
 
 
 def tsv(transcript: Transcript) -> str:
