@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sounds import pitch, tone, write
 
-from diffusion_gemma_asr.audio import SAMPLE_RATE, duration_of, load_audio, read_blocks
+from diffusion_gemma_asr.audio import SAMPLE_RATE, convert_blocks, duration_of, load_audio, read_blocks
 from diffusion_gemma_asr.errors import AudioError
 
 
@@ -213,3 +213,15 @@ def test_the_duration_a_file_claims(tmp_path: Path) -> None:
     assert duration_of(write(tmp_path / "tone.mp3", tone(440, 3.0))) == pytest.approx(3.0, abs=0.1)
     assert duration_of(bad_file(tmp_path, "text")) is None
     assert duration_of(tmp_path / "missing.wav") is None
+
+
+def test_blocks_as_they_come() -> None:
+    sound = tone(440, 1.0, rate=48_000)
+    stereo = [(np.stack([block, block], axis=1) * 32767).astype(np.int16) for block in np.array_split(sound, 7)]
+    np.testing.assert_allclose(
+        np.concatenate(list(convert_blocks(stereo, 48_000))), load_audio(sound, 48_000), atol=1e-4
+    )
+    assert list(convert_blocks([])) == []
+    for wrong, message in (([0.1], "one is a list"), (np.full(9, np.nan), "NaN"), (np.full(9, 900.0), "full scale is 1")):
+        with pytest.raises(AudioError, match=message):
+            list(convert_blocks([tone(440, 0.1), wrong]))

@@ -10,7 +10,7 @@ from sounds import tone
 
 from diffusion_gemma_asr.audio import SAMPLE_RATE
 from diffusion_gemma_asr.errors import AsrError
-from diffusion_gemma_asr.vad import Chunk, VadOptions, quietest, speech_chunks
+from diffusion_gemma_asr.vad import Chunk, VadOptions, quietest, speech_chunks, speech_finder
 
 ENERGY = VadOptions("energy")
 
@@ -120,3 +120,22 @@ def test_options_out_of_range() -> None:
     ):
         with pytest.raises(AsrError, match=says):
             VadOptions(**wrong)
+
+
+def test_speech_under_way_can_be_looked_at_and_cut() -> None:
+    sound = np.concatenate([pause(1.0), tone(300, 4.0), pause(1.0)])
+    with speech_finder(ENERGY) as finder:
+        assert list(finder.feed(sound[:16_000])) == [] and finder.under_way() is None
+        assert not finder.cut(0.5)
+        assert list(finder.feed(sound[16_000:48_000])) == []
+        begun = finder.under_way()
+        assert (begun.start, begun.end, begun.offset) == pytest.approx((1.0, 3.0, 0.6), abs=0.04)
+        assert finder.under_way().samples.tolist() == begun.samples.tolist()  # looking changes nothing
+        assert finder.cut(2.5) and not finder.cut(2.4) and not finder.cut(2.97)
+        rest = finder.under_way()
+        assert (rest.offset, rest.start) == (2.5, 2.5) and rest.end == begun.end
+        assert rest.speech_prob == pytest.approx(1.0)
+        (whole,) = finder.feed(sound[48_000:])
+        assert (whole.start, whole.end) == pytest.approx((2.5, 5.0), abs=0.04)
+        np.testing.assert_array_equal(whole.samples, sound[40_000 : 40_000 + len(whole.samples)])
+        assert finder.under_way() is None and list(finder.finish()) == []

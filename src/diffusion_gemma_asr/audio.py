@@ -6,7 +6,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -69,6 +69,33 @@ def read_blocks(source: AudioSource, sampling_rate: int = SAMPLE_RATE) -> Iterat
     yield from _checked(_joined(blocks, SAMPLE_RATE), name)
 
 
+def convert_blocks(blocks: Iterable[NDArray[np.generic]], sampling_rate: int = SAMPLE_RATE) -> Iterator[Samples]:
+    """Sound that comes block by block, as from a microphone, into the form that the rest of the package knows.
+
+    Args:
+        blocks: consecutive arrays of samples, (n_i,), (channels, n_i) or (n_i, channels), floats with full scale 1 or
+            integers of any width.
+        sampling_rate: in Hz.
+
+    Yields:
+        (m_i,) float32 at 16 kHz for each block, and at another rate one more at the end; some may be empty.
+
+    Raises:
+        AudioError: a block is no array, or holds samples that are not finite numbers or not scaled.
+    """
+    name = "<blocks>"
+
+    def mono() -> Iterator[Samples]:
+        for block in blocks:
+            if not isinstance(block, np.ndarray):
+                raise AudioError(f"{name}: one is a {type(block).__name__}; give numpy arrays of samples")
+            yield _mono(_channels_first(block, name), name)
+
+    for block in _resample(mono(), sampling_rate, name):
+        _check_scale(block, name)
+        yield block
+
+
 def duration_of(path: str | os.PathLike[str]) -> float | None:
     """Seconds that a file says it lasts, without reading it; None where it does not say or cannot be opened."""
     try:
@@ -107,13 +134,17 @@ def _checked(blocks: Iterator[Samples], name: str) -> Iterator[Samples]:
     """The blocks, as long as they can be used; an error at the end if all of them together are too short."""
     total = 0
     for block in blocks:
-        peak = float(np.abs(block).max(initial=0.0))
-        if peak > MAX_PEAK:
-            raise AudioError(f"{name}: samples reach {peak:.0f}, full scale is 1; divide 16-bit samples by 32768")
+        _check_scale(block, name)
         total += len(block)
         yield block
     if (duration_s := total / SAMPLE_RATE) < MIN_DURATION_S:
         raise AudioError(f"{name}: holds {duration_s:.3f} s of sound; the shortest that can be used is {MIN_DURATION_S} s")
+
+
+def _check_scale(block: Samples, name: str) -> None:
+    peak = float(np.abs(block).max(initial=0.0))
+    if peak > MAX_PEAK:
+        raise AudioError(f"{name}: samples reach {peak:.0f}, full scale is 1; divide 16-bit samples by 32768")
 
 
 def _existing_file(path: Path) -> str:

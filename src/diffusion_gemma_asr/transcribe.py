@@ -328,6 +328,12 @@ def _decode(
     return texts
 
 
+def transcribe_chunk(model: DiffusionGemmaASR, chunk: Chunk, options: TranscribeOptions) -> Segment | None:
+    """The segment of one chunk, with number 0; None where nothing was said."""
+    (text,) = _decode(model, [chunk], options, lambda index: None, None)
+    return _segment(0, chunk, text, model, options)
+
+
 def _segment(
     index: int, chunk: Chunk, found: _Text, model: DiffusionGemmaASR, options: TranscribeOptions
 ) -> Segment | None:

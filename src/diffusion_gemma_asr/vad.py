@@ -91,7 +91,7 @@ def speech_chunks(blocks: Iterable[Samples], options: VadOptions | None = None, 
     """
     with _detector(options or VadOptions()) as fresh:
         for first, part in _clipped(blocks, clips):
-            finder = _SpeechFinder(fresh(), options or VadOptions(), first)
+            finder = SpeechFinder(fresh(), options or VadOptions(), first)
             for block in part:
                 yield from finder.feed(block)
             yield from finder.finish()
@@ -117,8 +117,15 @@ def _clipped(blocks: Iterable[Samples], clips: Clips) -> Iterator[tuple[int, Ite
         yield start, (piece for _, piece in group)
 
 
-class _SpeechFinder:
-    """Takes sound as it comes and gives chunks when they are complete.
+@contextmanager
+def speech_finder(options: VadOptions | None = None) -> Iterator[SpeechFinder]:
+    """A finder to push sound into, from the beginning of a recording; not to be used behind the `with` block."""
+    with _detector(options or VadOptions()) as fresh:
+        yield SpeechFinder(fresh(), options or VadOptions(), 0)
+
+
+class SpeechFinder:
+    """Takes sound as it comes and gives chunks when they are complete; `speech_finder` makes one.
 
     `_sound` holds what may still be needed, from sample `_first` on. `_start`, `_last` are the first sample of the speech
     under way and the one behind its last window; `_cut` says that it follows a cut, so that nothing before it is to be kept.
@@ -136,6 +143,7 @@ class _SpeechFinder:
         self._probabilities: list[float] = []
 
     def feed(self, block: Samples) -> Iterator[Chunk]:
+        """Hears (n,) float32, 16 kHz, which follow what it heard before; gives the chunks that are complete now."""
         self._sound = np.concatenate([self._sound, block])
         while self._next + WINDOW <= self._first + len(self._sound):
             yield from self._window(self._piece(self._next, self._next + WINDOW))
@@ -149,6 +157,25 @@ class _SpeechFinder:
             yield from self._window(np.pad(rest, (0, WINDOW - len(rest))))
         if self._start is not None:
             yield from self._emit(min(self._last, end), min(self._last + self._padding, end))
+
+    def under_way(self) -> Chunk | None:
+        """The speech that has not ended yet, as far as it was heard; None in a pause, or where there is less than 0.1 s."""
+        if self._start is None or self._last - self._start < MIN_SPEECH_S * SAMPLE_RATE:
+            return None
+        return self._chunk(self._last, min(self._last + self._padding, self._next))
+
+    def cut(self, time_s: float) -> bool:
+        """Drops the speech under way up to a time in the recording; the rest of it begins there.
+
+        Returns:
+            whether that was done: not where less than 0.1 s of the speech lies behind that time, or none before it.
+        """
+        at = round(time_s * SAMPLE_RATE)
+        if self._start is None or at <= self._start or self._last - at < MIN_SPEECH_S * SAMPLE_RATE:
+            return False
+        self._probabilities = self._probabilities[(at - self._start) // WINDOW :]
+        self._start, self._cut = at, True
+        return True
 
     def _piece(self, start: int, end: int) -> Samples:
         return self._sound[start - self._first : end - self._first]
@@ -187,13 +214,18 @@ class _SpeechFinder:
     def _emit(self, end: int, padded_end: int) -> Iterator[Chunk]:
         """The chunk under way, if it is long enough to hold a word; there is none any more."""
         assert self._start is not None
+        chunk = self._chunk(end, padded_end) if end - self._start >= MIN_SPEECH_S * SAMPLE_RATE else None
+        self._start, self._floor = None, padded_end
+        if chunk is not None:
+            yield chunk
+
+    def _chunk(self, end: int, padded_end: int) -> Chunk:
+        """The speech under way up to a sample, and what is kept of the silence behind it."""
+        assert self._start is not None
         begin, start = self._begin(), self._start
-        self._start = None
-        if end - start >= MIN_SPEECH_S * SAMPLE_RATE:
-            samples = self._piece(begin, min(padded_end, begin + self._longest)).copy()
-            own = self._probabilities[: math.ceil((end - start) / WINDOW)]  # without those of the pause behind it
-            yield Chunk(begin / SAMPLE_RATE, samples, start / SAMPLE_RATE, end / SAMPLE_RATE, float(np.mean(own)))
-        self._floor = padded_end
+        samples = self._piece(begin, min(padded_end, begin + self._longest)).copy()
+        own = self._probabilities[: math.ceil((end - start) / WINDOW)]  # without those of the pause behind it
+        return Chunk(begin / SAMPLE_RATE, samples, start / SAMPLE_RATE, end / SAMPLE_RATE, float(np.mean(own)))
 
     def _forget(self) -> None:
         """Lets go of samples that no chunk will need."""
