@@ -68,7 +68,7 @@ def small_whisper(tmp_path: Path) -> Path:
     """An untrained Whisper as the mini model's stage 2 leaves it: no language tokens, its tokenizer beside it."""
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-    tokenizer = train_tokenizer(["a sea shell", "the quick fox"], 320, tmp_path)
+    tokenizer = train_tokenizer({"en": ["a sea shell", "the quick fox"]}, 320, tmp_path)
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
              "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}  # fmt: skip
     torch.manual_seed(3)

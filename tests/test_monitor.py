@@ -15,7 +15,7 @@ HEALTHY = {"wer": 0.1, "wer_draft": 0.2, "repeated": 0.01, "empty": 0.0, "steps"
 
 def decoded(text: str, tokens: list[int] | None = None, draft: str = "", steps: int = 8) -> Decoded:
     tokens = list(range(len(text.split()))) if tokens is None else tokens
-    return Decoded(text, tokens, [-0.1] * len(tokens), draft, steps)
+    return Decoded(text, tokens, [-0.1] * len(tokens), draft, steps, [])
 
 
 @pytest.mark.parametrize(

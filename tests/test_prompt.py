@@ -24,7 +24,7 @@ def published(backbone_folder: Path) -> PreTrainedTokenizerBase:
 def own(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """A tokenizer as the mini model has it, loaded as a user would."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(tiny.SENTENCES * 400, 500, folder)  # enough words for the prompt to get tokens of its own
+    train_tokenizer({"en": tiny.SENTENCES * 400}, 500, folder)  # enough words for the prompt to get tokens of its own
     return AutoTokenizer.from_pretrained(folder)
 
 

@@ -21,8 +21,10 @@ from diffusion_gemma_asr.encoder import AcousticEncoder
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.projector import AudioProjector
 from diffusion_gemma_asr.recipe import load_recipe
+from diffusion_gemma_asr.train.backbone_config import small_config
 from diffusion_gemma_asr.train.reading import train_reading
-from diffusion_gemma_asr.train.text import train_text
+from diffusion_gemma_asr.train.text import new_backbone, train_text
+from diffusion_gemma_asr.train.text import warm_start as text_warm_start
 from diffusion_gemma_asr.train.tokenizer import train_tokenizer
 from diffusion_gemma_asr.train.whisper import (
     HybridWhisper,
@@ -41,7 +43,7 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "mini"
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a tokenizer and a corpus of tones, whose phonemes are known for all but the last."""
     folder = tmp_path_factory.mktemp("mini")
-    train_tokenizer(TEXTS * 3, 320, folder / "tokenizer")
+    train_tokenizer({"en": TEXTS * 3}, 320, folder / "tokenizer")
     rows, times = [], []
     for i, text in enumerate(TEXTS):
         sound = write(folder / f"{i}.wav", tone(220 + 110 * i, 1.2))
@@ -49,7 +51,8 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         times.append({"audio_filepath": f"{i}.wav", "phonemes": [["_", 0.0, 0.2], ["a", 0.2, 0.7], ["b", 0.7, 1.2]]})
     write_manifest(folder / "manifest.jsonl", rows)
     (folder / "phonemes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in times[:-1]))
-    (folder / "text.txt").write_text("\n".join(TEXTS * 2))
+    (folder / "en.txt").write_text("\n".join(TEXTS * 2))
+    (folder / "zh.txt").write_text("你好\n他是日本人。\n我們\n", encoding="utf-8")
     return folder
 
 
@@ -71,11 +74,12 @@ def backbone(run_folder: Path) -> Backbone:
     """What the first stage makes."""
     sizes = {"hidden": 32, "layers": 2, "heads": 4, "head_dim": 8, "intermediate": 32, "experts": 2, "top_k": 1,
              "expert_intermediate": 16}  # fmt: skip
-    paths = {"text": str(run_folder / "text.txt"), "speech": str(run_folder / "manifest.jsonl")}
+    texts = [str(run_folder / name) for name in ("en.txt", "zh.txt", "manifest.jsonl")]
+    dev = str(run_folder / "dev.jsonl")
     write_manifest(run_folder / "dev.jsonl", [Utterance(str(run_folder / "0.wav"), "the sea", "en", 1.2)])
     recipe = recipe_of(
-        "1-backbone.yaml", model=sizes, data=paths | {"dev": str(run_folder / "dev.jsonl")}, self_conditioning=1.0,
-        unroll_from=1, curriculum={"clean": 1, "until": 2}, batch_size=4,
+        "1-backbone.yaml", model=sizes, data={"text": texts, "exclude": [dev], "dev": {"en": dev}}, self_conditioning=1.0,
+        unroll_from=1, curriculum={"clean": 1, "until": 2}, batch_size=4, unnamed=0.5,
     )  # fmt: skip
     train_text(recipe, run_folder)
     return Backbone.from_pretrained(run_folder / "backbone")
@@ -93,12 +97,29 @@ def test_the_first_stage_leaves_a_backbone_in_the_real_layout(run_folder: Path, 
     records = read_log(run_folder / "backbone-run")
     assert [record["step"] for record in records] == [1, 2, 3]
     assert all(record["diffusion"] > 0 and record["autoregressive"] > 0 for record in records)
-    assert {"wer_of_slots", "wer_8_steps", "wer_8_steps_from_slots"} <= records[-1]["evaluation"].keys()
+    judged = {"errors_of_slots_en", "errors_8_steps_en", "errors_8_steps_from_slots_en"}
+    assert judged <= records[-1]["evaluation"].keys()
     assert (backbone.hidden_size, backbone.vocab_size) == (32, 320)
     state = torch.load(run_folder / "backbone-run" / "state.pt", weights_only=True)["weights"]
     loaded = dict(backbone.named_parameters())
     name = next(name for name in state if name.endswith("layers.0.self_attn.q_proj.weight"))
     torch.testing.assert_close(loaded[name], state[name], atol=1e-3, rtol=1e-3)
+
+
+def test_the_first_stage_goes_on_from_a_backbone_with_another_tokenizer(run_folder: Path, backbone: Backbone) -> None:
+    """Tokens of the same spelling keep their rows, and everything but the rows is the old backbone's."""
+    other = train_tokenizer({"en": ["the quick fox she sells"] * 3, "de": ["schöne füchse"] * 3}, 330, run_folder / "other")
+    sizes = {"hidden": 32, "layers": 2, "heads": 4, "head_dim": 8, "intermediate": 32, "experts": 2, "top_k": 1,
+             "expert_intermediate": 16}  # fmt: skip
+    new = new_backbone(small_config(other, **sizes))
+    vocabulary = AutoTokenizer.from_pretrained(run_folder / "tokenizer").get_vocab()
+    shared = {token: i for token, i in other.get_vocab().items() if token in vocabulary}
+    assert text_warm_start(new, other, run_folder / "backbone") == len(shared) < len(other)
+    for token, i in shared.items():
+        assert torch.equal(new.lm_head_weight[i], backbone.lm_head_weight[vocabulary[token]])
+    old = dict(backbone.named_parameters())
+    same = [name for name, p in new.named_parameters() if p.shape == old[name].shape and torch.equal(p, old[name])]
+    assert len(same) == len(old) - 1
 
 
 def test_the_second_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder: Path, backbone: Backbone) -> None:

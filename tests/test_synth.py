@@ -182,7 +182,6 @@ def test_sentences_are_different_plain_and_of_the_length_asked_for(tmp_path: Pat
     path.write_text(TEXT, encoding="utf-8")
     everything = {"the cat sat", "a dog it barked twice", "he said no", "birds sing songs"}
     assert sorted(pick_sentences(path, 4, seed=0)) == sorted(everything)
-    assert set(pick_sentences(path, 3, seed=0, words=(3, 4))) == everything - {"a dog it barked twice"}
     assert set(pick_sentences(path, 3, seed=0, exclude={"he said no"})) == everything - {"he said no"}
 
 

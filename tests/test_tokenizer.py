@@ -31,7 +31,7 @@ anything = st.text(st.characters(exclude_characters="\u2581", exclude_categories
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(SENTENCES * 100, SIZE, path)
+    train_tokenizer({"en": SENTENCES * 100}, SIZE, path)
     return path
 
 
@@ -105,7 +105,7 @@ def test_common_words_are_learnt(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_the_prompt_is_learnt_with_enough_text(tmp_path: Path) -> None:
     """Words of the prompt that no sentence holds get tokens of their own."""
-    tokenizer = train_tokenizer(SENTENCES * 2000, 600, tmp_path)
+    tokenizer = train_tokenizer({"en": SENTENCES * 2000}, 600, tmp_path)
     row = encode(tokenizer, instruction(LANGUAGES["en"]))
     assert len(row) <= 6  # "Transcribe the English speech.": 30 characters
 
@@ -117,5 +117,5 @@ def test_a_prompt_builder_takes_it(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_training_is_deterministic(tmp_path: Path, folder: Path) -> None:
-    train_tokenizer(SENTENCES * 100, SIZE, tmp_path)
+    train_tokenizer({"en": SENTENCES * 100}, SIZE, tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()

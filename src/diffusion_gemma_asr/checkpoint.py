@@ -153,7 +153,7 @@ def load_checkpoint(
     if merge_lora:
         loaded_backbone.merge_lora()
     parts = loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer
-    model = DiffusionGemmaASR(*parts, drafts=config.drafts, start=config.start)
+    model = DiffusionGemmaASR(*parts, config.drafts, config.start, config.languages, config.finds_language)
     return model.requires_grad_(False).eval()
 
 

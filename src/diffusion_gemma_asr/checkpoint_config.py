@@ -56,6 +56,7 @@ class CheckpointConfig:
     drafts: bool  # whether CTC trained the projector, so that its slots spell a draft
     dtype: Literal["float32", "bfloat16", "float16"]  # of the frozen parts in training; the default in loading
     start: Literal["noise", "draft"] = "noise"  # what canvases hold at first, where the caller does not say
+    finds_language: bool = False  # whether training asked without naming the language
     model_type: Literal["diffusion_gemma_asr"] = "diffusion_gemma_asr"  # for transformers' Auto classes
 
     @property
@@ -63,7 +64,8 @@ class CheckpointConfig:
         """The same as a recipe has it, for saving again."""
         encoder = SourceRecipe(self.encoder.name, self.encoder.revision)
         backbone = SourceRecipe(self.backbone.name, self.backbone.revision)
-        return ModelRecipe(self.recipe, encoder, backbone, self.projector, self.lora, self.languages)
+        parts = self.recipe, encoder, backbone, self.projector, self.lora
+        return ModelRecipe(*parts, self.languages, self.finds_language)
 
 
 def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
@@ -91,6 +93,7 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
         languages=recipe.languages,
         drafts=model.drafts,
         start=model.start,
+        finds_language=recipe.finds_language,
         dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
 

@@ -14,8 +14,10 @@ from .ctc import DraftToken, TokenSpan
 from .denoise import DenoiseOptions, cut_at_end
 from .edits import edit_layout
 from .engine import Finished, Job, run_fast, run_reference
+from .lm_head import logprobs_of
 from .noise import uniform_canvas
 from .objective import write_canvas
+from .prompt import AUTO
 from .words import pieces
 
 if TYPE_CHECKING:
@@ -44,7 +46,8 @@ class Decoded:
 
     tokens and their log-probabilities (nats, at temperature 1, in the last pass); draft: the CTC head's transcript,
     which the canvas' length comes from, and draft_tokens, its tokens; steps: denoising passes used, over all canvases;
-    spans: where CTC places the tokens, None where that was not asked for or there are more tokens than slots.
+    spans: where CTC places the tokens, None where that was not asked for or there are more tokens than slots; language: the
+    code that was asked for, or the one that was found.
     """
 
     text: str
@@ -54,6 +57,7 @@ class Decoded:
     steps: int
     draft_tokens: list[DraftToken]
     spans: list[TokenSpan] | None = None
+    language: str = "en"
 
     def as_drafted(self) -> Decoded:
         """The draft in place of what was denoised."""
@@ -78,20 +82,24 @@ class Decoding:
     Args:
         model: that made the slots.
         slots: (B, S, H); slot_lengths: (B,).
-        languages: one a row.
+        languages: one a row; where it is AUTO, the canvas begins with a marker (`PromptBuilder.marker`). The language is the
+            one whose marker stands there. Where none of `among` does, it is the one whose marker the backbone, read as an
+            autoregressive model, finds likeliest behind the prompt.
         options, seed, canvas_length, start: see `DiffusionGemmaASR.transcribe_batch`.
+        among: codes that AUTO may find.
     """
 
     def __init__(
         self, model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str],
-        options: DenoiseOptions, seed: int, canvas_length: int | None, start: Start,
+        options: DenoiseOptions, seed: int, canvas_length: int | None, start: Start, among: Sequence[str] = (),
     ):  # fmt: skip
         self.model, self.slots, self.slot_lengths, self.languages = model, slots, slot_lengths, languages
-        self.options, self.canvas_length, self.start = options, canvas_length, start
+        self.options, self.canvas_length, self.start, self.among = options, canvas_length, start, among
         self.counts: list[int] = slot_lengths.tolist()
         self.drafts = model.draft(slots, slot_lengths)
         self.generators = [torch.Generator(model.device).manual_seed(seed) for _ in self.counts]
         self.canvases: list[list[_Canvas]] = [[] for _ in self.counts]  # of each row, denoised
+        self.found = [None if language == AUTO else language for language in languages]  # of each row, once it is known
 
     def run(
         self, engine: EngineName, rows: int, on_step: OnStep | None = None, on_done: Callable[[int], None] | None = None
@@ -101,7 +109,7 @@ class Decoding:
         while unfinished:
             full = []
             for row, found in self._denoise(unfinished, engine, rows, on_step):
-                self.canvases[row].append(self._read(found))
+                self.canvases[row].append(self._read(row, found))
                 if self.canvases[row][-1].full and len(self._written(row)) < self.counts[row]:
                     full.append(row)
                 elif on_done is not None:
@@ -119,7 +127,7 @@ class Decoding:
             chosen = [rows[job] for job in wanted]
             lengths = self.slot_lengths[chosen]
             slots = self.slots[chosen, : int(lengths.max())]
-            written = [self._written(row) for row in chosen]
+            written = [[*self._lead(row), *self._written(row)] if self.canvases[row] else [] for row in chosen]
             return self.model.read_prompts(slots, lengths, [self.languages[row] for row in chosen], written)[0]
 
         if engine == "reference" or on_step is not None:
@@ -133,7 +141,8 @@ class Decoding:
     def _first_job(self, row: int) -> Job:
         draft, slots = self.drafts[row], self.counts[row]
         if self.start == "noise":
-            return self._random_job(row, fitted_canvas(slots, len(draft) if self.model.drafts else None))
+            fitting = fitted_canvas(slots, len(draft) if self.model.drafts else None)
+            return self._random_job(row, rounded(fitting + self._lead_size(row)))
         return self._draft_job(row, draft)
 
     def _next_job(self, row: int) -> Job:
@@ -150,26 +159,55 @@ class Decoding:
     def _draft_job(self, row: int, draft: Sequence[DraftToken]) -> Job:
         """The draft, laid out for corrections (edits.py)."""
         special = self.model.prompts.special
-        layout = [*edit_layout([token.id for token in draft], self.model.blank), special["end_of_turn"]]
+        lead = [self.model.blank] * self._lead_size(row)
+        layout = [*lead, *edit_layout([token.id for token in draft], self.model.blank), special["end_of_turn"]]
         canvas = write_canvas([layout], self.canvas_length or rounded(len(layout)), special["eos"])
         return Job(canvas[0].to(self.model.device), self.generators[row])
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]
 
-    def _read(self, found: Finished) -> _Canvas:
-        (written,) = cut_at_end(found.canvas[None], self.model.prompts.end_ids)
+    def _lead_size(self, row: int) -> int:
+        """Positions before the transcript on a row's first canvas."""
+        return len(self.model.prompts.markers["en"]) if self.languages[row] == AUTO else 0
+
+    def _lead(self, row: int) -> list[int]:
+        """What stands before the transcript where the prompt does not name the language, which is known by now."""
+        code = self.found[row]
+        return self.model.prompts.marker(code) if self.languages[row] == AUTO and code is not None else []
+
+    def _read(self, row: int, found: Finished) -> _Canvas:
+        lead = 0 if self.canvases[row] else self._lead_size(row)
+        if lead:
+            marked = found.canvas[:lead].tolist()
+            codes = [code for code in self.among if self.model.prompts.markers[code] == marked]
+            self.found[row] = codes[0] if codes else self._likeliest(row)
+        (written,) = cut_at_end(found.canvas[None, lead:], self.model.prompts.end_ids)
         kept = [place for place, token in enumerate(written) if token != self.model.blank]
-        logprobs = found.logprobs.tolist()
-        full = len(written) == len(found.canvas) and written[-1] != self.model.blank
+        logprobs = found.logprobs[lead:].tolist()
+        full = 0 < len(written) == len(found.canvas) - lead and written[-1] != self.model.blank
         return _Canvas([written[i] for i in kept], [logprobs[i] for i in kept], found.steps, full)
+
+    def _likeliest(self, row: int) -> str:
+        """The language whose marker is likeliest as the first tokens behind the prompt."""
+        markers = torch.tensor([self.model.prompts.markers[code] for code in self.among], device=self.model.device)
+        count, size = markers.shape
+        lengths = self.slot_lengths[row].expand(count)
+        slots = self.slots[row, : self.counts[row]].expand(count, -1, -1)
+        _, hidden = self.model.read_prompts(slots, lengths, [AUTO] * count, markers.tolist())
+        before = hidden[:, -size - 1 : -1].flatten(0, 1)  # prompts are of one length here
+        backbone = self.model.backbone
+        logprobs = logprobs_of(before, backbone.lm_head_weight, backbone.softcap, markers.flatten())
+        return self.among[int(logprobs.view(count, size).sum(1).argmax())]
 
     def _decoded(self, row: int) -> Decoded:
         tokens = self._written(row)
         draft = self.model.text([token.id for token in self.drafts[row]])
         logprobs = [value for canvas in self.canvases[row] for value in canvas.logprobs]
         steps = sum(c.steps for c in self.canvases[row])
-        return Decoded(self.model.text(tokens), tokens, logprobs, draft, steps, self.drafts[row])
+        text, language = self.model.text(tokens), self.found[row]
+        assert language is not None  # the first canvas has told
+        return Decoded(text, tokens, logprobs, draft, steps, self.drafts[row], language=language)
 
     def _shown(self, on_step: OnStep) -> Callable[[int, Tensor, Tensor], None]:
         def show(step: int, canvas: Tensor, entropy: Tensor) -> None:

@@ -19,9 +19,10 @@ from .denoise import DenoiseOptions
 from .ear import Ear
 from .edits import EditCanvases, edit_canvases
 from .encoder import length_mask
+from .errors import AsrError
 from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import Projector
-from .prompt import PromptBuilder
+from .prompt import AUTO, LANGUAGES, PromptBuilder
 from .results import Segment, Transcript
 from .transcribe import stream, transcribe
 
@@ -50,6 +51,8 @@ class DiffusionGemmaASR(nn.Module):
         drafts: whether the projector was trained by CTC, so that its slots spell a draft through lm_head.
         start: what a canvas holds at first where the caller does not say: "noise", or the CTC "draft", laid out so that
             it can be corrected in place (see edits.py).
+        languages: codes that it was trained for.
+        finds_language: whether it was also trained to find out which of them is spoken ("auto").
     """
 
     def __init__(
@@ -60,12 +63,15 @@ class DiffusionGemmaASR(nn.Module):
         tokenizer: PreTrainedTokenizerBase,
         drafts: bool = True,
         start: Start = "noise",
+        languages: Sequence[str] = ("en",),
+        finds_language: bool = False,
     ):
         super().__init__()
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
         self.tokenizer = tokenizer
         self.prompts = PromptBuilder(tokenizer)
         self.drafts, self.start = drafts, start
+        self.languages, self.finds_language = tuple(languages), finds_language
 
     @property
     def device(self) -> torch.device:
@@ -183,12 +189,14 @@ class DiffusionGemmaASR(nn.Module):
         rows: int = 32,
         on_done: Callable[[int], None] | None = None,
         align: bool = False,
+        among: Sequence[str] | None = None,
     ) -> list[Decoded]:
         """Transcribes clips; each gives the same whatever else is in the batch.
 
         Args:
             audio: float32 arrays (n,), 16 kHz, at most 30 s each, as many as there are.
-            language: code of one of the six, or one code a clip.
+            language: code of one of the six, or one code a clip; "auto" finds out, and `Decoded.language` says what. A model
+                of one language takes that for "auto".
             options: how to denoise; a number is so many steps at most (None: 8), and the rest as the backbone's
                 generation_config.json says.
             seed: of each clip's own generator.
@@ -201,6 +209,10 @@ class DiffusionGemmaASR(nn.Module):
             rows: clips that the encoder and the decoder take at once.
             on_done: called with a clip's index when its transcript is there.
             align: whether to find out where in the sound the tokens are.
+            among: codes that "auto" may find; None: all that the model was trained for.
+
+        Raises:
+            AsrError: "auto", and the model was not trained to find the language.
         """
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]))
         slots: dict[int, Tensor] = {}
@@ -211,7 +223,7 @@ class DiffusionGemmaASR(nn.Module):
         padded = nn.utils.rnn.pad_sequence([slots[i] for i in range(len(audio))], batch_first=True)
         slot_lengths = torch.tensor([len(slots[i]) for i in range(len(audio))], device=self.device)
         found = self.transcribe_slots(
-            padded, slot_lengths, language, options, seed, canvas_length, on_step, start, engine, rows, on_done
+            padded, slot_lengths, language, options, seed, canvas_length, on_step, start, engine, rows, on_done, among
         )
         return [self._aligned(decoded, slots[i]) for i, decoded in enumerate(found)] if align else found
 
@@ -233,13 +245,30 @@ class DiffusionGemmaASR(nn.Module):
         engine: EngineName = "fast",
         rows: int = 32,
         on_done: Callable[[int], None] | None = None,
+        among: Sequence[str] | None = None,
     ) -> list[Decoded]:
         """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row."""
         if not isinstance(options, DenoiseOptions):
             options = self.backbone.denoise_options(options or DenoiseOptions.steps)
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
-        decoding = Decoding(self, slots, slot_lengths, languages, options, seed, canvas_length, start or self.start)
+        among = tuple(among or self.languages)
+        languages = [self._asked(code, among) for code in languages]
+        start = start or self.start
+        decoding = Decoding(self, slots, slot_lengths, languages, options, seed, canvas_length, start, among)
         return decoding.run(engine, rows, on_step, on_done)
+
+    def _asked(self, language: str, among: Sequence[str]) -> str:
+        """What a prompt has to name; where only one language is possible there is nothing to find."""
+        if language != AUTO:
+            return language
+        if odd := [code for code in among if code not in LANGUAGES]:
+            raise AsrError(f"language {odd[0]!r} is not one of {', '.join(LANGUAGES)}")
+        if len(among) == 1:
+            return among[0]
+        if not self.finds_language:
+            known = ", ".join(self.languages)
+            raise AsrError(f"the model was not trained to find the language; name it, one of {known}, in place of {AUTO!r}")
+        return AUTO
 
     def text(self, tokens: Sequence[int]) -> str:
         """What token ids spell, special tokens left out."""

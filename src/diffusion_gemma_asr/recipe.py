@@ -101,6 +101,7 @@ class TrainRecipe:
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; trained weights stay float32
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
+    unnamed: float = 0.0  # share of the prompts that do not name the language, so that the model learns to find it
     eval_every: int = 500  # steps between transcriptions of `monitor_samples` utterances
     save_every: int = 500  # steps between checkpoints
     monitor_samples: int = 32  # utterances of the dev lists that are transcribed to judge the run
@@ -116,6 +117,7 @@ class TrainRecipe:
         for key in ("lr", "clip"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
         _require(self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps")
+        _require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
         _require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
         _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1")
 
@@ -125,8 +127,8 @@ class TrainList:
     """One manifest to train on, and its share."""
 
     manifest: str  # JSONL, or another source of data/sources.py; a relative path starts from the working directory
-    weight: float = 1.0  # its share of the drawn utterances is weight / sum of all weights
-    first: int | None = None  # use only its first so many utterances
+    weight: float = 1.0  # its share of the drawn utterances is weight / sum of all weights; see data.temperature
+    first: int | None = None  # use only so many utterances, the first ones after a shuffle that is always the same
 
     def __post_init__(self) -> None:
         _require(self.weight > 0, "data.train.weight", self.weight, "above 0")
@@ -140,6 +142,7 @@ class DataRecipe:
     train: tuple[TrainList, ...]
     dev: tuple[str, ...]  # manifests or other sources; never trained on
     max_duration_s: float = 30.0  # longer utterances are left out
+    temperature: float | None = None  # T: weights are multiplied by utterances ** (1 / T); None leaves them as they are
     cache_dir: str | None = None  # folder for the frozen encoder's output, one for each encoder; None is frames/ of the run
     languages: tuple[str, ...] = ("en",)  # codes as Whisper has them; utterances in others are left out
     transcript: Literal["written", "plain"] = "written"  # as the manifest has it, or plain words (data/text.py)
@@ -147,6 +150,8 @@ class DataRecipe:
     def __post_init__(self) -> None:
         for key in ("train", "dev", "languages"):
             _require(len(getattr(self, key)) >= 1, f"data.{key}", "an empty list", "a list of at least one")
+        if self.temperature is not None:
+            _require(self.temperature > 0, "data.temperature", self.temperature, "above 0")
         _require(
             0 < self.max_duration_s <= 30,
             "data.max_duration_s",
@@ -165,6 +170,7 @@ class ModelRecipe:
     projector: ProjectorRecipe
     lora: LoraRecipe
     languages: tuple[str, ...]
+    finds_language: bool = False  # whether training asked without naming the language
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,8 @@ class Recipe:
     @property
     def model(self) -> ModelRecipe:
         """What a checkpoint has to remember of this recipe."""
-        return ModelRecipe(self.name, self.encoder, self.backbone, self.projector, self.lora, self.data.languages)
+        found = self.train.unnamed > 0
+        return ModelRecipe(self.name, self.encoder, self.backbone, self.projector, self.lora, self.data.languages, found)
 
 
 def load_recipe(path_or_name: str | Path) -> Recipe:

@@ -55,6 +55,12 @@ class LengthBuckets:
         return self._batches[step - self._epochs[self._current]]
 
 
+def tempered(sizes: Sequence[int], temperature: float) -> list[float]:
+    """Weights size ** (1 / temperature): at 1 lists are drawn by their sizes, the higher the more alike (Arivazhagan et al.
+    2019, arXiv 1907.05019)."""
+    return [size ** (1 / temperature) for size in sizes]
+
+
 class Mixture:
     """Draws from several lists of utterances by their weights, in batches of like length.
 

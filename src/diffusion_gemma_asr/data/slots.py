@@ -39,12 +39,12 @@ class SlotNoise:
 
 
 def lookalikes(tokens: Sequence[str], first: int, count: int = 8) -> np.ndarray:
-    """(V, count) ids of the most similarly spelled tokens of each token; ids below `first` are special and never
-    chosen."""
+    """(V, count) ids of the most similarly spelled tokens of each token, drawn among equals by a fixed seed; ids below
+    `first` are special and never chosen."""
     names = list(tokens[first:])
     similarity = process.cdist(names, names, scorer=fuzz.ratio, dtype=np.uint8)
-    distance = -similarity.astype(np.int16)
-    np.fill_diagonal(distance, 1)  # farther than any other
+    distance = np.random.default_rng(0).integers(0, 64, similarity.shape, dtype=np.int16) - 64 * similarity.astype(np.int16)
+    np.fill_diagonal(distance, 64)  # farther than any other
     nearest = np.argpartition(distance, count, axis=1)[:, :count] + first
     special = np.tile(np.arange(first, first + count), (first, 1))
     return np.concatenate([special, nearest])

@@ -27,10 +27,21 @@ from ..audio import SAMPLE_RATE, load_audio
 from ..errors import DataError
 from .espeak import speak
 from .manifest import Utterance, read_manifest, write_manifest
-from .text import plain_english
+from .text import plain_text, speakable
 
 Phoneme = tuple[str, float, float]  # espeak-ng's symbol, start and end in seconds
-ACCENTS = {"en": ("en-us", "en-us", "en-gb")}  # drawn from uniformly: two American voices to one British
+# espeak-ng's voices of each language, drawn from uniformly: two American ones to one British. Its voice "cmn" (1.51) reads
+# the tones' numbers out in English; the one for pinyin reads characters as they should be.
+ACCENTS = {
+    "en": ("en-us", "en-us", "en-gb"),
+    "de": ("de",),
+    "fr": ("fr-fr", "fr-fr", "fr-be", "fr-ch"),
+    "es": ("es", "es-419"),
+    "hi": ("hi",),
+    "zh": ("cmn-latn-pinyin",),
+}
+LENGTHS = {"zh": (4, 24)}  # characters of a sentence that is read out; words elsewhere:
+WORDS = (2, 13)
 # espeak-ng's voice variants that sound like a person, by file name (letter case counts); the monsters, robots and
 # whispers are left out, and caleb, which sounds exactly as klatt.
 HELD_OUT_VARIANTS = (
@@ -51,7 +62,8 @@ class Line:
     """One plan row: what is said, and how.
 
     rate is in words a minute and pitch in espeak's 0–99; gain_db is the peak against full scale; snr_db is the ratio of
-    speech to added noise, None for none; seed drives the noise.
+    speech to added noise, None for none; reverberation_s is the time in which the room's echo falls by 60 dB, None for no
+    room; telephone is whether it is heard through a telephone; seed drives the noise and the room.
     """
 
     text: str
@@ -62,10 +74,19 @@ class Line:
     gain_db: float
     snr_db: float | None
     seed: int
+    reverberation_s: float | None = None
+    telephone: bool = False
 
 
-def plan(sentences: Sequence[str], language: str, variants: Sequence[str], seed: int) -> list[Line]:
-    """Draws a voice, a rate, a pitch, a loudness and a noise level for every sentence, in order."""
+def plan(
+    sentences: Sequence[str], language: str, variants: Sequence[str], seed: int, rooms: float = 0.0, telephones: float = 0.0
+) -> list[Line]:
+    """Draws a voice, a rate, a pitch, a loudness, a noise level, a room and a line for every sentence, in order.
+
+    Args:
+        rooms, telephones: share of the sentences that are spoken in a room with an echo of 0.1 to 0.6 s, and through a
+            telephone.
+    """
     rng = random.Random(seed)
     lines = []
     for sentence in sentences:
@@ -81,6 +102,8 @@ def plan(sentences: Sequence[str], language: str, variants: Sequence[str], seed:
                 gain_db=round(rng.uniform(-18.0, -1.0), 2),
                 snr_db=round(rng.uniform(10.0, 40.0), 2) if rng.random() < 0.6 else None,
                 seed=rng.randrange(2**31),
+                reverberation_s=round(rng.uniform(0.1, 0.6), 2) if rooms and rng.random() < rooms else None,
+                telephone=bool(telephones) and rng.random() < telephones,
             )
         )
     return lines
@@ -113,12 +136,41 @@ def render_with_phonemes(line: Line) -> tuple[np.ndarray, list[Phoneme]]:
     rng = np.random.default_rng(line.seed)
     pause = [np.zeros(int(rng.uniform(0.05, 0.25) * SAMPLE_RATE), np.float32) for _ in range(2)]
     samples = np.concatenate([pause[0], samples, pause[1]])
+    if line.reverberation_s is not None:
+        samples = reverberate(samples, line.reverberation_s, rng)
     samples *= 10 ** (line.gain_db / 20) / max(float(np.abs(samples).max()), 1e-4)
     if line.snr_db is not None:
         samples = samples + _noise(rng, len(samples), samples, line.snr_db)
+    if line.telephone:
+        samples = telephone(samples)
     shift = len(pause[0]) / SAMPLE_RATE
     phonemes = [(symbol, start + shift, end + shift) for symbol, start, end in speech.phonemes]
     return np.clip(samples, -1.0, 1.0).astype(np.float32), phonemes
+
+
+def reverberate(samples: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Sound (n,) in a room whose echo, noise that dies away, falls by 60 dB in so many seconds: (n,), cut at the end.
+
+    The direct sound carries between a third and nine tenths of the energy. A simple model of a room (Polack 1988).
+    """
+    count = round(seconds * SAMPLE_RATE)
+    tail = rng.standard_normal(count) * 10 ** (-3 * np.arange(count) / count)
+    direct = rng.uniform(1 / 3, 0.9)
+    response = tail * np.sqrt((1 - direct) / max(float(np.sum(tail**2)), 1e-12))
+    response[0] = np.sqrt(direct)
+    size = 1 << (len(samples) + count - 1).bit_length()
+    heard = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)
+    return heard[: len(samples)].astype(np.float32)
+
+
+def telephone(samples: np.ndarray) -> np.ndarray:
+    """Sound (n,) in [-1, 1] as a telephone carries it: 300 to 3400 Hz, in the 8 bits of the mu-law (ITU-T G.711)."""
+    spectrum = np.fft.rfft(samples)
+    hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+    spectrum[(hertz < 300) | (hertz > 3400)] = 0
+    narrow = np.clip(np.fft.irfft(spectrum, len(samples)), -1.0, 1.0)
+    coded = np.round(127 * np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256)) / 127
+    return (np.sign(coded) * (256 ** np.abs(coded) - 1) / 255).astype(np.float32)
 
 
 def _noise(rng: np.random.Generator, n: int, speech: np.ndarray, snr_db: float) -> np.ndarray:
@@ -195,11 +247,12 @@ def read_sound(path: str) -> np.ndarray:
 
 
 def pick_sentences(
-    path: str | Path, count: int, seed: int, words: tuple[int, int] = (2, 13), exclude: Collection[str] = ()
+    path: str | Path, count: int, seed: int, language: str = "en", exclude: Collection[str] = ()
 ) -> list[str]:
-    """Draws `count` different plain-English sentences of `words[0]` to `words[1]` words from a text file, one a line.
+    """Draws `count` different sentences of a language, of 2 to 13 words or 4 to 24 characters, from a text file, one a line.
 
-    Sentences in `exclude` (plain English, too) are not drawn.
+    Sentences in `exclude` are not drawn; they and the result are plain text (data/text.py). Lines that cannot be read out as
+    they are written are left aside.
 
     Raises:
         DataError: no such file, or it holds fewer such sentences.
@@ -207,10 +260,13 @@ def pick_sentences(
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such text file; give --text a file with one sentence a line")
-    plain = dict.fromkeys(plain_english(line) for line in path.read_text(encoding="utf-8").splitlines())
-    fitting = [s for s in plain if words[0] <= len(s.split()) <= words[1] and s not in exclude]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    plain = dict.fromkeys(plain_text(line, language) for line in lines if speakable(line, language))
+    shortest, longest = LENGTHS.get(language, WORDS)
+    sizes = {s: len(s) if language == "zh" else len(s.split()) for s in plain if s not in exclude}
+    fitting = [s for s, size in sizes.items() if shortest <= size <= longest]
     if len(fitting) < count:
-        raise DataError(f"{path}: {len(fitting)} sentences of {words[0]} to {words[1]} words, {count} were asked for")
+        raise DataError(f"{path}: {len(fitting)} sentences of {shortest} to {longest} words, {count} were asked for")
     return random.Random(seed).sample(fitting, count)
 
 
@@ -219,20 +275,23 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="text file, one sentence a line")
     parser.add_argument("--out", required=True, help="folder for wav files and manifest.jsonl")
     parser.add_argument("--count", type=int, help="how many sentences to draw (default: the whole file, in order)")
-    parser.add_argument("--exclude", help="a manifest whose sentences are not drawn")
+    parser.add_argument("--exclude", nargs="*", default=(), help="manifests whose sentences are not drawn")
     parser.add_argument("--language", default="en", choices=sorted(ACCENTS))
     parser.add_argument("--held_out_voices", action="store_true", help="use the voices that training never hears")
+    parser.add_argument("--rooms", type=float, default=0.0, help="share of the sentences that are spoken in a room")
+    parser.add_argument("--telephones", type=float, default=0.0, help="share that is heard through a telephone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if args.count is None:
-        sentences = [plain_english(s) for s in Path(args.text).read_text(encoding="utf-8").splitlines() if s.strip()]
+        lines = Path(args.text).read_text(encoding="utf-8").splitlines()
+        sentences = [plain_text(line, args.language) for line in lines if line.strip()]
     else:
-        exclude = {u.text for u in read_manifest(args.exclude)} if args.exclude else ()
-        sentences = pick_sentences(args.text, args.count, args.seed, exclude=exclude)
+        exclude = {u.text for manifest in args.exclude for u in read_manifest(manifest)}
+        sentences = pick_sentences(args.text, args.count, args.seed, args.language, exclude)
     variants = HELD_OUT_VARIANTS if args.held_out_voices else TRAIN_VARIANTS
-    manifest = synthesise(plan(sentences, args.language, variants, args.seed), args.out, args.workers)
-    print(manifest)
+    lines_planned = plan(sentences, args.language, variants, args.seed, args.rooms, args.telephones)
+    print(synthesise(lines_planned, args.out, args.workers))
 
 
 if __name__ == "__main__":

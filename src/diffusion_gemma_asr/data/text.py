@@ -1,30 +1,89 @@
-"""Transcript conventions of the mini model: lower case, words and apostrophes only.
+"""Transcript conventions of the mini model: lower-case words without punctuation, as they are spelled in each language.
 
-The corpora disagree about case and punctuation, and neither can be heard; version 0 of the mini model therefore writes
-plain words, as LibriSpeech does.
+The corpora disagree about case and punctuation, and neither can be heard; the mini model therefore writes plain words, as
+LibriSpeech does. Mandarin is written without spaces, in simplified characters.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
+from typing import Literal
 
 CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"
 """What `plain_english` may hold; index 0 stands for nothing: the CTC blank, the rest of a canvas."""
 
+CHARACTER_LANGUAGES = frozenset({"hi", "zh"})
+"""Languages judged by characters, not by words."""
+
+_OWN_LETTERS = {"en": "", "de": "äöüß", "fr": "àâæçèéêëîïôœùûüÿ", "es": "áéíñóúü"}  # beyond a to z
 _APOSTROPHES = re.compile(r"[\u2018\u2019\u02bc\u0060]")
-_NOT_WORD = re.compile(r"[^a-z' ]+")
-_LOOSE_APOSTROPHE = re.compile(r"(?<![a-z])'|'(?![a-z])")
+_LOOSE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
+_UNSPOKEN_HINDI = re.compile(r"[\u200b-\u200d\u093d]")  # joiners and the sign of a drawn-out vowel
+_NOT_HINDI = re.compile(r"[^\u0900-\u0963\u0970-\u097f]+")  # letters and signs; not the danda, not digits
+_NOT_CHINESE = re.compile(r"[^\u4e00-\u9fff]+")
+
+
+def plain_text(text: str, language: str) -> str:
+    """Plain words of a language; everything else separates words.
+
+    English, German, French and Spanish keep a to z, their own letters and inner apostrophes, in lower case; accents that are
+    not theirs are stripped. Hindi keeps Devanagari with its vowel signs. Mandarin keeps ideographs and has no spaces.
+
+    Args:
+        language: one of the six codes.
+
+    >>> plain_text("«L’été, dit Zoë, c'est fini !»", "fr")
+    "l'été dit zoë c'est fini"
+    >>> plain_text("他是日本人。", "zh")
+    '他是日本人'
+    """
+    if language == "zh":
+        return _NOT_CHINESE.sub("", unicodedata.normalize("NFKC", text))
+    if language == "hi":
+        text = _UNSPOKEN_HINDI.sub("", unicodedata.normalize("NFC", text))
+        return " ".join(_NOT_HINDI.sub(" ", text).split())
+    own = _OWN_LETTERS[language]
+    text = _APOSTROPHES.sub("'", unicodedata.normalize("NFKC", text)).lower()
+    text = "".join(c if c in own else _unaccented(c) for c in text)
+    text = _LOOSE_APOSTROPHE.sub(" ", re.sub(f"[^a-z{own}' ]+", " ", text))
+    return " ".join(text.split())
 
 
 def plain_english(text: str) -> str:
-    """Lower-case words a–z with inner apostrophes, single spaces; accents are stripped, everything else separates
-    words.
+    """`plain_text` of English: words of a to z with inner apostrophes.
 
     >>> plain_english("“Don’t,” said Zoë — twice.")
     "don't said zoe twice"
     """
-    text = _APOSTROPHES.sub("'", unicodedata.normalize("NFKD", text))
-    text = "".join(c for c in text if not unicodedata.combining(c)).lower()
-    text = _LOOSE_APOSTROPHE.sub(" ", _NOT_WORD.sub(" ", text))
-    return " ".join(text.split())
+    return plain_text(text, "en")
+
+
+def speakable(text: str, language: str) -> bool:
+    """Whether a line can be read out and written as `plain_text` has it: it holds something, and nothing that is spoken and
+    would get lost.
+
+    Left out are lines with digits, lines in Mandarin with Latin letters or with characters that GB 2312, the set of
+    simplified characters, lacks (most are traditional), and lines with letters of other scripts.
+    """
+    plain = plain_text(text, language)
+    if not plain or any(map(str.isdigit, text)):
+        return False
+    if language == "zh":
+        try:
+            plain.encode("gb2312")
+        except UnicodeEncodeError:
+            return False
+    return sum(map(str.isalpha, plain)) >= sum(map(str.isalpha, unicodedata.normalize("NFC", text)))
+
+
+def error_unit(language: str) -> Literal["word", "character"]:
+    """What errors are counted in: characters for Hindi and Mandarin, words elsewhere."""
+    return "character" if language in CHARACTER_LANGUAGES else "word"
+
+
+@functools.cache
+def _unaccented(character: str) -> str:
+    """A letter without its marks; combining marks of their own are dropped."""
+    return "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))

@@ -15,20 +15,21 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..checkpoint import load_adapter, load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
-from ..data.batches import UNLIMITED, Mixture
+from ..data.batches import UNLIMITED, Mixture, tempered
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance
 from ..data.sources import read_source
 from ..data.synth import read_sound
-from ..data.text import plain_english
+from ..data.text import plain_text
 from ..decoding import Decoded, Start
 from ..ear import Ear, load_encoder
 from ..model import DiffusionGemmaASR, SpeechBatch
 from ..objective import text_batch
 from ..projector import new_projector
+from ..prompt import AUTO
 from ..recipe import DataRecipe, Recipe, TrainRecipe, load_recipe
 from .loop import LoopOptions, Metrics, run, step_seed
-from .monitor import report
+from .monitor import error_rate, report
 
 MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
 
@@ -47,7 +48,8 @@ def build_model(
     projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, scale)
     parts = encoder, projector.to(device), backbone, tokenizer
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
-    model = DiffusionGemmaASR(*parts, drafts=recipe.losses.ctc > 0, start=start)
+    languages, finds = recipe.data.languages, recipe.model.finds_language
+    model = DiffusionGemmaASR(*parts, recipe.losses.ctc > 0, start, languages, finds)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()
     return model
@@ -61,8 +63,10 @@ class Examples:
     cache: FeatureCache
     targets: list[list[int]]
 
-    def batch(self, model: DiffusionGemmaASR, chosen: Sequence[int], margin: int) -> SpeechBatch:
-        """The chosen rows, padded."""
+    def batch(
+        self, model: DiffusionGemmaASR, chosen: Sequence[int], margin: int, unnamed: Sequence[bool] | None = None
+    ) -> SpeechBatch:
+        """The chosen rows, padded; see `text_batch`."""
         utterances = [self.utterances[i] for i in chosen]
         frames, lengths = self.cache.batch(utterances)
         text = text_batch(
@@ -71,6 +75,7 @@ class Examples:
             [self.targets[i] for i in chosen],
             [u.language for u in utterances],
             margin,
+            unnamed,
         )
         return SpeechBatch(frames, lengths, text)
 
@@ -103,20 +108,41 @@ class SpeechData:
             # A folder of sounds does not say its language: it is the recipe's first.
             return read_source(source, data.languages, data.max_duration_s, None, data.languages[0], split)
 
-        lists = [read(item.manifest, "train")[: item.first] for item in data.train]
+        lists = [first_of(read(item.manifest, "train"), item.first) for item in data.train]
         self.dev = {
             "/".join(Path(source).with_suffix("").parts[-2:]): read(source, "validation")[: train.monitor_samples]
             for source in data.dev
         }
         everything = [u for rows in [*lists, *self.dev.values()] for u in rows]
         self.cache = frame_cache(Path(data.cache_dir or folder / "frames"), encoder, everything)
-        spelled = plain_english if data.transcript == "plain" else str.strip
         self.utterances = [u for rows in lists for u in rows]
-        self.texts = [spelled(u.text) for u in self.utterances]
+        plain = data.transcript == "plain"
+        self.texts = [plain_text(u.text, u.language) if plain else u.text.strip() for u in self.utterances]
+        sizes = [len(rows) for rows in lists]
+        factors = [1.0] * len(sizes) if data.temperature is None else tempered(sizes, data.temperature)
+        weights = [factor * item.weight for factor, item in zip(factors, data.train, strict=True)]
         self.mixture = Mixture(
-            [len(rows) for rows in lists], [item.weight for item in data.train],
+            sizes, weights,
             [self.cache.length(u) for u in self.utterances], UNLIMITED, train.batch_size, train.seed,
         )  # fmt: skip
+
+    def dev_by_language(self) -> list[tuple[str, str, list[Utterance]]]:
+        """The lists to judge by, those in several languages in parts: name, code, utterances."""
+        found = []
+        for name, rows in self.dev.items():
+            codes = sorted({u.language for u in rows})
+            for code in codes:
+                part = name if len(codes) == 1 else f"{name}/{code}"
+                found.append((part, code, [u for u in rows if u.language == code]))
+        return found
+
+
+def first_of(utterances: list[Utterance], count: int | None) -> list[Utterance]:
+    """So many utterances out of a shuffle that is always the same, so that a larger count holds a smaller one's; None: all,
+    as they come."""
+    if count is None:
+        return utterances
+    return random.Random(0).sample(utterances, len(utterances))[:count]
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -182,7 +208,8 @@ class AdapterTrainer:
         self.model.train()
         rng = random.Random(step_seed(t.seed, step, micro))
         chosen = self.data.mixture.at(step * t.accumulation + micro)
-        batch = self.examples.batch(self.model, chosen, rng.randint(0, MARGIN))
+        margin = rng.randint(0, MARGIN)
+        batch = self.examples.batch(self.model, chosen, margin, [rng.random() < t.unnamed for _ in chosen])
         masked = mask_bands(batch.frames, batch.frame_lengths, t.spec_augment)
         batch = SpeechBatch(masked, batch.frame_lengths, batch.text).to(self.model.device)
         return weighted_loss(self.model, batch, self.recipe, self.model.device, self.dtype)
@@ -191,10 +218,15 @@ class AdapterTrainer:
         """Transcribes the dev lists, prints some transcripts beside their references, and judges them."""
         self.model.eval()
         figures: Metrics = {}
-        for name, rows in self.data.dev.items():
+        for name, code, rows in self.data.dev_by_language():
+            references = [u.text for u in rows]
             decoded = transcribe_cached(self.model, rows, self.data.cache)
-            judged = report(self.console, step, name, [u.text for u in rows], decoded)
-            figures |= {f"{key}_{name}": value for key, value in judged.items()}
+            judged = report(self.console, step, name, references, decoded, code)
+            if self.model.finds_language:
+                found = transcribe_cached(self.model, rows, self.data.cache, AUTO)
+                judged["language"] = sum(d.language == code for d in found) / len(rows)
+                judged["wer_auto"] = error_rate(references, [d.text for d in found], code)
+            figures |= {f"{key}_{name}": round(value, 4) for key, value in judged.items()}
         return figures
 
 
@@ -221,13 +253,14 @@ def weighted_loss(
 
 @torch.no_grad()
 def transcribe_cached(
-    model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache, batch_size: int = 25
-) -> list[Decoded]:
-    """Transcripts of utterances whose frozen frames are cached, in their order."""
+    model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache, language: str | None = None,
+    batch_size: int = 25,
+) -> list[Decoded]:  # fmt: skip
+    """Transcripts of utterances whose frozen frames are cached, in their order; `language` None: each one's own."""
     decoded: list[Decoded] = []
     for i in range(0, len(utterances), batch_size):
         batch = utterances[i : i + batch_size]
         frames, lengths = cache.batch(batch)
         slots, slot_lengths = model.projector(frames.to(model.device), lengths.to(model.device))
-        decoded += model.transcribe_slots(slots, slot_lengths, [u.language for u in batch])
+        decoded += model.transcribe_slots(slots, slot_lengths, [language or u.language for u in batch])
     return decoded

@@ -8,7 +8,7 @@ from itertools import pairwise
 import jiwer
 from rich.console import Console
 
-from ..data.text import plain_english
+from ..data.text import error_unit, plain_text
 from ..decoding import Decoded
 from .loop import Metrics
 
@@ -21,13 +21,19 @@ def repeated_share(tokens: Sequence[Sequence[int]]) -> float:
     return sum(a == b for a, b in pairs) / max(1, len(pairs))
 
 
-def judge(references: Sequence[str], decoded: Sequence[Decoded]) -> Metrics:
-    """Word error rates in plain words, of the transcripts and of the CTC drafts, and signs of collapse."""
-    plain = [plain_english(r) for r in references]
+def error_rate(references: Sequence[str], written: Sequence[str], language: str) -> float:
+    """Errors in plain text, by word, in Hindi and Mandarin by character; references must hold something."""
+    said, heard = ([plain_text(text, language) for text in texts] for texts in (references, written))
+    return jiwer.cer(said, heard) if error_unit(language) == "character" else jiwer.wer(said, heard)
+
+
+def judge(references: Sequence[str], decoded: Sequence[Decoded], language: str = "en") -> Metrics:
+    """Error rates of the transcripts and of the CTC drafts, under the name of WER whatever they count (`error_rate`), and
+    signs of collapse."""
     count = max(1, len(decoded))
     return {
-        "wer": round(jiwer.wer(plain, [plain_english(d.text) for d in decoded]), 4),
-        "wer_draft": round(jiwer.wer(plain, [plain_english(d.draft) for d in decoded]), 4),
+        "wer": round(error_rate(references, [d.text for d in decoded], language), 4),
+        "wer_draft": round(error_rate(references, [d.draft for d in decoded], language), 4),
         "repeated": round(repeated_share([d.tokens for d in decoded]), 4),
         "empty": round(sum(not d.text for d in decoded) / count, 4),
         "steps": round(sum(d.steps for d in decoded) / count, 2),
@@ -48,11 +54,13 @@ def warnings(figures: Metrics) -> list[str]:
 
 
 def report(
-    console: Console, step: int, name: str, references: Sequence[str], decoded: Sequence[Decoded], shown: int = 4
-) -> Metrics:
+    console: Console, step: int, name: str, references: Sequence[str], decoded: Sequence[Decoded], language: str = "en",
+    shown: int = 4,
+) -> Metrics:  # fmt: skip
     """Prints figures, some transcripts beside their references, and warnings; returns the figures."""
-    figures = judge(references, decoded)
-    console.print(f"[bold]step {step} · {name} · WER {figures['wer']:.1%} · CTC draft {figures['wer_draft']:.1%}[/bold]")
+    figures = judge(references, decoded, language)
+    kind = "CER" if error_unit(language) == "character" else "WER"
+    console.print(f"[bold]step {step} · {name} · {kind} {figures['wer']:.1%} · CTC draft {figures['wer_draft']:.1%}[/bold]")
     for reference, row in list(zip(references, decoded, strict=True))[:shown]:
         console.print(f"  said   {reference}\n  wrote  {row.text}\n  draft  {row.draft}", style="dim", markup=False)
     for warning in warnings(figures):

@@ -2,8 +2,9 @@
 
 It learns to read: every prompt holds a sentence as imitated audio tokens (see data/slots.py), the clean sentence is the
 transcript on the canvas and, for the autoregressive loss, behind the prompt. A share of the prompts holds no sentence
-at all, which keeps the backbone a language model. Training begins with clean slots and many sentences of random
-tokens, where nothing but reading helps; once it can read, the slots grow noisy and real sentences take over.
+at all, which keeps the backbone a language model. Languages are mixed by a temperature, and some prompts do not name
+theirs. Training begins with clean slots and many sentences of random tokens, where nothing but reading helps; once it can
+read, the slots grow noisy and real sentences take over.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ import argparse
 import json
 import random
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import jiwer
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaGenerationConfig
+from transformers import AutoTokenizer, DiffusionGemmaConfig, DiffusionGemmaGenerationConfig, PreTrainedTokenizerBase
 
 from ..backbone import Backbone
-from ..data.batches import LengthBuckets
-from ..data.manifest import read_manifest
+from ..data.batches import Mixture, tempered
 from ..data.slots import SlotNoise, collapsed, imitate, lookalikes, slot_rows
-from ..data.text import plain_english
 from ..denoise import DenoiseOptions, cut_at_end, denoise
 from ..edits import EditCanvases, edit_canvases
 from ..noise import uniform_canvas
 from ..objective import TextBatch, backbone_losses, text_batch
 from ..prompt import PromptBuilder
 from .backbone_config import small_config
-from .loop import LoopOptions, Metrics, run, step_seed
-from .tokenizer import FIRST_WORD_TOKEN
+from .loop import LoopOptions, Metrics, load_weights, run, step_seed
+from .monitor import error_rate
+from .tokenizer import FIRST_WORD_TOKEN, read_sentences
 
 # So small a denoiser is sure of little, and what it draws at the real one's temperatures is mostly wrong (80 monitor
 # sentences, 8 steps from the draft: WER 51 % so, 62 % at 0.8 to 0.4 with a bound of 0.1).
@@ -49,19 +50,23 @@ class Reader:
         self.similar = lookalikes(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), FIRST_WORD_TOKEN)
 
     def batch(
-        self, targets: list[list[int]], rng: random.Random, margin: int, unheard: float, level: float = 1.0
-    ) -> tuple[Tensor, TextBatch, EditCanvases]:
+        self, targets: list[list[int]], languages: Sequence[str], rng: random.Random, margin: int, unheard: float,
+        level: float = 1.0, unnamed: float = 0.0,
+    ) -> tuple[Tensor, TextBatch, EditCanvases]:  # fmt: skip
         """Embeddings (B, P, H) with filled slots, their batch, and canvases that hold what the slots spell.
 
         Args:
+            languages: of each row.
             margin: canvas positions beyond the longest target.
             unheard: share of the rows whose slots hold noise only.
             level: factor on the noise of the slots.
+            unnamed: share of the rows whose prompt does not name the language; see `text_batch`.
         """
         special = self.prompts.special
         noise = SlotNoise(**{name: level * value for name, value in asdict(self.noise).items()})
         rows = [imitate(target[:-1], self.similar, special["pad"], noise, rng) for target in targets]
-        batch = text_batch(self.prompts, [len(row[0]) for row in rows], targets, ["en"] * len(rows), margin)
+        hidden = [rng.random() < unnamed for _ in rows]
+        batch = text_batch(self.prompts, [len(row[0]) for row in rows], targets, languages, margin, hidden)
         embeds = self.backbone.embed(batch.ids)
         shown = self.backbone.embed(torch.tensor([i for row in rows for i in row[0]]))
         mixed = self.backbone.embed(torch.tensor([i for row in rows for i in row[1]]))
@@ -73,7 +78,8 @@ class Reader:
         spelled = [collapsed(row[0], special["pad"]) for row in rows]
         clean = [target[:-1] for target in targets]
         ending = special["end_of_turn"], special["eos"]
-        drafts = edit_canvases(spelled, clean, ending, special["pad"], batch.canvas.shape[1])
+        leads = [row[:n] for row, n in zip(batch.canvas.tolist(), batch.leads.tolist(), strict=True)]
+        drafts = edit_canvases(spelled, clean, ending, special["pad"], batch.canvas.shape[1], leads)
         return embeds.masked_scatter(batch.slot_mask[..., None], slots), batch, drafts
 
 
@@ -90,6 +96,36 @@ def new_backbone(config: DiffusionGemmaConfig) -> Backbone:
     return backbone
 
 
+@torch.no_grad()
+def warm_start(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> int:
+    """Takes the weights of a backbone of the same shape that may have another tokenizer.
+
+    Tokens that both spell alike keep their rows; the others start in a random direction, as long as the old ones are.
+
+    Args:
+        tokenizer: the new backbone's.
+        folder: of the old backbone and its tokenizer.
+
+    Returns:
+        how many tokens kept their rows.
+
+    Raises:
+        CheckpointError: the folder holds no backbone, or one of another shape.
+    """
+    old = dict(Backbone.from_pretrained(folder).named_parameters())
+    old_ids = AutoTokenizer.from_pretrained(folder).get_vocab()
+    rows = next(name for name in old if name.endswith("embed_tokens.weight"))
+    parameters = dict(backbone.named_parameters())
+    load_weights({n: p for n, p in parameters.items() if n != rows}, {n: p for n, p in old.items() if n != rows}, folder)
+    shared = [(new, old_ids[token]) for token, new in tokenizer.get_vocab().items() if token in old_ids]
+    length = old[rows].norm(dim=1).mean()
+    fresh = torch.nn.functional.normalize(torch.randn_like(parameters[rows]), dim=1) * length
+    here, there = (torch.tensor(ids) for ids in zip(*shared, strict=True))
+    fresh[here] = old[rows][there]
+    parameters[rows].copy_(fresh)
+    return len(shared)
+
+
 def curriculum_level(step: int, clean: int, until: int) -> float:
     """0 for the first `clean` steps, then linearly up to 1 at step `until`: noise of the slots, share of real
     sentences."""
@@ -101,30 +137,42 @@ def scrambled(target: list[int], vocabulary: int, rng: random.Random) -> list[in
     return [*(rng.randrange(FIRST_WORD_TOKEN, vocabulary) for _ in target[:-1]), target[-1]]
 
 
-def train_text(recipe: dict, folder: Path) -> None:
-    """Trains by a stage recipe and writes the backbone, in the real layout, to `folder/backbone`."""
+def train_text(recipe: dict, folder: Path, start_from: str | Path | None = None) -> None:
+    """Trains by a stage recipe, from nothing or from the backbone in `start_from` (see `warm_start`), and writes the
+    backbone, in the real layout, to `folder/backbone`."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     prompts = PromptBuilder(tokenizer)
-    data = recipe["data"]
-    dev = [u.text for u in read_manifest(data["dev"])][:64]
-    texts = [plain_english(line) for line in Path(data["text"]).read_text(encoding="utf-8").splitlines()]
-    texts += [plain_english(u.text) for u in read_manifest(data["speech"], ["en"])]
-    texts = sorted({t for t in texts if 1 <= len(t.split()) <= data["max_words"]} - set(dev))
-    targets = [prompts.target(text) for text in texts]
-    torch.manual_seed(recipe["loop"]["seed"])
+    data, seed = recipe["data"], recipe["loop"]["seed"]
+    dev = {code: read_sentences([path])[code][: data["dev_count"]] for code, path in data["dev"].items()}
+    kept_out = {sentence for lines in read_sentences(data["exclude"]).values() for sentence in lines}
+    targets, languages, sizes = [], [], []
+    for code, lines in read_sentences(data["text"]).items():
+        spelled = [prompts.target(line) for line in lines if line not in kept_out]
+        fitting = [target for target in spelled if len(target) <= data["max_tokens"]]
+        targets += fitting
+        languages += [code] * len(fitting)
+        sizes.append(len(fitting))
+    torch.manual_seed(seed)
     backbone = new_backbone(small_config(tokenizer, **recipe["model"]))
+    if start_from is not None:
+        print(f"{warm_start(backbone, tokenizer, start_from)} of {len(tokenizer)} tokens are those of {start_from}")
     reader = Reader(backbone, prompts, SlotNoise(**recipe["slots"]))
-    sizes = [len(target) for target in targets]
-    buckets = LengthBuckets(sizes, recipe["batch_tokens"], recipe["batch_size"], recipe["loop"]["seed"])
+    mixture = Mixture(
+        sizes, tempered(sizes, data["temperature"]), [len(target) for target in targets], recipe["batch_tokens"],
+        recipe["batch_size"], seed,
+    )  # fmt: skip
     trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name}
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         backbone.train()
-        rng = random.Random(step_seed(recipe["loop"]["seed"], step, micro))
+        rng = random.Random(step_seed(seed, step, micro))
         grown = curriculum_level(step, **recipe["curriculum"])
-        rows = [targets[i] for i in buckets.at(step)]
+        chosen = mixture.at(step)
+        rows = [targets[i] for i in chosen]
         rows = [scrambled(row, len(tokenizer), rng) if rng.random() < 1 - grown else row for row in rows]
-        embeds, batch, drafts = reader.batch(rows, rng, rng.randint(0, 8), recipe["unheard"], grown)
+        spoken = [languages[i] for i in chosen]
+        margin = rng.randint(0, 8)
+        embeds, batch, drafts = reader.batch(rows, spoken, rng, margin, recipe["unheard"], grown, recipe["unnamed"])
         losses = backbone_losses(
             backbone, embeds, batch, recipe["self_conditioning"], recipe["full_noise"], drafts=drafts,
             draft_share=recipe["draft_share"], unroll=float(step >= recipe["unroll_from"]),
@@ -134,17 +182,22 @@ def train_text(recipe: dict, folder: Path) -> None:
 
     def evaluate(step: int) -> Metrics:
         backbone.eval()
-        return _read_back(reader, dev, step)
+        figures: Metrics = {}
+        for code, sentences in dev.items():
+            figures |= {f"{name}_{code}": value for name, value in _read_back(reader, sentences, code, step).items()}
+        print(figures, flush=True)
+        return figures
 
     start = time.time()
     run(trained, loss_of, folder / "backbone-run", LoopOptions(**recipe["loop"]), evaluate)
     save_backbone(backbone, prompts, folder / "backbone")
-    print(json.dumps({"stage": "text", "sentences": len(texts), "minutes": (time.time() - start) / 60}))
+    counts = dict(Counter(languages))
+    print(json.dumps({"stage": "text", "sentences": counts, "minutes": (time.time() - start) / 60}))
 
 
 @torch.no_grad()
-def _read_back(reader: Reader, sentences: list[str], step: int) -> Metrics:
-    """Word error rates of sentences read from imitated slots: what the slots show, and 8 denoising steps from noise and from
+def _read_back(reader: Reader, sentences: list[str], language: str, step: int) -> Metrics:
+    """Error rates of sentences read from imitated slots: what the slots show, and 8 denoising steps from noise and from
     what they show."""
     backbone, prompts = reader.backbone, reader.prompts
     torch.manual_seed(1)
@@ -153,7 +206,7 @@ def _read_back(reader: Reader, sentences: list[str], step: int) -> Metrics:
     drafts = [collapsed(row, prompts.special["pad"]) for row in shown]
     texts: dict[str, list[str]] = {"8_steps": [], "8_steps_from_slots": []}
     for i, target in enumerate(targets):  # one by one: each row with the seed of its slots
-        embeds, batch, (spelled, _, _) = reader.batch([target], random.Random(i), 4, 0.0)
+        embeds, batch, (spelled, _, _) = reader.batch([target], [language], random.Random(i), 4, 0.0)
         mask = batch.mask & ~batch.target_mask
         prefill, _ = backbone.prefill(embeds[:, : int(mask.sum())], mask[:, : int(mask.sum())])
         generator = torch.Generator().manual_seed(i)
@@ -162,11 +215,10 @@ def _read_back(reader: Reader, sentences: list[str], step: int) -> Metrics:
             result = denoise(backbone, prefill, first, NEARLY_GREEDY, generator)
             found.append(prompts.tokenizer.decode(cut_at_end(result.canvas, prompts.end_ids)[0], skip_special_tokens=True))
     drafted = [prompts.tokenizer.decode(d, skip_special_tokens=True) for d in drafts]
-    for line in list(zip(sentences, drafted, *texts.values(), strict=True))[:4]:
-        print(f"step {step} | " + " | ".join(line), flush=True)
-    figures = {f"wer_{name}": jiwer.wer(sentences, found) for name, found in ({"of_slots": drafted} | texts).items()}
-    print(figures, flush=True)
-    return {name: round(value, 4) for name, value in figures.items()}
+    for line in list(zip(sentences, drafted, *texts.values(), strict=True))[:2]:
+        print(f"step {step} {language} | " + " | ".join(line), flush=True)
+    read = {"of_slots": drafted} | texts
+    return {f"errors_{name}": round(error_rate(sentences, lines, language), 4) for name, lines in read.items()}
 
 
 def save_backbone(backbone: Backbone, prompts: PromptBuilder, folder: Path) -> None:
@@ -188,5 +240,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the mini model's backbone on text (stage 1).")
     parser.add_argument("recipe", help="stage recipe, YAML")
     parser.add_argument("folder", help="run folder that holds tokenizer/")
+    parser.add_argument("--start_from", help="folder of a backbone of the same shape, with any tokenizer, to go on with")
     args = parser.parse_args()
-    train_text(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder))
+    train_text(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder), args.start_from)

@@ -1,35 +1,47 @@
-"""A small Gemma-like tokenizer: byte-pair encoding over words with a leading space mark, bytes for everything else."""
+"""A small Gemma-like tokenizer: byte-pair encoding over words with a leading space mark, bytes for everything else.
+
+Languages count alike, however much text there is of each: the words of all are weighed so that their bytes come to the same
+number. Mandarin, which has no spaces, is one word a sentence.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ..data.text import plain_english
+from ..data.manifest import read_manifest
+from ..data.text import plain_text, speakable
+from ..errors import DataError
 from ..prompt import LANGUAGES, SPECIAL_TOKENS, instruction
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 FIRST_WORD_TOKEN = len(SPECIAL_TOKENS) + 1 + len(BYTES)  # behind the special tokens, <unk> and the bytes
 
 
-def train_tokenizer(sentences: Iterable[str], vocab_size: int, folder: str | Path) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer on sentences and saves it as `tokenizer.json` in `folder`.
+def train_tokenizer(
+    sentences: Mapping[str, Iterable[str]], vocab_size: int, folder: str | Path, alphabet: int = 100_000
+) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer and saves it as `tokenizer.json` in `folder`.
 
     Ids 0 to 2 are pad, eos and bos as in Gemma, then the other special tokens and 256 bytes; the rest is learnt.
+
+    Args:
+        sentences: plain text of each language, by its code.
+        alphabet: at most so many single characters, the most frequent ones, get a token.
     """
     special = [*SPECIAL_TOKENS.values()]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*special, "<unk>", *BYTES], show_progress=False)
-    # Single words (the normaliser marks them): merges never cross words. The prompt gets tokens of its own.
-    words = [word for sentence in sentences for word in sentence.split()]
-    prompt = [word for language in LANGUAGES.values() for word in instruction(language).split()]
-    tokenizer.train_from_iterator(words + prompt * (len(words) // 2000), trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[*special, "<unk>", *BYTES], show_progress=False, limit_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(_words(sentences), trainer)
     # The trainer makes the bytes special tokens, which decoding skips: leave them ordinary tokens of the model.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in BYTES]
@@ -46,11 +58,47 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int, folder: str | Pat
     return fast
 
 
+def _words(sentences: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """Single words (the normaliser marks them): merges never cross words. The prompt and the codes of languages get tokens
+    of their own."""
+    counts = {code: Counter(word for sentence in lines for word in sentence.split()) for code, lines in sentences.items()}
+    sizes = {code: sum(len(word.encode()) * n for word, n in words.items()) for code, words in counts.items()}
+    largest = max(sizes.values())
+    total = 0
+    for code, words in counts.items():
+        for word, n in words.items():
+            weighed = max(1, round(n * largest / sizes[code]))
+            total += weighed
+            yield from [word] * weighed
+    prompt = [word for language in (*LANGUAGES.values(), None) for word in instruction(language).split()]
+    yield from [*prompt, *LANGUAGES] * (total // 2000)
+
+
+def read_sentences(files: Iterable[str | Path]) -> dict[str, list[str]]:
+    """Different plain sentences of each language, in order, from files CODE.txt with one a line and from manifests.
+
+    Raises:
+        DataError: a file is neither, or a manifest cannot be read.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for path in map(Path, files):
+        if path.suffix == ".jsonl":
+            lines = [(u.language, u.text) for u in read_manifest(path)]
+        elif path.stem in LANGUAGES and path.is_file():
+            lines = [(path.stem, line) for line in path.read_text(encoding="utf-8").splitlines()]
+        else:
+            raise DataError(f"{path}: no such text; give a file CODE.txt, CODE one of {', '.join(LANGUAGES)}, or a manifest")
+        for code, line in lines:
+            if speakable(line, code):
+                found.setdefault(code, {})[plain_text(line, code)] = None
+    return {code: list(sentences) for code, sentences in found.items()}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the mini tokenizer.")
-    parser.add_argument("text", help="sentences, one a line; English is made plain first")
     parser.add_argument("folder")
-    parser.add_argument("--vocab_size", type=int, default=3072)
+    parser.add_argument("text", nargs="+", help="files CODE.txt with a sentence of that language a line, and manifests")
+    parser.add_argument("--vocab_size", type=int, default=6144)
+    parser.add_argument("--alphabet", type=int, default=2765, help="single characters that get a token")
     args = parser.parse_args()
-    lines = Path(args.text).read_text(encoding="utf-8").splitlines()
-    train_tokenizer(dict.fromkeys(plain_english(line) for line in lines), args.vocab_size, args.folder)
+    train_tokenizer(read_sentences(args.text), args.vocab_size, args.folder, args.alphabet)
