@@ -157,7 +157,7 @@ def test_the_second_stage_goes_on_from_a_checkpoint_with_a_narrower_projector(ru
         tokenizer, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_ffn_dim=32, decoder_ffn_dim=32,
     )  # fmt: skip
-    before, after = (HybridWhisper(config, 3, backbone, size).eval() for size in (8, 24))
+    before, after = (HybridWhisper(config, "\0ab", 3, backbone, size).eval() for size in (8, 24))
     folder = run_folder / "narrow"
     save_encoder(before.acoustic, folder / "encoder")
     save_projector(before.projector, folder)
@@ -167,7 +167,7 @@ def test_the_second_stage_goes_on_from_a_checkpoint_with_a_narrower_projector(ru
         slots = [model.projector(*model.acoustic(mel, lengths))[0] for model in (before, after)]
     torch.testing.assert_close(slots[0], slots[1], atol=1e-3, rtol=1e-2)  # the encoder went through float16
 
-    wider = HybridWhisper(config, 3, backbone, 4)
+    wider = HybridWhisper(config, "\0ab", 3, backbone, 4)
     with pytest.raises(CheckpointError, match="8 channels"):
         warm_start(wider, folder)
 

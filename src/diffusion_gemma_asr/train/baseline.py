@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jiwer
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from ..baselines.trained import BaselineRecipe, TrainedBaseline, load_baseline_recipe
 from ..data.augment import mask_bands
-from ..data.text import plain_english
 from ..recipe import find_recipe, read_yaml
 from .adapter import SpeechData, loop_options
 from .loop import Metrics, run
+from .monitor import error_rate
 
 EVALUATED_AT_ONCE = 20
 SHOWN = 3  # transcripts printed beside their references
@@ -50,13 +49,13 @@ def train_baseline(recipe: BaselineRecipe, folder: str | Path) -> Path:
 
     def evaluate(step: int) -> Metrics:
         figures = {}
-        for name, rows in data.dev.items():
+        for name, code, rows in data.dev_by_language():
             written: list[str] = []
             for i in range(0, len(rows), EVALUATED_AT_ONCE):
                 written += [found.text for found in system.decode(*data.cache.batch(rows[i : i + EVALUATED_AT_ONCE]))]
-            said = [plain_english(u.text) for u in rows]
-            figures[f"wer_{name}"] = round(jiwer.wer(said, [plain_english(text) for text in written]), 4)
-            console.print(f"[bold]step {step} · {name} · WER {figures[f'wer_{name}']:.1%}[/bold]")
+            said = [u.text for u in rows]
+            figures[f"wer_{name}"] = round(error_rate(said, written, code), 4)
+            console.print(f"[bold]step {step} · {name} · errors {figures[f'wer_{name}']:.1%}[/bold]")
             for reference, text in list(zip(said, written, strict=True))[:SHOWN]:
                 console.print(f"  said   {reference}\n  wrote  {text}", style="dim", markup=False)
         return figures

@@ -38,11 +38,13 @@ from ..data.augment import Masking, mask_bands, warp_frequencies
 from ..data.batches import Mixture
 from ..data.manifest import Utterance, read_manifest
 from ..data.synth import read_sound
-from ..data.text import CHARACTERS, plain_english
+from ..data.text import plain_text
 from ..encoder import AcousticEncoder
 from ..errors import CheckpointError
 from ..projector import AudioProjector
+from .adapter import first_of
 from .loop import LoopOptions, Metrics, load_weights, run
+from .monitor import error_rate
 
 LOSSES = ("autoregressive", "characters", "tokens", "phonemes")
 
@@ -52,6 +54,7 @@ class HybridWhisper(nn.Module):
 
     Args:
         config: of the Whisper.
+        alphabet: characters of the character head; the first one stands for nothing, the CTC blank.
         phonemes: classes of the phoneme head.
         backbone: frozen; the projector's slots are read by its lm_head, and are as large as its embeddings.
         projector_size: channels between the projector's convolutions.
@@ -59,13 +62,14 @@ class HybridWhisper(nn.Module):
 
     lm_head: Tensor
 
-    def __init__(self, config: WhisperConfig, phonemes: int, backbone: Backbone, projector_size: int):
+    def __init__(self, config: WhisperConfig, alphabet: str, phonemes: int, backbone: Backbone, projector_size: int):
         super().__init__()
+        self.alphabet = alphabet
         self.whisper = WhisperForConditionalGeneration(config)
         self.acoustic = AcousticEncoder(
             self.whisper.model.encoder, WhisperFeatureExtractor(feature_size=config.num_mel_bins)
         )
-        self.ctc_head = nn.Linear(config.d_model, len(CHARACTERS))
+        self.ctc_head = nn.Linear(config.d_model, len(alphabet))
         self.phoneme_head = nn.Linear(config.d_model, phonemes)
         scale = backbone.embedding_scale()
         self.projector = AudioProjector(config.d_model, backbone.hidden_size, projector_size, scale)
@@ -85,7 +89,7 @@ class HybridWhisper(nn.Module):
         Args:
             mel: (B, bins, T); lengths: (B,) mel frames.
             tokens: (B, L) bos, transcript, eos, then -100.
-            characters: transcript of each row as indices into CHARACTERS.
+            characters: transcript of each row as indices into the alphabet.
             phonemes: (B, F) index of each frame's phoneme, -100 where it is not known.
             wanted: those to compute.
 
@@ -128,7 +132,7 @@ class HybridWhisper(nn.Module):
         if "characters" in wanted:
             best = self.ctc_head(frames).argmax(-1)  # (B, F)
             rows = [torch.unique_consecutive(row[:n]).tolist() for row, n in zip(best, frame_lengths, strict=True)]
-            found["character"] = ["".join(CHARACTERS[i] for i in row if i).strip() for row in rows]
+            found["character"] = ["".join(self.alphabet[i] for i in row if i).strip() for row in rows]
         if "tokens" in wanted:
             slots, slot_lengths = self.projector(frames, frame_lengths)
             blank = self.whisper.config.pad_token_id
@@ -206,27 +210,24 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
     """
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     data = recipe["data"]
-    lists = [read_manifest(item["manifest"], ["en"], data["max_duration_s"]) for item in data["train"]]
+    lists = [
+        first_of(read_manifest(item["manifest"], (), data["max_duration_s"]), item.get("first")) for item in data["train"]
+    ]
     train = [u for rows in lists for u in rows]
-    dev = {
-        name: read_manifest(path, ["en"], data["max_duration_s"])[: data["dev_count"]] for name, path in data["dev"].items()
-    }
+    texts = [plain_text(u.text, u.language) for u in train]
+    alphabet = "\0" + "".join(sorted({character for text in texts for character in text}))
+    dev = {name: read_manifest(path, (), data["max_duration_s"])[: data["dev_count"]] for name, path in data["dev"].items()}
     phonemes = PhonemeTimes([item["phonemes"] for item in data["train"] if "phonemes" in item])
     torch.manual_seed(recipe["loop"]["seed"])
     backbone = Backbone.from_pretrained(folder / "backbone")
     config = whisper_config(tokenizer, **recipe["model"])
-    model = HybridWhisper(config, len(phonemes.symbols), backbone, recipe["projector_size"])
+    model = HybridWhisper(config, alphabet, len(phonemes.symbols), backbone, recipe["projector_size"])
     if start_from is not None:
         warm_start(model, start_from)
-    tokens = [
-        [
-            tokenizer.bos_token_id,
-            *tokenizer.encode(plain_english(u.text), add_special_tokens=False),
-            tokenizer.eos_token_id,
-        ]
-        for u in train
-    ]
-    characters = [[CHARACTERS.index(c) for c in plain_english(u.text)] for u in train]
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokens = [[ends[0], *tokenizer.encode(text, add_special_tokens=False), ends[1]] for text in texts]
+    index = {character: i for i, character in enumerate(alphabet)}
+    characters = [[index[character] for character in text] for text in texts]
     mixture = Mixture(
         [len(rows) for rows in lists], [item["weight"] for item in data["train"]],
         [round(100 * u.duration) for u in train], recipe["batch_frames"], 256, recipe["loop"]["seed"],
@@ -261,10 +262,11 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
             for i in range(0, len(rows), 20):
                 for reading, texts in model.readings(*hear(rows[i : i + 20]), tokenizer, wanted).items():
                     read.setdefault(reading, []).extend(texts)
-            references = [plain_english(u.text) for u in rows]
+            language = rows[0].language
+            references = [plain_text(u.text, language) for u in rows]
             for reading, texts in read.items():
                 figures[f"{reading}_cer_{name}"] = round(jiwer.cer(references, texts), 4)
-                figures[f"{reading}_wer_{name}"] = round(jiwer.wer(references, texts), 4)
+                figures[f"{reading}_wer_{name}"] = round(error_rate(references, texts, language), 4)
             for row in list(zip(references, *read.values(), strict=True))[:3]:
                 print(f"step {step} {name}: " + " | ".join(row))
         print(figures, flush=True)
