@@ -32,7 +32,8 @@ if [ "$start" = continue ] && [ ! -d $run/backbone ]; then
 fi
 
 stage "tokenizer"
-[ -f $run/tokenizer/tokenizer.json ] || $python -m diffusion_gemma_asr.train.tokenizer "$shared/text/en.txt" $run/tokenizer
+[ -f $run/tokenizer/tokenizer.json ] || $python -m diffusion_gemma_asr.train.tokenizer $run/tokenizer \
+  "$shared/text/en.txt" --vocab_size 3072
 
 stage "1: backbone, on text"
 [ -f $run/backbone/model.safetensors ] || $python -m diffusion_gemma_asr.train.text recipes/mini/1-backbone.yaml $run

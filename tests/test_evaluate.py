@@ -138,6 +138,25 @@ def test_other_languages_have_both_rules(tmp_path: Path) -> None:
     assert found["with_marks"]["substitutions"] == 1
 
 
+def test_the_share_of_languages_found_counts_all_and_longer_clips(utterances: list[Utterance], tmp_path: Path) -> None:
+    """Right in what sounds low, wrong in the rest; of two clips of over 2 s one is right."""
+
+    class Finder(PitchSystem):
+        def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+            return [Hypothesis("tone", 1, "en" if pitch(clip) < 500 else "de") for clip in clips]
+
+    longer = [
+        Utterance(str(write(tmp_path / "sound" / f"long{hertz}.wav", tone(hertz, 2.5))), "Tone.", "en", 2.5)
+        for hertz in (300, 600)
+    ]
+    summary = evaluate(Finder(), [*utterances, *longer], tmp_path / "run", 3)
+    english = summary["languages"]["en"]
+    assert english["language_found"] == pytest.approx(4 / 9, abs=1e-5)
+    assert (english["language_found_over_2_s"], english["over_2_s"]) == (0.5, 2)
+    told = evaluate(PitchSystem(), utterances, tmp_path / "told", 3)
+    assert "language_found" not in told["languages"]["en"]
+
+
 def test_the_report_is_one_page_with_differences_and_players(utterances: list[Utterance], tmp_path: Path) -> None:
     evaluate(PitchSystem(wrong=440), utterances, tmp_path / "a")
     evaluate(PitchSystem(wrong=550), utterances, tmp_path / "b")

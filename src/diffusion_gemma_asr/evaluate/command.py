@@ -37,9 +37,10 @@ def evaluate_command(
     device: str,
     folder_language: str,
     engine: EngineName,
+    auto: bool = False,
 ) -> None:
     """Evaluates a model on manifests, folders or corpora (see data/sources.py): once, or once for each number of steps in
-    folders `steps-N` of `out`."""
+    folders `steps-N` of `out`; with `auto` it is not told the language."""
     skipped: list[str] = []
     utterances: list[Utterance] = []
     data_sets: dict[str, str] = {}  # by sound file
@@ -47,10 +48,11 @@ def evaluate_command(
         rows = usable(read_source(source, (), MAX_CLIP_S, skipped, folder_language), skipped)
         utterances += [u for u in rows if u.audio_filepath not in data_sets]
         data_sets = {u.audio_filepath: source for u in rows} | data_sets
-    systems = load_systems(system, model, device, out, steps, start, seed, engine)
+    systems = load_systems(system, model, device, out, steps, start, seed, engine, auto)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table = Table("run", "data", "language", "error rate", "95 % interval", "passes", "RTFx", "skipped")
+    told_apart: list[tuple[str, str, float, int]] = []
     for folder, chosen in systems.items():
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(folder.name, total=len(utterances))
@@ -59,6 +61,11 @@ def evaluate_command(
                 bar.update(task, completed=done, description=f"{name} {edits.rate:.1%}")  # type: ignore[arg-type]
 
             summary = evaluate(chosen, utterances, folder, batch_size, skipped, show, data_sets)
+        told_apart += [
+            (folder.name, code, found["language_found_over_2_s"], found["over_2_s"])
+            for code, found in summary["languages"].items()
+            if found.get("language_found_over_2_s") is not None
+        ]
         for data, language, found in parts(summary):
             table.add_row(
                 folder.name, data, language, f"{found['error_rate']:.2%}", f"{found['low']:.2%} – {found['high']:.2%}",
@@ -69,12 +76,14 @@ def evaluate_command(
     if summary["skipped"] > len(summary["skipped_why"]):
         console.print(f"skipped: {summary['skipped'] - len(summary['skipped_why'])} more")
     Console().print(table)
+    for name, language, share, count in told_apart:
+        print(f"{name}: {language} found rightly in {share:.1%} of {count} clips of over 2 s")
     print(write_report(list(systems), out / "report.html"))
 
 
 def load_systems(
     system: str, model: str, device: str, out: Path, steps: Sequence[int], start: Start | None, seed: int,
-    engine: EngineName = "fast",
+    engine: EngineName = "fast", auto: bool = False,
 ) -> dict[Path, System]:  # fmt: skip
     """The systems to evaluate, by the folders of their runs: one, or one for each number of steps."""
     if system == "whisper":
@@ -88,7 +97,7 @@ def load_systems(
         return {out: Autoregressive(loaded, model)}
     folders = [out] if len(steps) == 1 else [out / f"steps-{n}" for n in steps]
     options = [loaded.backbone.denoise_options(n) for n in steps]
-    return {f: Diffusion(loaded, model, o, start, seed, engine) for f, o in zip(folders, options, strict=True)}
+    return {f: Diffusion(loaded, model, o, start, seed, engine, None, auto) for f, o in zip(folders, options, strict=True)}
 
 
 def usable(rows: Sequence[Utterance], skipped: list[str]) -> list[Utterance]:

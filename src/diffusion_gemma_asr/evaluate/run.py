@@ -27,6 +27,7 @@ from .systems import System
 PREDICTIONS, SUMMARY, SETTINGS = "predictions.jsonl", "summary.json", "settings.json"
 MAX_CLIP_S = 30.0
 WORST = 20
+LONG_S = 2.0  # sound that is long enough to tell its language by
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Prediction:
 
     duration is the sound's length in s and seconds its share, by length, of the batch's wall time; edits are hits,
     substitutions, deletions, insertions between the normalised texts, in `unit`; data_set is the source that it came
-    from. A skipped utterance has an error and nothing else.
+    from; found is the language that the system found, where it was not told. A skipped utterance has an error and nothing
+    else.
     """
 
     audio_filepath: str
@@ -51,6 +53,7 @@ class Prediction:
     seconds: float = 0.0
     data_set: str = ""
     error: str | None = None
+    found: str | None = None
 
     @property
     def counts(self) -> Edits:
@@ -148,7 +151,7 @@ def _transcribe(system: System, batch: Sequence[Utterance], warm: bool) -> list[
         unit = default_unit(u.language)
         row = Prediction(
             key, u.language, round(sound_s[key], 3), u.text, texts[key].text, said, written, unit,
-            count(said, written, unit).counts, texts[key].passes, round(share, 4),
+            count(said, written, unit).counts, texts[key].passes, round(share, 4), found=texts[key].language,
         )  # fmt: skip
         rows.append(row)
     return rows
@@ -184,12 +187,26 @@ def rates_by_language(rows: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
     for language in sorted({row.language for row in rows}):
         mine = [row for row in rows if row.language == language]
         languages[language] = {"utterances": len(mine)} | rates([row.counts for row in mine]) | {"unit": mine[0].unit}
+        languages[language] |= found_rightly(mine)
         if language != "en":
             kept = normaliser(language, "marks")
             unit = default_unit(language)
             with_marks = [count(kept(row.reference), kept(row.hypothesis), unit) for row in mine]
             languages[language]["with_marks"] = rates(with_marks)
     return languages
+
+
+def found_rightly(rows: Sequence[Prediction]) -> dict[str, Any]:
+    """How often the language was found rightly, and how often in sound of over 2 s; nothing where it was told."""
+    asked = [row for row in rows if row.found is not None]
+    if not asked:
+        return {}
+    longer = [row for row in asked if row.duration > LONG_S]
+
+    def share(part: Sequence[Prediction]) -> float | None:
+        return round(sum(row.found == row.language for row in part) / len(part), 5) if part else None
+
+    return {"language_found": share(asked), "language_found_over_2_s": share(longer), "over_2_s": len(longer)}
 
 
 def rates(edits: Sequence[Edits]) -> dict[str, Any]:

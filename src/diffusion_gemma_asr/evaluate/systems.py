@@ -12,14 +12,17 @@ import torch
 from ..decoding import EngineName, Start
 from ..denoise import DenoiseOptions
 from ..model import DiffusionGemmaASR
+from ..prompt import AUTO
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a system wrote for a clip, and how many passes of its decoder that took."""
+    """What a system wrote for a clip, how many passes of its decoder that took, and the language that it found, if it had
+    to."""
 
     text: str
     passes: int
+    language: str | None = None
 
 
 class System(Protocol):
@@ -33,15 +36,15 @@ class System(Protocol):
 
 
 class Diffusion:
-    """Our model through its denoising decoder."""
+    """Our model through its denoising decoder; with `auto` it is not told the language."""
 
     def __init__(
         self, model: DiffusionGemmaASR, name: str, options: DenoiseOptions, start: Start | None = None, seed: int = 0,
-        engine: EngineName = "fast", canvas_length: int | None = None,
+        engine: EngineName = "fast", canvas_length: int | None = None, auto: bool = False,
     ):  # fmt: skip
         self.model, self.name, self.options, self.seed = model, name, options, seed
         self.start: Start = start or model.start
-        self.engine, self.canvas_length = engine, canvas_length
+        self.engine, self.canvas_length, self.auto = engine, canvas_length, auto
 
     def settings(self) -> dict[str, Any]:
         """Model, denoising options, first canvas, engine and seed."""
@@ -49,14 +52,16 @@ class Diffusion:
             "system": "diffusion", "model": self.name, "start": self.start, "canvas": self.canvas_length or "fitted",
             "engine": self.engine, "seed": self.seed,
         }  # fmt: skip
+        chosen |= {"language": AUTO} if self.auto else {}
         return chosen | asdict(self.options) | {"dtype": dtype_name(self.model)}
 
     def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
         """See `System`."""
         found = self.model.transcribe_batch(
-            clips, languages, self.options, self.seed, self.canvas_length, start=self.start, engine=self.engine
-        )
-        return [Hypothesis(row.text, row.steps) for row in found]
+            clips, AUTO if self.auto else languages, self.options, self.seed, self.canvas_length, start=self.start,
+            engine=self.engine,
+        )  # fmt: skip
+        return [Hypothesis(row.text, row.steps, row.language if self.auto else None) for row in found]
 
 
 class CtcGreedy:

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Trains the mini model in six languages, in three moves: English, six languages, real speech mixed in. Every stage resumes where
+# it was interrupted and is skipped once it is done.
+#   runs/mini6.sh whisper-base   with the ears of Whisper base (the folder of recipes/mini-whisper-base.yaml)
+#   runs/mini6.sh mini           with an encoder of our own; move 1 is the English model that the package carries
+# Needs espeak-ng, and the speech and text data described in docs/training.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+shared=${DATA:-../shared}
+front_end=${1:?whisper-base or mini}
+run=runs/mini6
+english=src/diffusion_gemma_asr/presets/mini
+codes="en de fr es hi zh"
+# Without these PyTorch on CPU spends much of its time handing memory back and spinning.
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
+
+stage() { echo "== $1 ($(date +%H:%M:%S))"; }
+
+# made FILE COMMAND...: runs the command unless the file is there
+made() { local file=$1; shift; [ -f "$file" ] || "$@"; }
+
+stage "synthetic speech: held-out, monitor and training lists"
+for code in $codes; do
+  synth="$python -m diffusion_gemma_asr.data.synth --text $shared/text/$code.txt --language $code"
+  heldout=runs/mini/heldout-$code/manifest.jsonl dev=runs/mini/dev-$code/manifest.jsonl
+  if [ $code = en ]; then
+    made $heldout $python -m diffusion_gemma_asr.data.synth --text recipes/lists/heldout-en.txt --seed 2026 \
+      --held_out_voices --out runs/mini/heldout-en
+    made $dev $synth --count 200 --seed 77 --held_out_voices --out runs/mini/dev-en
+    made runs/mini/synth-en/manifest.jsonl $synth --count 36000 --seed 1 --exclude $dev --out runs/mini/synth-en
+  else
+    made $heldout $synth --count 300 --seed 2026 --held_out_voices --out runs/mini/heldout-$code
+    made $dev $synth --count 100 --seed 77 --held_out_voices --exclude $heldout --out runs/mini/dev-$code
+    made runs/mini/synth-$code/manifest.jsonl $synth --count 4000 --seed 1 --rooms 0.25 --telephones 0.1 \
+      --exclude $heldout $dev --out runs/mini/synth-$code
+  fi
+done
+
+stage "tokenizer"
+texts=$(for code in $codes; do echo "$shared/text/$code.txt"; done)
+made $run/tokenizer/tokenizer.json $python -m diffusion_gemma_asr.train.tokenizer $run/tokenizer $texts \
+  "$shared"/speech/{en,de,zh}-train.jsonl
+
+stage "backbone, on text in six languages, from the English one"
+made $run/backbone/model.safetensors $python -m diffusion_gemma_asr.train.text recipes/mini6/1-backbone.yaml $run \
+  --start_from $english/backbone
+
+train="$python -m diffusion_gemma_asr train"
+reading="$python -m diffusion_gemma_asr.train.reading"
+if [ "$front_end" = whisper-base ]; then
+  out=runs/mini-whisper-base recipes=recipes/mini-whisper-base
+  stage "move 1, English: projector by CTC, then with the backbone"
+  made $out/english-projector/checkpoint/adapter.safetensors $train $recipes/1-english-projector.yaml
+  made $out/english/projector/adapter.safetensors $reading $recipes/2-english.yaml $out/english
+  stage "move 2, six languages: projector by CTC, then with the backbone"
+  made $out/languages-projector/checkpoint/adapter.safetensors $train $recipes/3-languages-projector.yaml
+  made $out/languages/projector/adapter.safetensors $reading $recipes/4-languages.yaml $out/languages
+  stage "move 3, real speech mixed in: projector and LoRA"
+  made $out/checkpoint/adapter.safetensors $train recipes/mini-whisper-base.yaml
+else
+  out=$run
+  stage "move 2, six languages: encoder and projector, from the English ones, then backbone and projector"
+  made $run/encoder/model.safetensors $python -m diffusion_gemma_asr.train.whisper recipes/mini6/2-encoder.yaml $run \
+    --start_from $english
+  made $run/languages/projector/adapter.safetensors $reading recipes/mini6/3-languages.yaml $run/languages
+  stage "move 3, real speech mixed in: projector and LoRA"
+  made $run/checkpoint/adapter.safetensors $train recipes/mini6.yaml
+fi
+
+stage "evaluation: held-out synthetic speech and the real dev lists, language named and found"
+for code in $codes; do
+  made $out/results/$code/steps-8/summary.json $python -m diffusion_gemma_asr evaluate runs/mini/heldout-$code/manifest.jsonl \
+    "$shared"/speech/$code-dev.jsonl --model $out/checkpoint --steps 8 --out $out/results/$code
+done
+stage "done"
