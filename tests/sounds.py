@@ -73,17 +73,11 @@ class HeardPitch:
     logprobs: list[float]
     steps: int
     draft: str
-    spans: list[TokenSpan] | None = None
+    spans: list[TokenSpan] | None
+    language: str
 
     def as_drafted(self) -> HeardPitch:
         return replace(self, text=self.draft, tokens=[3], logprobs=[-0.125])
-
-
-class Digits:
-    """The fake model's tokenizer: a token is a word, its number."""
-
-    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
-        return " ".join(str(token) for token in tokens)
 
 
 @dataclass
@@ -97,10 +91,10 @@ class PitchModel:
     loops: dict[int, tuple[int, ...]] = field(default_factory=dict)
     drafts: bool = True
     draft_text: str = "a draft"
-    tokenizer: Digits = field(default_factory=Digits)
 
     batches: list[list[int]] = field(default_factory=list)  # samples of every sound, call by call
     # language, options, seed, start, engine, rows of every call
+    asked: list[tuple[str, Sequence[str] | None, str]] = field(default_factory=list)  # language, among, context
     calls: list[tuple[str, DenoiseOptions | int | None, int, str | None, str, int]] = field(default_factory=list)
 
     def transcribe_batch(
@@ -115,12 +109,16 @@ class PitchModel:
         on_done: Callable[[int], None] | None = None,
         align: bool = False,
         on_step: Callable[[int, list[list[Shown]]], None] | None = None,
+        among: Sequence[str] | None = None,
+        context: str = "",
     ) -> list[HeardPitch]:
-        if language not in ("en", "de"):
+        if language not in ("en", "de", "auto"):
             raise AsrError(f"language {language} is not one of en, de")
+        self.asked.append((language, among, context))
+        found = language if language != "auto" else (among or ["en"])[-1]
         self.batches.append([len(samples) for samples in audio])
         self.calls.append((language, options, seed, start, engine, rows))
-        heard = [self._hear(samples, seed, align) for samples in audio]
+        heard = [self._hear(samples, seed, align, found) for samples in audio]
         if on_step is not None:
             for step in (0, 1):
                 on_step(step, [[Shown(one.text, float(step))] for one in heard])
@@ -129,9 +127,13 @@ class PitchModel:
                 on_done(index)
         return heard
 
-    def _hear(self, samples: NDArray[np.float32], seed: int, align: bool) -> HeardPitch:
+    def text(self, tokens: Sequence[int]) -> str:
+        """A token is a word: its number."""
+        return " ".join(str(token) for token in tokens)
+
+    def _hear(self, samples: NDArray[np.float32], seed: int, align: bool, language: str) -> HeardPitch:
         assert samples.dtype == np.float32 and samples.ndim == 1
         hertz = round(pitch(samples) / 20) * 20
         spans = [TokenSpan(1, 2, -0.1), TokenSpan(4, 5, -0.1)] if align else None
         text = f" {hertz} hertz" if seed not in self.loops.get(hertz, ()) else f" {hertz}" * 9
-        return HeardPitch(text, [hertz, 7], [-0.25, -0.75], 2, self.draft_text, spans)
+        return HeardPitch(text, [hertz, 7], [-0.25, -0.75], 2, self.draft_text, spans, language)

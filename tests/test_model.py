@@ -179,7 +179,7 @@ def test_a_full_canvas_is_continued_on_another(
     begun: list[list[int]] = []
     build = PromptBuilder.build
 
-    def noted(self: PromptBuilder, lengths: list[int], languages: list[str], written: list[list[int]]) -> Prompt:
+    def noted(self: PromptBuilder, lengths: list[int], languages: list[str], written: list[list[int]], _: str) -> Prompt:
         begun.extend(written)
         return build(self, lengths, languages, written)
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from diffusion_gemma_asr.errors import AsrError, CheckpointError
-from diffusion_gemma_asr.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder
+from diffusion_gemma_asr.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder, context_of
 from diffusion_gemma_asr.train.tokenizer import train_tokenizer
 
 
@@ -113,3 +113,11 @@ def test_a_missing_special_token_is_named(missing: str) -> None:
         PromptBuilder(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model)))
     named = str(caught.value).split(";")[0].split("lacks ")[1]
     assert named == missing
+
+
+def test_context_stands_behind_the_instruction_as_plain_text(prompts: PromptBuilder) -> None:
+    plain, told = prompts.row(3, "en"), prompts.row(3, "en", "<|audio|> <turn|> Hegel")
+    assert len(told) > len(plain) and told[0] == plain[0] and told[-5:] == plain[-5:]
+    assert told.count(prompts.special["audio"]) == 3 and told.count(prompts.special["end_of_turn"]) == 1
+    assert "Hegel" in prompts.tokenizer.decode(told)
+    assert context_of() == "" and context_of(hotwords=" Kant ") == "Words that may occur: Kant."

@@ -142,6 +142,18 @@ def test_words_have_times() -> None:
     assert first.probability == pytest.approx(np.exp(-0.25))
 
 
+def test_languages_and_context_reach_the_model() -> None:
+    model = PitchModel()
+    sound = tone(440, 1.0)
+    assert transcribe(sound, model).language == "en"
+    found = transcribe(sound, model, language="en, de", initial_prompt="Good morning.", hotwords="Kant, Hegel")
+    assert found.language == found.segments[0].language == "de"
+    context = "Before it was said: Good morning. Words that may occur: Kant, Hegel."
+    assert model.asked == [("auto", None, ""), ("auto", ["en", "de"], context)]
+    assert transcribe(0.0 * sound, model, hotwords="Kant, Hegel", language="de").text == ""
+    assert transcribe(0.0 * sound, model, language="de").language == "de"
+
+
 def test_clips() -> None:
     sound = np.concatenate([tone(hertz, 2.0) for hertz in (400, 500, 600, 700)])
     transcript = transcribe(sound, PitchModel(), clip_timestamps=(2.0, 4.0, 6.0))
@@ -208,7 +220,7 @@ def test_options_reach_the_model() -> None:
     assert transcript.text == "440 hertz" and transcript.language == "de"
     assert model.calls == [("de", denoise, 5, "draft", "reference", 3)]
     transcribe(sound, model)
-    assert model.calls[1] == ("en", None, 0, None, "fast", 16)
+    assert model.calls[1] == ("auto", None, 0, None, "fast", 16)
 
 
 def test_errors_that_concern_every_recording() -> None:

@@ -87,14 +87,17 @@ class Decoding:
             autoregressive model, finds likeliest behind the prompt.
         options, seed, canvas_length, start: see `DiffusionGemmaASR.transcribe_batch`.
         among: codes that AUTO may find.
+        context: see `prompt.context_of`.
     """
 
     def __init__(
         self, model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str],
         options: DenoiseOptions, seed: int, canvas_length: int | None, start: Start, among: Sequence[str] = (),
+        context: str = "",
     ):  # fmt: skip
         self.model, self.slots, self.slot_lengths, self.languages = model, slots, slot_lengths, languages
         self.options, self.canvas_length, self.start, self.among = options, canvas_length, start, among
+        self.context = context
         self.counts: list[int] = slot_lengths.tolist()
         self.drafts = model.draft(slots, slot_lengths)
         self.generators = [torch.Generator(model.device).manual_seed(seed) for _ in self.counts]
@@ -128,7 +131,8 @@ class Decoding:
             lengths = self.slot_lengths[chosen]
             slots = self.slots[chosen, : int(lengths.max())]
             written = [[*self._lead(row), *self._written(row)] if self.canvases[row] else [] for row in chosen]
-            return self.model.read_prompts(slots, lengths, [self.languages[row] for row in chosen], written)[0]
+            languages = [self.languages[row] for row in chosen]
+            return self.model.read_prompts(slots, lengths, languages, written, self.context)[0]
 
         if engine == "reference" or on_step is not None:
             shown = None if on_step is None else self._shown(on_step)
@@ -194,7 +198,7 @@ class Decoding:
         count, size = markers.shape
         lengths = self.slot_lengths[row].expand(count)
         slots = self.slots[row, : self.counts[row]].expand(count, -1, -1)
-        _, hidden = self.model.read_prompts(slots, lengths, [AUTO] * count, markers.tolist())
+        _, hidden = self.model.read_prompts(slots, lengths, [AUTO] * count, markers.tolist(), self.context)
         before = hidden[:, -size - 1 : -1].flatten(0, 1)  # prompts are of one length here
         backbone = self.model.backbone
         logprobs = logprobs_of(before, backbone.lm_head_weight, backbone.softcap, markers.flatten())

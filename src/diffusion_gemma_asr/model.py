@@ -11,20 +11,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .audio import AudioSource
+from .audio import SAMPLE_RATE, AudioSource
 from .backbone import Backbone, Prefill
-from .ctc import DraftToken, lm_head_align, lm_head_ctc_loss, lm_head_draft
+from .ctc import DraftToken, TokenSpan, lm_head_align, lm_head_ctc_loss, lm_head_draft
 from .decoding import Decoded, Decoding, EngineName, OnStep, Start
 from .denoise import DenoiseOptions
 from .ear import Ear
 from .edits import EditCanvases, edit_canvases
 from .encoder import length_mask
-from .errors import AsrError
+from .errors import AsrError, DataError
 from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import Projector
 from .prompt import AUTO, LANGUAGES, PromptBuilder
-from .results import Segment, Transcript
+from .results import Segment, Transcript, Word
 from .transcribe import stream, transcribe
+from .vad import Chunk, speech_chunks
+from .words import timed_words
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,11 @@ class DiffusionGemmaASR(nn.Module):
         return lm_head_draft(slots, weight, softcap, slot_lengths, self.blank)
 
     def read_prompts(
-        self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str], written: Sequence[Sequence[int]] | None = None
-    ) -> tuple[Prefill, Tensor]:
+        self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str], written: Sequence[Sequence[int]] | None = None,
+        context: str = "",
+    ) -> tuple[Prefill, Tensor]:  # fmt: skip
         """Reads prompts, the placeholders overwritten by the slots; see `PromptBuilder.build` and `Backbone.prefill`."""
-        prompt = self.prompts.build(slot_lengths.tolist(), languages, written)
+        prompt = self.prompts.build(slot_lengths.tolist(), languages, written, context)
         ids, slot_mask = prompt.ids.to(self.device), prompt.slot_mask.to(self.device)
         embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)
         return self.backbone.prefill(embeds, prompt.mask.to(self.device))
@@ -171,6 +174,30 @@ class DiffusionGemmaASR(nn.Module):
         """Transcribes a recording of any length; see `transcribe.transcribe`."""
         return transcribe(audio, self, **options)
 
+    @torch.no_grad()
+    def align(self, audio: np.ndarray, text: str, language: str = "en") -> tuple[Word, ...]:
+        """When the words of a known text are said.
+
+        Args:
+            audio: (n,) float32, 16 kHz, at most 30 s.
+            text: what is said, as the model would write it.
+
+        Returns:
+            its words, with times in seconds and the probability that CTC gives them.
+
+        Raises:
+            DataError: CTC cannot place so many tokens in so short a sound.
+        """
+        slots, counts = self.encode_audio([audio])
+        tokens = self.prompts.target(text)[:-1]  # without the end of the turn
+        spans = self.align_tokens(slots[0], tokens)
+        if spans is None:
+            raise DataError(f"{len(tokens)} tokens of text do not fit into {int(counts[0])} audio tokens; give less text")
+        speech = list(speech_chunks([audio]))
+        bounds = (speech[0].start, speech[-1].end) if speech else (0.0, len(audio) / SAMPLE_RATE)
+        chunk = Chunk(0.0, audio, *bounds, speech_prob=1.0)
+        return timed_words(tokens, [span.logprob for span in spans], spans, chunk, self.text, language)
+
     def stream(self, audio: AudioSource, **options: Any) -> Iterator[Segment]:
         """Transcribes a recording of any length, segment by segment; see `transcribe.stream`."""
         return stream(audio, self, **options)
@@ -190,6 +217,7 @@ class DiffusionGemmaASR(nn.Module):
         on_done: Callable[[int], None] | None = None,
         align: bool = False,
         among: Sequence[str] | None = None,
+        context: str = "",
     ) -> list[Decoded]:
         """Transcribes clips; each gives the same whatever else is in the batch.
 
@@ -210,6 +238,7 @@ class DiffusionGemmaASR(nn.Module):
             on_done: called with a clip's index when its transcript is there.
             align: whether to find out where in the sound the tokens are.
             among: codes that "auto" may find; None: all that the model was trained for.
+            context: what the prompt says beside the instruction, see `prompt.context_of`.
 
         Raises:
             AsrError: "auto", and the model was not trained to find the language.
@@ -223,13 +252,17 @@ class DiffusionGemmaASR(nn.Module):
         padded = nn.utils.rnn.pad_sequence([slots[i] for i in range(len(audio))], batch_first=True)
         slot_lengths = torch.tensor([len(slots[i]) for i in range(len(audio))], device=self.device)
         found = self.transcribe_slots(
-            padded, slot_lengths, language, options, seed, canvas_length, on_step, start, engine, rows, on_done, among
-        )
+            padded, slot_lengths, language, options, seed, canvas_length, on_step, start, engine, rows, on_done, among,
+            context,
+        )  # fmt: skip
         return [self._aligned(decoded, slots[i]) for i, decoded in enumerate(found)] if align else found
 
     def _aligned(self, decoded: Decoded, slots: Tensor) -> Decoded:
-        weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
-        return replace(decoded, spans=lm_head_align(slots, weight, softcap, decoded.tokens, self.blank))
+        return replace(decoded, spans=self.align_tokens(slots, decoded.tokens))
+
+    def align_tokens(self, slots: Tensor, tokens: Sequence[int]) -> list[TokenSpan] | None:
+        """Where CTC places tokens in the audio tokens (S, H) of a clip; None if it cannot, see `ctc.lm_head_align`."""
+        return lm_head_align(slots, self.backbone.lm_head_weight, self.backbone.softcap, tokens, self.blank)
 
     @torch.no_grad()
     def transcribe_slots(
@@ -246,6 +279,7 @@ class DiffusionGemmaASR(nn.Module):
         rows: int = 32,
         on_done: Callable[[int], None] | None = None,
         among: Sequence[str] | None = None,
+        context: str = "",
     ) -> list[Decoded]:
         """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row."""
         if not isinstance(options, DenoiseOptions):
@@ -254,7 +288,7 @@ class DiffusionGemmaASR(nn.Module):
         among = tuple(among or self.languages)
         languages = [self._asked(code, among) for code in languages]
         start = start or self.start
-        decoding = Decoding(self, slots, slot_lengths, languages, options, seed, canvas_length, start, among)
+        decoding = Decoding(self, slots, slot_lengths, languages, options, seed, canvas_length, start, among, context)
         return decoding.run(engine, rows, on_step, on_done)
 
     def _asked(self, language: str, among: Sequence[str]) -> str:

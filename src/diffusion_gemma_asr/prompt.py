@@ -29,6 +29,12 @@ def instruction(language: str | None) -> str:
     return "Transcribe the speech." if language is None else f"Transcribe the {language} speech."
 
 
+def context_of(initial_prompt: str = "", hotwords: str = "") -> str:
+    """What the prompt says about the recording: the text that came before, and words that may occur."""
+    parts = {"Before it was said: ": initial_prompt.strip(), "Words that may occur: ": hotwords.strip()}
+    return " ".join(f"{lead}{text.rstrip('.')}." for lead, text in parts.items() if text)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """Prompts of a batch, padded on the right.
@@ -67,16 +73,20 @@ class PromptBuilder:
     def _plain(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def _spelled(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
     @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end a transcript on the canvas: end of turn and end of sequence."""
         return (self.special["end_of_turn"], self.special["eos"])
 
-    def row(self, slots: int, language: str = "en") -> list[int]:
+    def row(self, slots: int, language: str = "en", context: str = "") -> list[int]:
         """The prompt of one utterance of `slots` audio tokens.
 
         Args:
             language: a code, or AUTO: the prompt names none, and the transcript follows a `marker`.
+            context: what stands behind the instruction, see `context_of`; special tokens spelled out in it are plain text.
 
         Raises:
             AsrError: `language` is none of the six, nor AUTO.
@@ -86,6 +96,7 @@ class PromptBuilder:
         s = self.special
         return [
             s["bos"], s["turn"], *self._plain("user\n" + instruction(LANGUAGES.get(language))),
+            *(self._spelled(" " + context) if context else ()),
             s["begin_audio"], *[s["audio"]] * slots, s["end_audio"], s["end_of_turn"], *self._newline,
             s["turn"], *self._plain("model\n"),
         ]  # fmt: skip
@@ -107,14 +118,16 @@ class PromptBuilder:
         return found
 
     def build(
-        self, slot_lengths: Sequence[int], languages: Sequence[str], written: Sequence[Sequence[int]] | None = None
-    ) -> Prompt:
+        self, slot_lengths: Sequence[int], languages: Sequence[str], written: Sequence[Sequence[int]] | None = None,
+        context: str = "",
+    ) -> Prompt:  # fmt: skip
         """Prompts of a batch: one row per utterance, padded on the right with the pad token.
 
         Args:
             written: ids of each transcript's beginning, which the canvas is to go on with.
+            context: see `row`.
         """
-        rows = [self.row(n, language) for n, language in zip(slot_lengths, languages, strict=True)]
+        rows = [self.row(n, language, context) for n, language in zip(slot_lengths, languages, strict=True)]
         for row, begun in zip(rows, written or (), strict=written is not None):
             row += [token for token in begun if token != self.special["audio"]]  # no slot but the sound's own
         return pad_prompts(rows, self.special)
@@ -124,8 +137,7 @@ class PromptBuilder:
 
         Special tokens spelled out in the text are plain text here: a transcript cannot open a slot or end the turn.
         """
-        spelled = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return [*spelled, self.special["end_of_turn"]]
+        return [*self._spelled(text), self.special["end_of_turn"]]
 
 
 def pad_prompts(rows: Sequence[Sequence[int]], special: dict[str, int]) -> Prompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ class Segment:
         words: None where no word times were asked for.
         fallback: None; "seed" where the first text repeated itself and this one comes from another seed; "draft" where that
             did so, too, and this one is the CTC draft.
+        language: its code, as the model was told or as it found.
     """
 
     id: int
@@ -50,6 +52,7 @@ class Segment:
     compression_ratio: float
     words: tuple[Word, ...] | None = None
     fallback: Literal["seed", "draft"] | None = None
+    language: str = "en"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Transcript:
 
     Attributes:
         text: of all segments, joined as the language does; see `joiner`.
-        language: code of the language that the model was told.
+        language: code of the language, see `language_of`.
         duration: of the sound, in seconds.
         segments: in order of time.
     """
@@ -77,6 +80,14 @@ class Transcript:
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts and lists, ready for json.dumps."""
         return _lists(asdict(self))
+
+
+def language_of(segments: Sequence[Segment], told: str) -> str:
+    """The language that most of the time was spoken; what the model was told where nothing was said."""
+    seconds: dict[str, float] = {}
+    for segment in segments:
+        seconds[segment.language] = seconds.get(segment.language, 0.0) + segment.end - segment.start
+    return max(seconds, key=lambda code: seconds[code]) if seconds else told
 
 
 def joiner(language: str) -> str:

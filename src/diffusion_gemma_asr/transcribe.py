@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from .audio import SAMPLE_RATE, AudioSource, Samples, read_blocks
 from .errors import AsrError, AudioError
 from .repetition import repeats
-from .results import Segment, Transcript, compression_ratio
+from .results import Segment, Transcript, compression_ratio, language_of
 from .vad import Chunk, Clips, VadOptions, speech_chunks
-from .words import words_of
+from .words import timed_words
 
 if TYPE_CHECKING:
     from .decoding import Decoded, OnStep
@@ -31,7 +31,9 @@ class TranscribeOptions:
     """How to transcribe. Raises AsrError on values out of range.
 
     Attributes:
-        language: code of the language spoken.
+        language: code of the language spoken; several codes with commas between them: whichever of these is spoken; "auto":
+            whichever the model knows.
+        initial_prompt, hotwords: put into the prompt: text that came before, words that may occur.
         denoise: how to denoise; a number is so many steps at most (None: 8), and the rest as the backbone's
             generation_config.json says.
         seed: of the random draws; the same seed and recording give the same transcript, whatever
@@ -49,7 +51,9 @@ class TranscribeOptions:
             is left out.
     """
 
-    language: str = "en"
+    language: str = "auto"
+    initial_prompt: str = ""
+    hotwords: str = ""
     denoise: DenoiseOptions | int | None = None
     seed: int = 0
     batch_size: int = 16
@@ -184,7 +188,8 @@ def transcribe_many(
             segments.append(found)
             continue
         done, segments = tuple(segments), []
-        yield found if isinstance(found, AudioError) else Transcript.from_segments(done, options.language, found.duration)
+        language = language_of(done, options.language)
+        yield found if isinstance(found, AudioError) else Transcript.from_segments(done, language, found.duration)
 
 
 def stream_many(
@@ -302,11 +307,17 @@ def _decode(
     """Decodes chunks; those whose text repeats itself once more with another seed, and if need be takes their drafts."""
     if not chunks:
         return []
+    from .prompt import context_of  # not before: it imports torch
+
+    codes = [code.strip() for code in options.language.split(",")]
+    code, among = (codes[0], None) if len(codes) == 1 else ("auto", codes)
 
     def decode(chosen: Sequence[Chunk], seed: int, done: Callable[[int], None] | None) -> list[Decoded]:
         return model.transcribe_batch(
             [chunk.samples for chunk in chosen],
-            language=options.language,
+            language=code,
+            among=among,
+            context=context_of(options.initial_prompt, options.hotwords),
             options=options.denoise,
             seed=seed,
             start=options.start,
@@ -348,6 +359,9 @@ def _segment(
     doubtful = no_speech_prob > options.no_speech_threshold and logprob < options.logprob_threshold
     if not text or doubtful or (model.drafts and not decoded.draft):
         return None
+    words = None
+    if options.word_timestamps:
+        words = timed_words(decoded.tokens, decoded.logprobs, decoded.spans, chunk, model.text, decoded.language)
     return Segment(
         id=index,
         start=chunk.start,
@@ -357,6 +371,7 @@ def _segment(
         avg_logprob=logprob,
         no_speech_prob=no_speech_prob,
         compression_ratio=compression_ratio(text),
-        words=words_of(decoded, chunk, model, options.language) if options.word_timestamps else None,
+        words=words,
         fallback=found.fallback,
+        language=decoded.language,
     )

@@ -18,8 +18,7 @@ from .audio import SAMPLE_RATE, Samples
 from .results import Word
 
 if TYPE_CHECKING:
-    from .decoding import Decoded
-    from .model import DiffusionGemmaASR
+    from .ctc import TokenSpan
     from .vad import Chunk
 
 SLOT_S = 0.16  # an audio token
@@ -28,42 +27,42 @@ PAUSE_DB = 12.0  # a place is part of a pause if it is at most so much louder th
 PAUSE_S = 0.04  # what parts words; closures inside words are mostly shorter
 SPEECH_DB = 18.0  # ... and at least so much quieter than the chunk's loud places
 
+Decode = Callable[[Sequence[int]], str]
 Marks = Sequence[tuple[float, float]]
 
 
-def words_of(decoded: Decoded, chunk: Chunk, model: DiffusionGemmaASR, language: str) -> tuple[Word, ...]:
-    """The words of a chunk's transcript.
+def timed_words(
+    tokens: Sequence[int], logprobs: Sequence[float], spans: Sequence[TokenSpan] | None, chunk: Chunk, decode: Decode,
+    language: str,
+) -> tuple[Word, ...]:  # fmt: skip
+    """The words of a chunk's transcript, with times in the recording.
 
     Args:
-        decoded: aligned.
-        language: in Mandarin every character is a word.
+        tokens, logprobs: of the transcript.
+        spans: where CTC places the tokens in the chunk; None: there is nothing to go by.
+        decode: ids to text.
+        language: in Mandarin ("zh") every character is a word.
 
     Returns:
-        words in order that do not overlap, with times in the recording; without times to go by (there are more tokens than
-        slots) they share the chunk's time in proportion to their letters.
+        words in order that do not overlap; without spans they share the chunk's time in proportion to their letters.
     """
-    words = split_words(decoded.tokens, lambda tokens: model.tokenizer.decode(tokens, skip_special_tokens=True), language)
+    words = split_words(tokens, decode, language)
     if not words:
         return ()
-    if decoded.spans is None:
-        bounds = _in_proportion([text for text, _ in words], chunk.start, chunk.end)
+    start, end = chunk.start - chunk.offset, chunk.end - chunk.offset  # in the chunk
+    if spans is None:
+        bounds = _in_proportion([text for text, _ in words], start, end)
     else:
-        marks = [
-            (SLOT_S * decoded.spans[own[0]].start, SLOT_S * decoded.spans[own[-1]].end) for _, own in words
-        ]  # in the chunk
-        bounds = [
-            (chunk.offset + start, chunk.offset + end)
-            for start, end in word_bounds(marks, chunk.samples, chunk.start - chunk.offset, chunk.end - chunk.offset)
-        ]
-    return tuple(
-        Word(text, round(start, 3), round(end, 3), float(np.exp(np.mean([decoded.logprobs[i] for i in own]))))
-        for (text, own), (start, end) in zip(words, bounds, strict=True)
-    )
+        marks = [(SLOT_S * spans[own[0]].start, SLOT_S * spans[own[-1]].end) for _, own in words]
+        bounds = word_bounds(marks, chunk.samples, start, end)
+    found = []
+    for (text, own), times in zip(words, bounds, strict=True):
+        first, last = (round(chunk.offset + time, 3) for time in times)
+        found.append(Word(text, first, last, float(np.exp(np.mean([logprobs[i] for i in own])))))
+    return tuple(found)
 
 
-def split_words(
-    tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str
-) -> list[tuple[str, list[int]]]:
+def split_words(tokens: Sequence[int], decode: Decode, language: str) -> list[tuple[str, list[int]]]:
     """Words, with the space before them, and the places of their tokens; joined they are the text."""
     words: list[tuple[str, list[int]]] = []
     for text, own in pieces(tokens, decode):
@@ -76,7 +75,7 @@ def split_words(
     return words
 
 
-def pieces(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[tuple[str, list[int]]]:
+def pieces(tokens: Sequence[int], decode: Decode) -> list[tuple[str, list[int]]]:
     """What each token adds to the text, and its place; joined they are the text.
 
     A token that ends inside a character (bytes of it), or adds nothing but space, goes with the next one.
