@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffusion_gemma_asr.data.batches import UNLIMITED, LengthBuckets, Mixture
+from diffusion_gemma_asr.data.batches import UNLIMITED, LengthBuckets, Mixture, tempered
 
 PATIENT = settings(
     deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
@@ -124,3 +124,9 @@ def test_a_mixture_is_a_function_of_step_and_seed() -> None:
     assert [b.at(step) for step in range(300, 700)] == expected[300:]
     assert [other.at(step) for step in range(700)] != expected
     assert all(len(batch) * max(lengths[i] for i in batch) <= 600 for batch in expected)
+
+
+@pytest.mark.parametrize(("temperature", "shares"), [(1.0, [0.9, 0.1]), (2.0, [0.75, 0.25]), (1e6, [0.5, 0.5])])
+def test_the_higher_the_temperature_the_more_alike_the_shares(temperature: float, shares: list[float]) -> None:
+    weights = tempered([900, 100], temperature)
+    assert [weight / sum(weights) for weight in weights] == pytest.approx(shares, abs=1e-4)

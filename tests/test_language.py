@@ -93,9 +93,7 @@ def test_the_code_on_the_canvas_decides(model: DiffusionGemmaASR, monkeypatch: p
     assert decoded.logprobs == list(range(len(marker), len(marker) + len(target) - 1))
 
 
-def test_without_a_code_the_likeliest_first_tokens_decide(
-    model: DiffusionGemmaASR, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_code_the_likeliest_first_tokens_decide(model: DiffusionGemmaASR, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a sum over the log-probabilities that the backbone gives the marker's tokens behind the prompt."""
     canvas = torch.tensor([9] * 12 + [1])
     monkeypatch.setattr(

@@ -22,7 +22,9 @@ from diffusion_gemma_asr.data.synth import (
     pick_sentences,
     plan,
     render,
+    reverberate,
     synthesise,
+    telephone,
 )
 from diffusion_gemma_asr.errors import AudioError, DataError, SynthesisError
 
@@ -220,3 +222,61 @@ def test_sound_for_training_is_read_as_load_audio_reads_it(tmp_path: Path) -> No
     np.testing.assert_array_equal(synth.read_sound(str(disguised)), load_audio(disguised))
     with pytest.raises(AudioError, match=r"gone\.wav"):
         synth.read_sound(str(tmp_path / "gone.wav"))
+
+
+# -- rooms and telephones --------------------------------------------------------------------------------------
+
+
+def test_a_plan_draws_rooms_and_telephones_and_leaves_the_rest_as_it_was() -> None:
+    sentences = [f"sentence {i}" for i in range(1000)]
+    dry = plan(sentences, "fr", TRAIN_VARIANTS, 3)
+    assert all(line.reverberation_s is None and not line.telephone for line in dry)
+    lines = plan(sentences, "fr", TRAIN_VARIANTS, 3, rooms=0.5, telephones=0.2)
+    echoes = [line.reverberation_s for line in lines if line.reverberation_s is not None]
+    assert 0.45 < len(echoes) / 1000 < 0.55 and min(echoes) >= 0.1 and max(echoes) <= 0.6
+    assert 0.16 < sum(line.telephone for line in lines) / 1000 < 0.24
+
+
+def test_a_room_rings_on_for_as_long_as_asked() -> None:
+    click = np.zeros(SAMPLE_RATE, np.float32)
+    click[0] = 1.0
+    heard = reverberate(click, 0.4, np.random.default_rng(0))
+    assert heard.dtype == np.float32 and len(heard) == len(click)
+    assert np.sum(heard**2) == pytest.approx(1, rel=1e-3)
+    early, late = (np.mean(heard[round(at * SAMPLE_RATE) :][:800] ** 2) for at in (0.05, 0.25))
+    assert 10 * np.log10(early / late) == pytest.approx(60 * 0.2 / 0.4, abs=3)  # 60 dB in 0.4 s
+    assert not heard[round(0.41 * SAMPLE_RATE) :].round(6).any()
+
+
+def test_a_telephone_carries_a_narrow_band() -> None:
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    parts = {hertz: 0.2 * np.sin(2 * np.pi * hertz * time) for hertz in (100, 1000, 5300)}
+    heard = telephone(sum(parts.values()).astype(np.float32))
+    power = {hertz: abs(2 * np.mean(heard * part)) / 0.04 for hertz, part in parts.items()}
+    assert power[1000] == pytest.approx(1, abs=0.05) and power[100] < 0.01 and power[5300] < 0.01
+    assert len(np.unique(heard)) <= 255  # 8 bits
+
+
+@needs_espeak
+@pytest.mark.parametrize("language", sorted(synth.ACCENTS))
+def test_every_accent_speaks_its_language(language: str) -> None:
+    said = {"en": "good day", "de": "guten tag", "fr": "bon jour", "es": "buenos días", "hi": "नमस्ते", "zh": "你好"}
+    for accent in synth.ACCENTS[language]:
+        line = replace(LINE, text=said[language], language=language, voice=f"{accent}+Alex", reverberation_s=0.2)
+        sound, phonemes = synth.render_with_phonemes(replace(line, telephone=True))
+        assert 0.4 < len(sound) / SAMPLE_RATE < 2.5 and np.abs(sound).max() > 0.1
+        assert len([symbol for symbol, _, _ in phonemes if not symbol.startswith("_")]) >= 4
+
+
+@needs_espeak
+def test_mandarin_is_read_in_mandarin() -> None:
+    """Not as the names of its tones' numbers in English, which is what the voice "cmn" does."""
+    phonemes = synth.render_with_phonemes(replace(LINE, text="他", language="zh", voice="cmn-latn-pinyin+Alex"))[1]
+    assert next(symbol for symbol, _, _ in phonemes if not symbol.startswith("_")).startswith("t")
+    assert len(phonemes) < 8
+
+
+def test_sentences_of_mandarin_are_measured_in_characters(tmp_path: Path) -> None:
+    path = tmp_path / "zh.txt"
+    path.write_text("他是日本人。\n好。\n圖書館在哪裡？\nTom在家里睡觉。\n我们早餐吃了三明治。\n", encoding="utf-8")
+    assert sorted(pick_sentences(path, 2, 0, "zh")) == sorted(["他是日本人", "我们早餐吃了三明治"])

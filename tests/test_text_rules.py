@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from diffusion_gemma_asr.data.text import plain_english
+from diffusion_gemma_asr.data.text import error_unit, plain_english, plain_text, speakable
+from diffusion_gemma_asr.prompt import LANGUAGES
 
 PATIENT = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 PLAIN = re.compile(r"(?:[a-z]+(?:'[a-z]+)*(?: [a-z]+(?:'[a-z]+)*)*)?")
@@ -55,3 +56,49 @@ def test_accents_are_stripped_composed_or_not() -> None:
 
 def test_quotes_are_not_apostrophes() -> None:
     assert plain_english("\u2018Yes,\u2019 the dogs\u2019 owner said") == "yes the dogs owner said"
+
+
+@PATIENT
+@given(st.sampled_from(list(LANGUAGES)), st.text())
+@example("hi", "हि\u200dन्दी")
+@example("fr", "l'\u0301e")
+def test_in_every_language_a_second_time_changes_nothing(language: str, text: str) -> None:
+    once = plain_text(text, language)
+    assert plain_text(once, language) == once == once.strip() and "  " not in once
+
+
+@pytest.mark.parametrize(
+    ("language", "written", "plain"),
+    [
+        ("de", "„Ich büße“, sagte Zoë; die Straße — ÄÖÜ!", "ich büße sagte zoe die straße äöü"),
+        ("fr", "«\u00a0L’été, dit-elle, c’est l'œuvre de Señor…\u00a0»", "l'été dit elle c'est l'œuvre de senor"),
+        ("es", "¿Qué dijo el pingüino del Niño? ¡Nada! façade", "qué dijo el pingüino del niño nada facade"),
+        ("hi", "“हिन्दी” में, दो‌ पंक्ति। हनुमाऽऽन १२", "हिन्दी में दो पंक्ति हनुमान"),
+        ("zh", "“他是日本人”，Tom 说 ３。", "他是日本人说"),
+    ],
+)
+def test_each_language_keeps_its_letters_alone(language: str, written: str, plain: str) -> None:
+    assert plain_text(written, language) == plain
+    assert plain_text(unicodedata.normalize("NFD", written), language) == plain
+
+
+@pytest.mark.parametrize(
+    ("language", "line", "usable"),
+    [
+        ("en", "It's fine.", True),
+        ("en", "In 1984.", False),
+        ("en", "The word γαστριμαργος.", False),
+        ("de", "Das Café ist schön.", True),
+        ("hi", "अमेजन ExxonMobil को", False),
+        ("zh", "他是日本人。", True),
+        ("zh", "圖書館在哪裡？", False),  # traditional
+        ("zh", "Tom应该要担心。", False),
+        ("fr", "…", False),
+    ],
+)
+def test_lines_that_lose_what_is_spoken_are_not_read_out(language: str, line: str, usable: bool) -> None:
+    assert speakable(line, language) is usable
+
+
+def test_hindi_and_mandarin_are_judged_by_characters() -> None:
+    assert [error_unit(code) for code in ("en", "de", "hi", "zh")] == ["word", "word", "character", "character"]

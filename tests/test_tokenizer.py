@@ -9,9 +9,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
+from diffusion_gemma_asr.errors import DataError
 from diffusion_gemma_asr.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder, instruction
 from diffusion_gemma_asr.train.text import FIRST_WORD_TOKEN
-from diffusion_gemma_asr.train.tokenizer import train_tokenizer
+from diffusion_gemma_asr.train.tokenizer import read_sentences, train_tokenizer
 
 PATIENT = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 SENTENCES = [
@@ -119,3 +121,27 @@ def test_a_prompt_builder_takes_it(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_training_is_deterministic(tmp_path: Path, folder: Path) -> None:
     train_tokenizer({"en": SENTENCES * 100}, SIZE, tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_languages_count_alike_however_much_text_there_is(tmp_path: Path) -> None:
+    """A hundred times as much English leaves German its words."""
+    text = {"en": SENTENCES * 100, "de": ["der schnelle fuchs springt über den faulen hund"]}
+    tokenizer = train_tokenizer(text, 420, tmp_path)
+    assert len(encode(tokenizer, "schnelle")) <= 2 and len(encode(tokenizer, "quick")) <= 2
+
+
+def test_rare_characters_are_spelled_in_bytes(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer({"zh": ["你好"] * 50 + ["龘"]}, 420, tmp_path, alphabet=3)  # with the mark of a word
+    assert any(token.startswith("<0x") for token in tokenizer.tokenize("龘"))
+    assert tokenizer.decode(encode(tokenizer, "你好龘")) == "你好龘"
+
+
+def test_sentences_are_read_from_texts_and_manifests(tmp_path: Path) -> None:
+    (tmp_path / "de.txt").write_text("Guten Tag!\nGuten Tag.\nIm Jahr 1984.\n", encoding="utf-8")
+    rows = [Utterance(str(tmp_path / "a.wav"), "Straße", "de", 1.0), Utterance(str(tmp_path / "b.wav"), "Yes.", "en", 1.0)]
+    write_manifest(tmp_path / "speech.jsonl", rows)
+    found = read_sentences([tmp_path / "de.txt", tmp_path / "speech.jsonl"])
+    assert found == {"de": ["guten tag", "straße"], "en": ["yes"]}
+    for name in ("gone/de.txt", "xx.txt"):
+        with pytest.raises(DataError, match=r"give a file CODE\.txt, CODE one of en, de"):
+            read_sentences([tmp_path / name])
