@@ -153,7 +153,8 @@ def load_checkpoint(
     if merge_lora:
         loaded_backbone.merge_lora()
     parts = loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer
-    model = DiffusionGemmaASR(*parts, config.drafts, config.start, config.languages, config.finds_language)
+    trained = config.languages, config.finds_language, config.reads_context
+    model = DiffusionGemmaASR(*parts, config.drafts, config.start, *trained)
     return model.requires_grad_(False).eval()
 
 

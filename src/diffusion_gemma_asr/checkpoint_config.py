@@ -57,6 +57,7 @@ class CheckpointConfig:
     dtype: Literal["float32", "bfloat16", "float16"]  # of the frozen parts in training; the default in loading
     start: Literal["noise", "draft"] = "noise"  # what canvases hold at first, where the caller does not say
     finds_language: bool = False  # whether training asked without naming the language
+    reads_context: bool = False  # whether training put context into the prompts
     model_type: Literal["diffusion_gemma_asr"] = "diffusion_gemma_asr"  # for transformers' Auto classes
 
     @property
@@ -65,7 +66,7 @@ class CheckpointConfig:
         encoder = SourceRecipe(self.encoder.name, self.encoder.revision)
         backbone = SourceRecipe(self.backbone.name, self.backbone.revision)
         parts = self.recipe, encoder, backbone, self.projector, self.lora
-        return ModelRecipe(*parts, self.languages, self.finds_language)
+        return ModelRecipe(*parts, self.languages, self.finds_language, self.reads_context)
 
 
 def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
@@ -94,6 +95,7 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
         drafts=model.drafts,
         start=model.start,
         finds_language=recipe.finds_language,
+        reads_context=recipe.reads_context,
         dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
 

@@ -55,6 +55,7 @@ class DiffusionGemmaASR(nn.Module):
             it can be corrected in place (see edits.py).
         languages: codes that it was trained for.
         finds_language: whether it was also trained to find out which of them is spoken ("auto").
+        reads_context: whether it was trained with context in the prompt.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class DiffusionGemmaASR(nn.Module):
         start: Start = "noise",
         languages: Sequence[str] = ("en",),
         finds_language: bool = False,
+        reads_context: bool = False,
     ):
         super().__init__()
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
@@ -74,6 +76,7 @@ class DiffusionGemmaASR(nn.Module):
         self.prompts = PromptBuilder(tokenizer)
         self.drafts, self.start = drafts, start
         self.languages, self.finds_language = tuple(languages), finds_language
+        self.reads_context = reads_context
 
     @property
     def device(self) -> torch.device:
@@ -241,7 +244,7 @@ class DiffusionGemmaASR(nn.Module):
             context: what the prompt says beside the instruction, see `prompt.context_of`.
 
         Raises:
-            AsrError: "auto", and the model was not trained to find the language.
+            AsrError: "auto" or context, and the model was not trained to find the language or to read context.
         """
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]))
         slots: dict[int, Tensor] = {}
@@ -287,6 +290,8 @@ class DiffusionGemmaASR(nn.Module):
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
         among = tuple(among or self.languages)
         languages = [self._asked(code, among) for code in languages]
+        if context and not self.reads_context:
+            raise AsrError("the model was not trained to read context in its prompt; leave out initial_prompt and hotwords")
         start = start or self.start
         decoding = Decoding(self, slots, slot_lengths, languages, options, seed, canvas_length, start, among, context)
         return decoding.run(engine, rows, on_step, on_done)

@@ -48,7 +48,7 @@ class TextBatch:
 
 def text_batch(
     prompts: PromptBuilder, slots: Sequence[int], targets: Sequence[Sequence[int]], languages: Sequence[str], margin: int,
-    unnamed: Sequence[bool] | None = None,
+    unnamed: Sequence[bool] | None = None, contexts: Sequence[str] | None = None,
 ) -> TextBatch:  # fmt: skip
     """Joins prompts and targets.
 
@@ -58,12 +58,14 @@ def text_batch(
         languages: spoken in each row.
         margin: canvas positions beyond the longest target.
         unnamed: rows whose prompt does not name the language; their transcripts begin with its code. None: no row.
+        contexts: what each prompt says behind the instruction. None: nothing.
     """
     unnamed = unnamed or [False] * len(targets)
     asked = [AUTO if hidden else language for hidden, language in zip(unnamed, languages, strict=True)]
     leads = [prompts.marker(language) if hidden else [] for hidden, language in zip(unnamed, languages, strict=True)]
     written = [[*lead, *target] for lead, target in zip(leads, targets, strict=True)]
-    rows = [prompts.row(n, language) for n, language in zip(slots, asked, strict=True)]
+    said = contexts or [""] * len(targets)
+    rows = [prompts.row(n, language, context) for n, language, context in zip(slots, asked, said, strict=True)]
     joined = pad_prompts([[*row, *target] for row, target in zip(rows, written, strict=True)], prompts.special)
     lengths = torch.tensor([len(row) for row in rows])
     canvas = write_canvas(written, max(map(len, written)) + margin, prompts.special["eos"])

@@ -102,6 +102,7 @@ class TrainRecipe:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; trained weights stay float32
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
     unnamed: float = 0.0  # share of the prompts that do not name the language, so that the model learns to find it
+    context: float = 0.0  # share of the prompts that hold words that may occur, or the text before, to learn to read these
     eval_every: int = 500  # steps between transcriptions of `monitor_samples` utterances
     save_every: int = 500  # steps between checkpoints
     monitor_samples: int = 32  # utterances of the dev lists that are transcribed to judge the run
@@ -118,6 +119,7 @@ class TrainRecipe:
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
         _require(self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps")
         _require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
+        _require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")
         _require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
         _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1")
 
@@ -171,6 +173,7 @@ class ModelRecipe:
     lora: LoraRecipe
     languages: tuple[str, ...]
     finds_language: bool = False  # whether training asked without naming the language
+    reads_context: bool = False  # whether training put context into the prompts
 
 
 @dataclass(frozen=True)
@@ -189,8 +192,9 @@ class Recipe:
     @property
     def model(self) -> ModelRecipe:
         """What a checkpoint has to remember of this recipe."""
-        found = self.train.unnamed > 0
-        return ModelRecipe(self.name, self.encoder, self.backbone, self.projector, self.lora, self.data.languages, found)
+        found, read = self.train.unnamed > 0, self.train.context > 0
+        parts = self.name, self.encoder, self.backbone, self.projector, self.lora
+        return ModelRecipe(*parts, self.data.languages, found, read)
 
 
 def load_recipe(path_or_name: str | Path) -> Recipe:

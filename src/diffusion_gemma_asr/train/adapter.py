@@ -16,6 +16,7 @@ from ..backbone import Backbone
 from ..checkpoint import load_adapter, load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
 from ..data.batches import UNLIMITED, Mixture, tempered
+from ..data.context import drawn_context
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance
 from ..data.sources import read_source
@@ -48,8 +49,8 @@ def build_model(
     projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, scale)
     parts = encoder, projector.to(device), backbone, tokenizer
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
-    languages, finds = recipe.data.languages, recipe.model.finds_language
-    model = DiffusionGemmaASR(*parts, recipe.losses.ctc > 0, start, languages, finds)
+    drafts, told = recipe.losses.ctc > 0, recipe.model
+    model = DiffusionGemmaASR(*parts, drafts, start, told.languages, told.finds_language, told.reads_context)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()
     return model
@@ -64,8 +65,9 @@ class Examples:
     targets: list[list[int]]
 
     def batch(
-        self, model: DiffusionGemmaASR, chosen: Sequence[int], margin: int, unnamed: Sequence[bool] | None = None
-    ) -> SpeechBatch:
+        self, model: DiffusionGemmaASR, chosen: Sequence[int], margin: int, unnamed: Sequence[bool] | None = None,
+        contexts: Sequence[str] | None = None,
+    ) -> SpeechBatch:  # fmt: skip
         """The chosen rows, padded; see `text_batch`."""
         utterances = [self.utterances[i] for i in chosen]
         frames, lengths = self.cache.batch(utterances)
@@ -76,6 +78,7 @@ class Examples:
             [u.language for u in utterances],
             margin,
             unnamed,
+            contexts,
         )
         return SpeechBatch(frames, lengths, text)
 
@@ -209,7 +212,9 @@ class AdapterTrainer:
         rng = random.Random(step_seed(t.seed, step, micro))
         chosen = self.data.mixture.at(step * t.accumulation + micro)
         margin = rng.randint(0, MARGIN)
-        batch = self.examples.batch(self.model, chosen, margin, [rng.random() < t.unnamed for _ in chosen])
+        unnamed = [rng.random() < t.unnamed for _ in chosen]
+        contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < t.context else "" for i in chosen]
+        batch = self.examples.batch(self.model, chosen, margin, unnamed, contexts)
         masked = mask_bands(batch.frames, batch.frame_lengths, t.spec_augment)
         batch = SpeechBatch(masked, batch.frame_lengths, batch.text).to(self.model.device)
         return weighted_loss(self.model, batch, self.recipe, self.model.device, self.dtype)
