@@ -19,6 +19,7 @@ from diffusion_gemma_asr.errors import (
     RecipeError,
     SynthesisError,
 )
+from diffusion_gemma_asr.live import LiveUpdate, transcribe_live
 from diffusion_gemma_asr.results import Segment, Transcript, Word
 
 # `transcribe` is a module and its chief function: importing both here leaves the function under the name.
@@ -36,6 +37,7 @@ __all__ = [
     "AudioError",
     "CheckpointError",
     "DataError",
+    "LiveUpdate",
     "Progress",
     "RecipeError",
     "Segment",
@@ -47,6 +49,7 @@ __all__ = [
     "load",
     "stream",
     "transcribe",
+    "transcribe_live",
     "transcribe_many",
 ]
 

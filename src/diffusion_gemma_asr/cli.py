@@ -21,7 +21,7 @@ from . import transcribe_command
 from .terminal import complain
 from .transcribe_command import Device, Engine, FirstCanvas, Way, first_canvas, way
 
-FLAGS = {"word_timestamps", "highlight_words", "verbose", "print_progress", "overwrite", "watch"}
+FLAGS = {"word_timestamps", "highlight_words", "verbose", "print_progress", "overwrite", "watch", "microphone"}
 
 app = typer.Typer(
     no_args_is_help=True,

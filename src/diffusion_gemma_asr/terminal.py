@@ -1,4 +1,4 @@
-"""What the command line shows on standard error while it works: a progress bar, lines of progress, the canvas."""
+"""What the command line shows on standard error while it works: a progress bar, lines of progress, the canvas, live text."""
 
 from __future__ import annotations
 
@@ -107,6 +107,42 @@ class Watch:
 
     def close(self) -> None:
         """Takes the canvas off the screen, where the text is to appear."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+class Line:
+    """A line of text that changes in place, its unsure end dimmed; nothing where standard error is no terminal.
+
+    Attributes:
+        shown: whether it is seen at all.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self.shown = self._console.is_terminal
+        self._live: Live | None = None
+
+    def show(self, sure: str, unsure: str) -> None:
+        """Replaces what is there."""
+        if not self.shown:
+            return
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                transient=True,
+                auto_refresh=False,
+                vertical_overflow="visible",
+                redirect_stdout=False,  # results are not to end up on standard error
+                redirect_stderr=False,
+            )
+            self._live.start()
+        space = " " if sure and unsure else ""
+        self._live.update(Text.assemble(sure + space, (unsure, "dim")), refresh=True)
+
+    def clear(self) -> None:
+        """Takes it off the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None

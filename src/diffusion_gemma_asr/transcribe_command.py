@@ -17,8 +17,10 @@ import typer
 import diffusion_gemma_asr as asr
 
 from .audio import AudioSource, duration_of
+from .microphone import Microphone, Notes, listen
+from .results import language_of
 from .subtitles import SubtitleOptions, timestamp
-from .terminal import Bar, Watch, complain
+from .terminal import Bar, Line, Watch, complain
 from .transcribe import End, stream_many
 from .writers import FORMATS, render, write_whole
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from .model import DiffusionGemmaASR
 
 STDIN = Path("-")
+MICROPHONE_NAME = "microphone-%Y-%m-%d-%H%M%S"  # of files with its transcript, after when it began
 
 
 class OutputFormat(str, Enum):
@@ -66,6 +69,12 @@ def transcribe(
         list[Path] | None, typer.Argument(help="Sound or video files; - is standard input.", show_default=False)
     ] = None,
     *,
+    microphone: Annotated[
+        bool, typer.Option("--microphone", help="Live, from the default input device, until Ctrl-C.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of sound between updates of the text from a microphone.")
+    ] = 1.0,
     model: Model = "mini",
     device: Device = "auto",
     dtype: Annotated[
@@ -133,8 +142,12 @@ def transcribe(
     watch: Annotated[bool, typer.Option("--watch", help="Show the canvas settle, coloured by confidence.")] = False,
 ) -> None:
     """Transcribe sound files: the text of one, or path, tab and text of each of several."""
-    if not files:
-        raise typer.BadParameter("nothing to transcribe; name sound files, or - for standard input")
+    if microphone and (files or clip_timestamps or verbose or print_progress or watch):
+        raise typer.BadParameter(
+            "--microphone goes without files, --clip_timestamps, --verbose, --print_progress and --watch"
+        )
+    if not files and not microphone:
+        raise typer.BadParameter("nothing to transcribe; name sound files, - for standard input, or --microphone")
     try:
         subtitles = SubtitleOptions(max_line_width, max_line_count, max_words_per_line, highlight_words)
         subtitles.check_words(word_timestamps)
@@ -146,14 +159,18 @@ def transcribe(
         )  # fmt: skip
     except asr.AsrError as error:
         raise typer.BadParameter(str(error)) from None
-    jobs = _jobs(files, output_dir, output_format)
+    source = Microphone() if microphone else None  # before the model is loaded: there may be none
+    jobs = _jobs(files or [Path(time.strftime(MICROPHONE_NAME))], output_dir, output_format)
     jobs = jobs if overwrite else _without_existing(jobs)
     if not jobs:
         return
     if threads is not None:
         _set_threads(threads)
     loaded = asr.load(model, device=device, dtype=None if dtype == "auto" else dtype, quantization=quantization)
-    report = _Report(jobs, subtitles, verbose, several=len(files) > 1)
+    report = _Report(jobs, subtitles, verbose, several=files is not None and len(files) > 1)
+    if source is not None:
+        _listen(source, loaded, jobs[0], options, every, report)
+        return
     failed = _run(loaded, jobs, options, report, print_progress, Watch() if watch else None)
     if failed:
         raise typer.Exit(1)
@@ -166,6 +183,10 @@ class _Job:
     file: Path
     outputs: dict[str, Path | None]
     segments: list[asr.Segment] = field(default_factory=list)
+
+    def transcript(self, told: str, duration: float) -> asr.Transcript:
+        segments = tuple(self.segments)
+        return asr.Transcript.from_segments(segments, language_of(segments, told), duration)
 
     @property
     def source(self) -> AudioSource:
@@ -249,6 +270,24 @@ def _run(
     if failed and len(jobs) > 1:
         complain(f"{len(failed)} of {len(jobs)} files failed: {', '.join(map(str, failed))}")
     return bool(failed)
+
+
+def _listen(
+    microphone: Microphone,
+    model: DiffusionGemmaASR,
+    job: _Job,
+    options: asr.TranscribeOptions,
+    every: float,
+    report: _Report,
+) -> None:
+    """Transcribes what is said in front of a microphone; what was said is written however the recording ends."""
+    text_is_shown = None not in job.outputs.values() or "txt" in job.outputs
+    notes = Notes(sys.stdout if text_is_shown else None, Line())
+    try:
+        listen(microphone, model, options, every, notes)
+    finally:
+        job.segments = notes.segments
+        report.end(job, job.transcript(options.language, microphone.duration))
 
 
 def first_canvas(start: Start | None) -> Literal["noise", "draft"] | None:
