@@ -107,11 +107,26 @@ def test_an_adapter_fills_another_model_and_one_without_lora_fills_the_projector
     alone.mkdir()
     tensors = {key: value for key, value in load_file(folder / "adapter.safetensors").items() if "lora" not in key}
     save_file(tensors, alone / "adapter.safetensors")
-    third = tiny.build_model(recipe, seed=2)
-    before = {name: weight.clone() for name, weight in third.backbone.lora_state_dict().items()}
-    load_adapter(third, alone)
-    assert torch.equal(third.projector.linear.weight, model.projector.linear.weight)
-    assert all(torch.equal(third.backbone.lora_state_dict()[name], weight) for name, weight in before.items())
+    for source, projector_alone in ((alone, False), (folder, True)):
+        third = tiny.build_model(recipe, seed=2)
+        before = {name: weight.clone() for name, weight in third.backbone.lora_state_dict().items()}
+        load_adapter(third, source, projector_alone)
+        assert torch.equal(third.projector.linear.weight, model.projector.linear.weight)
+        assert all(torch.equal(third.backbone.lora_state_dict()[name], weight) for name, weight in before.items())
+
+
+def test_a_checkpoint_says_what_languages_it_knows_and_whether_it_finds_them(
+    tmp_path: Path, model: DiffusionGemmaASR, recipe: ModelRecipe, folder: Path
+) -> None:
+    loaded = load_checkpoint(folder, device="cpu")
+    assert (loaded.languages, loaded.finds_language) == (("en", "de"), False)
+    save_checkpoint(model, tmp_path / "finder", replace(recipe, finds_language=True))
+    assert load_checkpoint(tmp_path / "finder", device="cpu").finds_language
+    content = json.loads((folder / "config.json").read_text())
+    del content["finds_language"]  # as version 2 wrote it
+    shutil.copytree(folder, tmp_path / "old")
+    (tmp_path / "old" / "config.json").write_text(json.dumps(content))
+    assert not load_checkpoint(tmp_path / "old", device="cpu").finds_language
 
 
 def test_a_checkpoint_holds_the_adapter_alone(

@@ -158,7 +158,7 @@ def load_checkpoint(
     return model.requires_grad_(False).eval()
 
 
-def load_adapter(model: DiffusionGemmaASR, folder: str | Path) -> None:
+def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: bool = False) -> None:
     """Fill a model's projector and LoRA with those of a checkpoint.
 
     The projector's scale stays the model's own, since it belongs to the backbone.
@@ -166,6 +166,7 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path) -> None:
     Args:
         model: with projector and LoRA of the shapes in the checkpoint.
         folder: of `save_checkpoint`, or one whose adapter holds a projector alone; LoRA then stays as it is.
+        projector_alone: leave the checkpoint's LoRA aside, which belongs to another backbone, or does nothing yet.
 
     Raises:
         CheckpointError: the folder is no checkpoint, or a tensor is missing, left over or of another shape.
@@ -173,7 +174,8 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path) -> None:
     path = Path(folder) / ADAPTER
     adapter = _read_adapter(path) | {"projector.scale": model.projector.scale}
     _fill_projector(model.projector, adapter, path, "this model's projector is")
-    if lora := _strip(adapter, "lora."):
+    lora = _strip(adapter, "lora.")
+    if lora and not projector_alone:
         model.backbone.load_lora_state_dict(lora)
 
 

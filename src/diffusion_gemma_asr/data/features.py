@@ -73,7 +73,7 @@ class FeatureCache:
                         file.write(frames.astype(np.float16).tobytes())
                         spans.append((utterance.audio_filepath, position, len(frames)))
                         position += len(frames)
-                    if number % 200 == 0 or number == len(batches):
+                    if number % 50 == 0 or number == len(batches):
                         file.flush()
                         _write_index(path, width, spans)
         return cls(path)

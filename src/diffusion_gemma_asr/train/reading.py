@@ -43,7 +43,7 @@ def train_reading(recipe: Recipe, folder: str | Path) -> None:
     folder = Path(folder)
     model = build_model(recipe, lora=False)
     if recipe.train.start_from is not None:
-        load_adapter(model, recipe.train.start_from)
+        load_adapter(model, recipe.train.start_from, projector_alone=True)
     trainer = AdapterTrainer(recipe, model, folder, torch.float32)
     run(readers(model), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
     save_backbone(model.backbone, model.prompts, folder / "backbone")
