@@ -90,11 +90,11 @@ def test_new_utterances_are_appended(tmp_path: Path) -> None:
         after[utterances(1, first=99)[0]]
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(150, 0), (430, 400)])
+@pytest.mark.parametrize(("limit", "kept"), [(40, 0), (430, 400)])
 def test_an_interrupted_build_resumes_and_equals_an_uninterrupted_one(
     tmp_path: Path, limit: int, kept: int
 ) -> None:
-    """The index is written every 200 batches; frames behind it are computed again and never doubled."""
+    """The index is written every 50 batches; frames behind it are computed again and never doubled."""
     rows = utterances(450)
     FeatureCache.build(tmp_path / "whole", rows, WIDTH, Encoder(), batch_size=1)
     with pytest.raises(KeyboardInterrupt):
