@@ -20,7 +20,6 @@ except ModuleNotFoundError as error:
 
 Normaliser = Callable[[str], str]
 Rules = Literal["whisper", "marks"]
-CHARACTER_LANGUAGES = frozenset({"hi", "zh"})  # judged by characters, not by words
 
 
 @functools.cache
@@ -34,8 +33,3 @@ def normaliser(language: str, rules: Rules = "whisper") -> Normaliser:
     """
     found = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(preserve_marks=rules == "marks")
     return lambda text: " ".join(found(text).split())
-
-
-def default_unit(language: str) -> Literal["word", "character"]:
-    """What errors are counted in by default: characters for Hindi and Mandarin, words elsewhere."""
-    return "character" if language in CHARACTER_LANGUAGES else "word"

@@ -19,9 +19,10 @@ import transformers
 from .. import __version__
 from ..audio import SAMPLE_RATE, load_audio
 from ..data.manifest import Utterance
+from ..data.text import error_unit
 from ..errors import AudioError, DataError
 from .metrics import Edits, confidence_interval, count, total
-from .normalise import default_unit, normaliser
+from .normalise import normaliser
 from .systems import System
 
 PREDICTIONS, SUMMARY, SETTINGS = "predictions.jsonl", "summary.json", "settings.json"
@@ -148,7 +149,7 @@ def _transcribe(system: System, batch: Sequence[Utterance], warm: bool) -> list[
             continue
         share = seconds * sound_s[key] / sum(sound_s.values())
         said, written = (normaliser(u.language)(text) for text in (u.text, texts[key].text))
-        unit = default_unit(u.language)
+        unit = error_unit(u.language)
         row = Prediction(
             key, u.language, round(sound_s[key], 3), u.text, texts[key].text, said, written, unit,
             count(said, written, unit).counts, texts[key].passes, round(share, 4), found=texts[key].language,
@@ -190,7 +191,7 @@ def rates_by_language(rows: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
         languages[language] |= found_rightly(mine)
         if language != "en":
             kept = normaliser(language, "marks")
-            unit = default_unit(language)
+            unit = error_unit(language)
             with_marks = [count(kept(row.reference), kept(row.hypothesis), unit) for row in mine]
             languages[language]["with_marks"] = rates(with_marks)
     return languages
