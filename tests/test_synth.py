@@ -22,9 +22,7 @@ from diffusion_gemma_asr.data.synth import (
     pick_sentences,
     plan,
     render,
-    reverberate,
     synthesise,
-    telephone,
 )
 from diffusion_gemma_asr.errors import AudioError, DataError, SynthesisError
 
@@ -235,26 +233,6 @@ def test_a_plan_draws_rooms_and_telephones_and_leaves_the_rest_as_it_was() -> No
     echoes = [line.reverberation_s for line in lines if line.reverberation_s is not None]
     assert 0.45 < len(echoes) / 1000 < 0.55 and min(echoes) >= 0.1 and max(echoes) <= 0.6
     assert 0.16 < sum(line.telephone for line in lines) / 1000 < 0.24
-
-
-def test_a_room_rings_on_for_as_long_as_asked() -> None:
-    click = np.zeros(SAMPLE_RATE, np.float32)
-    click[0] = 1.0
-    heard = reverberate(click, 0.4, np.random.default_rng(0))
-    assert heard.dtype == np.float32 and len(heard) == len(click)
-    assert np.sum(heard**2) == pytest.approx(1, rel=1e-3)
-    early, late = (np.mean(heard[round(at * SAMPLE_RATE) :][:800] ** 2) for at in (0.05, 0.25))
-    assert 10 * np.log10(early / late) == pytest.approx(60 * 0.2 / 0.4, abs=3)  # 60 dB in 0.4 s
-    assert not heard[round(0.41 * SAMPLE_RATE) :].round(6).any()
-
-
-def test_a_telephone_carries_a_narrow_band() -> None:
-    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
-    parts = {hertz: 0.2 * np.sin(2 * np.pi * hertz * time) for hertz in (100, 1000, 5300)}
-    heard = telephone(sum(parts.values()).astype(np.float32))
-    power = {hertz: abs(2 * np.mean(heard * part)) / 0.04 for hertz, part in parts.items()}
-    assert power[1000] == pytest.approx(1, abs=0.05) and power[100] < 0.01 and power[5300] < 0.01
-    assert len(np.unique(heard)) <= 255  # 8 bits
 
 
 @needs_espeak

@@ -25,6 +25,7 @@ import soxr
 
 from ..audio import SAMPLE_RATE, load_audio
 from ..errors import DataError
+from .distort import add_noise, reverberate, telephone
 from .espeak import speak
 from .manifest import Utterance, read_manifest, write_manifest
 from .text import plain_text, speakable
@@ -140,46 +141,12 @@ def render_with_phonemes(line: Line) -> tuple[np.ndarray, list[Phoneme]]:
         samples = reverberate(samples, line.reverberation_s, rng)
     samples *= 10 ** (line.gain_db / 20) / max(float(np.abs(samples).max()), 1e-4)
     if line.snr_db is not None:
-        samples = samples + _noise(rng, len(samples), samples, line.snr_db)
+        samples = add_noise(samples, line.snr_db, rng)
     if line.telephone:
         samples = telephone(samples)
     shift = len(pause[0]) / SAMPLE_RATE
     phonemes = [(symbol, start + shift, end + shift) for symbol, start, end in speech.phonemes]
     return np.clip(samples, -1.0, 1.0).astype(np.float32), phonemes
-
-
-def reverberate(samples: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Sound (n,) in a room whose echo, noise that dies away, falls by 60 dB in so many seconds: (n,), cut at the end.
-
-    The direct sound carries between a third and nine tenths of the energy. A simple model of a room (Polack 1988).
-    """
-    count = round(seconds * SAMPLE_RATE)
-    tail = rng.standard_normal(count) * 10 ** (-3 * np.arange(count) / count)
-    direct = rng.uniform(1 / 3, 0.9)
-    response = tail * np.sqrt((1 - direct) / max(float(np.sum(tail**2)), 1e-12))
-    response[0] = np.sqrt(direct)
-    size = 1 << (len(samples) + count - 1).bit_length()
-    heard = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)
-    return heard[: len(samples)].astype(np.float32)
-
-
-def telephone(samples: np.ndarray) -> np.ndarray:
-    """Sound (n,) in [-1, 1] as a telephone carries it: 300 to 3400 Hz, in the 8 bits of the mu-law (ITU-T G.711)."""
-    spectrum = np.fft.rfft(samples)
-    hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
-    spectrum[(hertz < 300) | (hertz > 3400)] = 0
-    narrow = np.clip(np.fft.irfft(spectrum, len(samples)), -1.0, 1.0)
-    coded = np.round(127 * np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256)) / 127
-    return (np.sign(coded) * (256 ** np.abs(coded) - 1) / 255).astype(np.float32)
-
-
-def _noise(rng: np.random.Generator, n: int, speech: np.ndarray, snr_db: float) -> np.ndarray:
-    """Noise whose spectrum falls as 1/f^a, a drawn from white (0) to brown (2), at `snr_db` under the speech."""
-    spectrum = np.fft.rfft(rng.standard_normal(n))
-    spectrum /= np.maximum(np.arange(len(spectrum)), 1.0) ** (rng.uniform(0.0, 2.0) / 2)
-    noise = np.fft.irfft(spectrum, n)
-    power = float(np.mean(speech**2)) / 10 ** (snr_db / 10)
-    return (noise * np.sqrt(power / max(float(np.mean(noise**2)), 1e-12))).astype(np.float32)
 
 
 def synthesise(lines: Sequence[Line], folder: str | Path, workers: int = 2) -> Path:
@@ -223,12 +190,7 @@ def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
         part = path.with_suffix(".part")
         part.write_text(phonemes, encoding="utf-8")
         part.rename(phonemes_path)
-        with wave.open(str(part), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(SAMPLE_RATE)
-            file.writeframes((samples * 32767).astype("<i2").tobytes())
-        part.rename(path)
+        write_sound(path, samples)
     duration = (path.stat().st_size - 44) / 2 / SAMPLE_RATE
     return Utterance(str(path), line.text, line.language, round(duration, 3), line.voice), phonemes
 
@@ -244,6 +206,17 @@ def read_sound(path: str) -> np.ndarray:
             if (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, SAMPLE_RATE):
                 return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
     return load_audio(path)
+
+
+def write_sound(path: Path, samples: np.ndarray) -> None:
+    """Writes (n,) samples in [-1, 1] at 16 kHz as a 16-bit wav file, whole or not at all."""
+    part = path.with_suffix(".part")
+    with wave.open(str(part), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    part.rename(path)
 
 
 def pick_sentences(
