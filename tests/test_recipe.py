@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -161,3 +162,22 @@ def test_relative_sources_start_from_the_recipe(tmp_path: Path) -> None:
 def test_recipes_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         load_recipe("small").name = "other"  # type: ignore[misc]
+
+
+MOVES = ["1-english-projector", "2-english", "3-languages-projector", "4-languages", "../mini-whisper-base"]
+
+
+def test_each_move_goes_on_from_the_one_before_and_is_judged_by_what_none_trains_on() -> None:
+    """Of the model with Whisper base: projectors in order, backbones from one reading stage to the next."""
+    folder = Path(__file__).parents[1] / "recipes" / "mini-whisper-base"
+    recipes = [load_recipe(folder / f"{name}.yaml") for name in MOVES]
+    for before, after in pairwise(recipes):
+        alone = before.losses.diffusion == 0  # the projector by CTC: a checkpoint; else a reading stage leaves its parts
+        assert after.train.start_from == f"runs/{before.name}/{'checkpoint' if alone else 'projector'}"
+        left = before.backbone.name if alone else f"runs/{before.name}/backbone"
+        assert after.backbone.name.endswith(left)
+        assert set(before.data.languages) <= set(after.data.languages)
+        assert {item.manifest for item in before.data.train} <= {item.manifest for item in after.data.train}
+    trained_on = {item.manifest for recipe in recipes for item in recipe.data.train}
+    assert not trained_on & {name for recipe in recipes for name in recipe.data.dev}
+    assert [recipe.model.finds_language for recipe in recipes] == [False, False, False, True, True]
