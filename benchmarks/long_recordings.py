@@ -33,6 +33,7 @@ from diffusion_gemma_asr import Transcript, Word, load, transcribe_many
 from diffusion_gemma_asr.audio import SAMPLE_RATE, Samples
 from diffusion_gemma_asr.data.espeak import speak
 from diffusion_gemma_asr.data.synth import HELD_OUT_VARIANTS, Line, plan, render, render_with_phonemes
+from diffusion_gemma_asr.data.text import plain_english
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
 from diffusion_gemma_asr.model import DiffusionGemmaASR
 
@@ -57,7 +58,7 @@ def lines(seed: int) -> Iterator[Line]:
     """The held-out sentences in held-out voices, again and again, never twice in the same way."""
     sentences = SENTENCES.read_text(encoding="utf-8").split("\n")
     while True:
-        yield from plan([s for s in sentences if s.strip()], "en", HELD_OUT_VARIANTS, seed)
+        yield from plan([plain_english(s) for s in sentences if s.strip()], "en", HELD_OUT_VARIANTS, seed)
         seed += 1
 
 

@@ -71,7 +71,7 @@ def test_long_sound_is_cut_in_the_pause_between_words() -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(0.15, 40), st.floats(0.6, 3)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.floats(0.25, 40), st.floats(0.6, 3)), min_size=1, max_size=4),
     st.floats(2, 30),
     st.integers(500, 50_000),
 )
@@ -86,7 +86,7 @@ def test_chunks_hold_all_that_is_loud_once(parts: list[tuple[float, float]], lon
         covered[start:end] = True
         np.testing.assert_array_equal(chunk.samples, sound[start:end])
     missing = np.flatnonzero((sound != 0) & ~covered)
-    assert len(missing) <= 0.1 * SAMPLE_RATE * len(found) + 0.1 * SAMPLE_RATE  # a rest under the shortest speech
+    assert len(missing) <= 0.2 * SAMPLE_RATE * len(found)  # a rest under the shortest speech
 
 
 def test_only_the_clips_are_looked_at() -> None:

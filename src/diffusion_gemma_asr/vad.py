@@ -23,7 +23,8 @@ WINDOW = 512  # samples, 32 ms: what Silero's model takes
 HYSTERESIS = 0.15  # speech goes on as long as its probability stays above the onset less this, as in Silero's own code
 SILENCE_DBFS = -60.0  # about 33 steps of 16-bit sound: far under the quietest speech worth recording
 MIN_PAUSE_S = 0.5  # a shorter one is part of the speech
-MIN_SPEECH_S = 0.1  # shorter bursts are clicks
+MIN_SPEECH_S = 0.2  # shorter bursts are clicks and chance
+RISING = 0.15  # speech begins where its probability rose above this, if it then goes on to the onset
 PADDING_S = 0.4  # kept of the silence before and behind speech, which fades in and out; as in faster-whisper
 CUT_SEARCH_S = 5.0  # a chunk that has to be cut is cut somewhere in its last five seconds
 CUT_PAUSE_S = 0.2  # a pause between words; the closure of a "p" or "t" is shorter
@@ -140,7 +141,7 @@ class SpeechFinder:
         self._start: int | None = None
         self._last = first
         self._cut = False
-        self._probabilities: list[float] = []
+        self._probabilities: list[float] = []  # of the speech under way; in a pause, those that have risen above RISING
 
     def feed(self, block: Samples) -> Iterator[Chunk]:
         """Hears (n,) float32, 16 kHz, which follow what it heard before; gives the chunks that are complete now."""
@@ -159,7 +160,7 @@ class SpeechFinder:
             yield from self._emit(min(self._last, end), min(self._last + self._padding, end))
 
     def under_way(self) -> Chunk | None:
-        """The speech that has not ended yet, as far as it was heard; None in a pause, or where there is less than 0.1 s."""
+        """The speech that has not ended yet, as far as it was heard; None in a pause, or where there is less than 0.2 s."""
         if self._start is None or self._last - self._start < MIN_SPEECH_S * SAMPLE_RATE:
             return None
         return self._chunk(self._last, min(self._last + self._padding, self._next))
@@ -168,7 +169,7 @@ class SpeechFinder:
         """Drops the speech under way up to a time in the recording; the rest of it begins there.
 
         Returns:
-            whether that was done: not where less than 0.1 s of the speech lies behind that time, or none before it.
+            whether that was done: not where less than 0.2 s of the speech lies behind that time, or none before it.
         """
         at = round(time_s * SAMPLE_RATE)
         if self._start is None or at <= self._start or self._last - at < MIN_SPEECH_S * SAMPLE_RATE:
@@ -185,9 +186,14 @@ class SpeechFinder:
         at, self._next = self._next, self._next + WINDOW
         onset = self._options.onset
         if self._start is None:
+            if probability < RISING:
+                self._probabilities = []
+                return
+            self._probabilities.append(probability)
             if probability >= onset:
-                self._start, self._cut, self._probabilities = at, False, [probability]
-                self._last = self._next
+                risen = WINDOW * (len(self._probabilities) - 1)
+                self._start = max(at - min(risen, self._padding), self._floor)
+                self._cut, self._last = False, self._next
             return
         self._probabilities.append(probability)
         if probability >= max(onset - HYSTERESIS, 0.01):
@@ -199,11 +205,11 @@ class SpeechFinder:
         if self._next - begin > self._longest:
             earliest = max(begin + self._longest - round(CUT_SEARCH_S * SAMPLE_RATE), begin + self._longest // 2)
             cut = earliest + quietest(self._piece(earliest, begin + self._longest))
-            chunk_probabilities = self._probabilities
+            behind = self._probabilities[-math.ceil((self._next - cut) / WINDOW) :]
             speaks_on = self._last > cut
             yield from self._emit(min(self._last, cut), cut)
             if speaks_on:
-                self._start, self._cut, self._probabilities = cut, True, chunk_probabilities[-1:]
+                self._start, self._cut, self._probabilities = cut, True, behind
                 self._last = max(self._last, cut)
 
     def _begin(self) -> int:
@@ -215,7 +221,7 @@ class SpeechFinder:
         """The chunk under way, if it is long enough to hold a word; there is none any more."""
         assert self._start is not None
         chunk = self._chunk(end, padded_end) if end - self._start >= MIN_SPEECH_S * SAMPLE_RATE else None
-        self._start, self._floor = None, padded_end
+        self._start, self._floor, self._probabilities = None, padded_end, []
         if chunk is not None:
             yield chunk
 
@@ -229,7 +235,7 @@ class SpeechFinder:
 
     def _forget(self) -> None:
         """Lets go of samples that no chunk will need."""
-        needed = max(self._floor, self._next - self._padding) if self._start is None else self._begin()
+        needed = max(self._floor, self._next - 2 * self._padding) if self._start is None else self._begin()
         self._sound, self._first = self._sound[needed - self._first :], needed
 
 
