@@ -177,7 +177,7 @@ def test_options_reach_the_model_with_underscores_or_dashes(
 
 def test_defaults_are_those_of_the_library(run: Run, model: PitchModel, sound: Path) -> None:
     run("transcribe", sound)
-    assert model.calls == [("en", 8, 0, None, "fast", 16)]
+    assert model.calls == [("auto", 8, 0, None, "fast", 16)]
 
 
 def test_what_is_loaded(run: Run, model: PitchModel, sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +375,8 @@ def test_a_real_checkpoint_with_random_weights(
         "cpu",
         "--steps",
         "2",
+        "--language",
+        "en",
         "-f",
         "json",
     )

@@ -83,7 +83,15 @@ def transcribe(
     quantization: Annotated[
         str | None, typer.Option(help="Of the backbone, for instance bnb-4bit.", show_default="none")
     ] = None,
-    language: Annotated[str, typer.Option(help="Code of the language spoken.")] = Defaults.language,
+    language: Annotated[
+        str, typer.Option(help="Code of the language spoken; en,de: one of these; auto: one that the model knows.")
+    ] = Defaults.language,
+    initial_prompt: Annotated[
+        str, typer.Option("--initial_prompt", help="Text that came before, for the prompt.", show_default=False)
+    ] = Defaults.initial_prompt,
+    hotwords: Annotated[
+        str, typer.Option(help="Words that may occur, for the prompt.", show_default=False)
+    ] = Defaults.hotwords,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps at most.")] = 8,
     start: FirstCanvas = None,
     engine: Way = Engine.fast,
@@ -152,9 +160,10 @@ def transcribe(
         subtitles = SubtitleOptions(max_line_width, max_line_count, max_words_per_line, highlight_words)
         subtitles.check_words(word_timestamps)
         options = asr.TranscribeOptions(
-            language=language, denoise=steps, seed=seed, batch_size=batch_size, start=first_canvas(start),
-            engine=way(engine), word_timestamps=word_timestamps, clip_timestamps=_times(clip_timestamps), vad_method=vad_method.value,
-            vad_onset=vad_onset, chunk_length=chunk_length, compression_ratio_threshold=compression_ratio_threshold,
+            language=language, initial_prompt=initial_prompt, hotwords=hotwords, denoise=steps, seed=seed,
+            batch_size=batch_size, start=first_canvas(start), engine=way(engine), word_timestamps=word_timestamps,
+            clip_timestamps=_times(clip_timestamps), vad_method=vad_method.value, vad_onset=vad_onset,
+            chunk_length=chunk_length, compression_ratio_threshold=compression_ratio_threshold,
             logprob_threshold=logprob_threshold, no_speech_threshold=no_speech_threshold,
         )  # fmt: skip
     except asr.AsrError as error:
@@ -250,7 +259,7 @@ def _run(
                     continue
                 if isinstance(what, End):
                     heard_s += what.duration
-                    report.end(job, asr.Transcript.from_segments(tuple(job.segments), options.language, what.duration))
+                    report.end(job, job.transcript(options.language, what.duration))
                 else:
                     complain(str(what))
                     failed.append(job.file)

@@ -189,10 +189,9 @@ class SpeechFinder:
             if probability < RISING:
                 self._probabilities = []
                 return
-            self._probabilities.append(probability)
+            self._probabilities = [*self._probabilities[-self._padding // WINDOW :], probability]
             if probability >= onset:
-                risen = WINDOW * (len(self._probabilities) - 1)
-                self._start = max(at - min(risen, self._padding), self._floor)
+                self._start = max(at - WINDOW * (len(self._probabilities) - 1), self._floor)
                 self._cut, self._last = False, self._next
             return
         self._probabilities.append(probability)
