@@ -68,9 +68,9 @@ else
   made $run/checkpoint/adapter.safetensors $train recipes/mini6.yaml
 fi
 
-stage "evaluation: held-out synthetic speech and the real dev lists, language named and found"
+stage "evaluation: held-out synthetic speech and the real dev lists"
 for code in $codes; do
-  made $out/results/$code/steps-8/summary.json $python -m diffusion_gemma_asr evaluate runs/mini/heldout-$code/manifest.jsonl \
+  made $out/results/$code/summary.json $python -m diffusion_gemma_asr evaluate runs/mini/heldout-$code/manifest.jsonl \
     "$shared"/speech/$code-dev.jsonl --model $out/checkpoint --steps 8 --out $out/results/$code
 done
 stage "done"
