@@ -108,7 +108,11 @@ def compare(script: Sequence[Spoken], alone: Sequence[str], found: Transcript) -
         "duration_s": round(found.duration, 1),
         "wer_alone": jiwer.wer(" ".join(said), " ".join(alone)),
         "wer": jiwer.wer(" ".join(said), found.text),
-        "start_error_s": {"median": float(np.median(off)), "largest": max(off)},
+        "start_error_s": {
+            "median": float(np.median(off)),
+            "largest": max(off),
+            "within_0.3": sum(error <= 0.3 for error in off) / len(off),
+        },
     }
 
 
@@ -211,7 +215,7 @@ def report() -> None:
     results = json.loads(FOUND.read_text(encoding="utf-8"))
     rows = [
         f"| {r['minutes']:.0f} min | {r['utterances']} | {r['segments']} | {r['wer_alone']:.1%} | {r['wer']:.1%} "
-        f"| {r['start_error_s']['median']:.2f} / {r['start_error_s']['largest']:.2f} s | {r['rtfx']:.0f} "
+        f"| {r['start_error_s']['median']:.2f} / {r['start_error_s']['largest']:.2f} s; {r['start_error_s']['within_0.3']:.1%} | {r['rtfx']:.0f} "
         f"| {r['peak_memory_mb']:.0f} MB |"
         for r in results["recordings"]
     ]

