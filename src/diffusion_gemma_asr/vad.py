@@ -229,8 +229,10 @@ class SpeechFinder:
         inside = (min(self._next, self._first + len(self._sound)) - self._start) // WINDOW
         sound = self._piece(self._start - before * WINDOW, self._start + inside * WINDOW)
         detect = self._backwards()
-        heard = [detect(window) for window in sound[::-1].reshape(-1, WINDOW)]
-        earlier = list(itertools.takewhile(lambda probability: probability >= LOST, heard[inside:]))
+        heard = (detect(window) for window in sound[::-1].reshape(-1, WINDOW))
+        for _ in range(inside):
+            next(heard)
+        earlier = list(itertools.takewhile(lambda probability: probability >= LOST, heard))
         while earlier and earlier[-1] < SURE:
             earlier.pop()
         self._start -= len(earlier) * WINDOW
