@@ -6,6 +6,9 @@ Importing this module does not import torch, so that the command line answers qu
 from __future__ import annotations
 
 import itertools
+import ctypes
+import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -22,8 +25,8 @@ if TYPE_CHECKING:
     from .denoise import DenoiseOptions
     from .model import DiffusionGemmaASR
 
-POOL_BATCHES = 8  # recordings are read until they fill so many batches at most, which the model takes as one queue
-POOL_S = 600.0  # or so much sound, which is 38 MB
+POOL_BATCHES = 4  # recordings are read until they fill so many batches at most, which the model takes as one queue
+POOL_S = 300.0  # or so much sound
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ def stream_many(
         chunks = [event for _, event in pool.events if isinstance(event, Chunk)]
         decoded = iter(_decode(model, chunks, options, _Tally(chunks, done_s, pool.read_s, on_progress), on_step))
         done_s = pool.read_s
+        _give_back_memory()
         for number, event in pool.events:
             if number != current:
                 count, current = 0, number
@@ -224,6 +228,22 @@ def stream_many(
             elif (segment := _segment(count, event, next(decoded), model, options)) is not None:
                 count += 1
                 yield number, segment
+
+
+def _give_back_memory() -> None:
+    """Hands what is free back to the system: tensors of ever new sizes leave gaps that glibc keeps, 50 MB a pool and more."""
+    libc = _libc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    """glibc; None on systems with another C library."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "malloc_trim") else None
 
 
 Event: TypeAlias = "Chunk | End | AudioError"
