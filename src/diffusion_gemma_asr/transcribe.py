@@ -5,9 +5,9 @@ Importing this module does not import torch, so that the command line answers qu
 
 from __future__ import annotations
 
-import itertools
 import ctypes
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -231,7 +231,7 @@ def stream_many(
 
 
 def _give_back_memory() -> None:
-    """Hands what is free back to the system: tensors of ever new sizes leave gaps that glibc keeps, 50 MB a pool and more."""
+    """Hands what is free back to the system: tensors of ever new sizes leave gaps that glibc would keep, some 50 MB a pool."""
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
