@@ -231,7 +231,7 @@ def stream_many(
 
 
 def _give_back_memory() -> None:
-    """Hands what is free back to the system: tensors of ever new sizes leave gaps that glibc would keep, some 50 MB a pool."""
+    """Hands free memory back to the system: tensors of ever new sizes leave gaps that glibc would keep, 50 MB a pool."""
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
