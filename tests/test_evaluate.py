@@ -212,6 +212,10 @@ def test_the_commands_from_end_to_end(
     for n in (1, 2):
         settings = json.loads((out / f"steps-{n}" / "summary.json").read_text())["settings"]
         assert (settings["steps"], settings["engine"], settings["canvas"]) == (n, "reference", "fitted")
+    untold = runner.invoke(cli.app, ["evaluate", str(manifest), "--out", str(tmp_path / "untold"), "--find_language"])
+    assert untold.exit_code == 0, untold.output
+    summary = json.loads((tmp_path / "untold" / "summary.json").read_text())
+    assert summary["languages"]["en"]["language_found"] == 1.0  # it knows one alone
     ctc = runner.invoke(cli.app, ["evaluate", str(manifest), "--out", str(tmp_path / "ctc"), "--system", "ctc"])
     assert ctc.exit_code == 0, ctc.output
     compared = runner.invoke(cli.app, ["compare", str(out / "steps-2"), str(tmp_path / "ctc")])

@@ -129,6 +129,9 @@ def evaluate(
     device: Device = "auto",
     language: Annotated[str, typer.Option(help="Spoken in folders of sounds; manifests and corpora say it.")] = "en",
     engine: Way = Engine.fast,
+    find_language: Annotated[
+        bool, typer.Option("--find_language", help="Do not tell the model the language; measures how often it finds it.")
+    ] = False,
 ) -> None:
     """Measure error rate and speed; writes predictions.jsonl, summary.json and report.html."""
     from diffusion_gemma_asr.evaluate.command import evaluate_command
@@ -141,7 +144,18 @@ def evaluate(
     except ValueError:
         raise typer.BadParameter(f"--steps is {steps!r}; give numbers such as 8 or 1,2,4,8") from None
     evaluate_command(
-        sources, out, model, system.value, counts, first_canvas(start), seed, batch_size, device, language, way(engine)
+        sources,
+        out,
+        model,
+        system.value,
+        counts,
+        first_canvas(start),
+        seed,
+        batch_size,
+        device,
+        language,
+        way(engine),
+        find_language,
     )
 
 
