@@ -21,7 +21,7 @@ from .microphone import Microphone, Notes, listen
 from .results import language_of
 from .subtitles import SubtitleOptions, timestamp
 from .terminal import Bar, Line, Watch, complain
-from .transcribe import End, stream_many
+from .transcribe import End, steady_memory, stream_many
 from .writers import FORMATS, render, write_whole
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def transcribe(
         return
     if threads is not None:
         _set_threads(threads)
+    steady_memory()
     loaded = asr.load(model, device=device, dtype=None if dtype == "auto" else dtype, quantization=quantization)
     report = _Report(jobs, subtitles, verbose, several=files is not None and len(files) > 1)
     if source is not None:
