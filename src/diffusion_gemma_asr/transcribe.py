@@ -5,16 +5,14 @@ Importing this module does not import torch, so that the command line answers qu
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .audio import SAMPLE_RATE, AudioSource, Samples, read_blocks
 from .errors import AsrError, AudioError
+from .memory import give_back_memory
 from .repetition import repeats
 from .results import Segment, Transcript, compression_ratio, language_of
 from .vad import Chunk, Clips, VadOptions, speech_chunks
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from .denoise import DenoiseOptions
     from .model import DiffusionGemmaASR
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 POOL_BATCHES = 4  # recordings are read until they fill so many batches at most, which the model takes as one queue
 POOL_S = 300.0  # or so much sound
 
@@ -220,7 +217,7 @@ def stream_many(
         chunks = [event for _, event in pool.events if isinstance(event, Chunk)]
         decoded = iter(_decode(model, chunks, options, _Tally(chunks, done_s, pool.read_s, on_progress), on_step))
         done_s = pool.read_s
-        _give_back_memory()
+        give_back_memory()
         for number, event in pool.events:
             if number != current:
                 count, current = 0, number
@@ -229,33 +226,6 @@ def stream_many(
             elif (segment := _segment(count, event, next(decoded), model, options)) is not None:
                 count += 1
                 yield number, segment
-
-
-def _give_back_memory() -> None:
-    """Hands free memory back to the system: tensors of ever new sizes leave gaps that glibc would keep, 50 MB a pool."""
-    libc = _libc()
-    if libc is not None:
-        libc.malloc_trim(0)
-
-
-def steady_memory() -> None:
-    """For a process that does nothing but transcribe: large blocks always come from the system and go back to it at once.
-
-    glibc raises its bound for that as it goes, and then an hour takes 200 MB more than ten minutes.
-    """
-    libc = _libc()
-    if libc is not None:
-        libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 1 << 20)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL | None:
-    """glibc; None on systems with another C library."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "malloc_trim") else None
 
 
 Event: TypeAlias = "Chunk | End | AudioError"

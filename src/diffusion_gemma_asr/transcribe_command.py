@@ -17,11 +17,12 @@ import typer
 import diffusion_gemma_asr as asr
 
 from .audio import AudioSource, duration_of
+from .memory import steady_memory
 from .microphone import Microphone, Notes, listen
 from .results import language_of
 from .subtitles import SubtitleOptions, timestamp
 from .terminal import Bar, Line, Watch, complain
-from .transcribe import End, steady_memory, stream_many
+from .transcribe import End, stream_many
 from .writers import FORMATS, render, write_whole
 
 if TYPE_CHECKING:
