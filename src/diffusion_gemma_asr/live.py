@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .audio import SAMPLE_RATE, Samples, convert_blocks
 from .errors import AsrError
 from .results import Segment, Word, compression_ratio, joiner
-from .transcribe import TranscribeOptions, transcribe_chunk
+from .transcribe import TranscribeOptions, loaded, transcribe_chunk
 from .vad import Chunk, SpeechFinder, speech_finder
 
 if TYPE_CHECKING:
@@ -76,11 +76,7 @@ def transcribe_live(
     """
     chosen = replace(TranscribeOptions(**options), word_timestamps=True)
     check_live(chosen, every)
-    if isinstance(model, str):
-        from diffusion_gemma_asr import load
-
-        model = load(model)
-    return _updates(blocks, model, every, chosen)
+    return _updates(blocks, loaded(model), every, chosen)
 
 
 def check_live(options: TranscribeOptions, every: float) -> None:

@@ -27,6 +27,11 @@ def complain(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
 
 
+def shows_progress(lines: bool) -> bool:
+    """Whether a `Bar` has anything to show."""
+    return lines or Console(stderr=True).is_terminal
+
+
 class Bar:
     """Shows how many seconds of sound are done, how fast that went, and how long it will take.
 

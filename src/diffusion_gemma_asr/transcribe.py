@@ -130,11 +130,7 @@ def transcribe(
         AsrError: the model cannot be loaded, or an option has an impossible value.
     """
     chosen = TranscribeOptions(**options)
-    if isinstance(model, str):
-        from diffusion_gemma_asr import load
-
-        model = load(model)
-    (result,) = transcribe_many(model, [audio], chosen, on_progress=on_progress)
+    (result,) = transcribe_many(loaded(model), [audio], chosen, on_progress=on_progress)
     if isinstance(result, AudioError):
         raise result
     return result
@@ -149,15 +145,20 @@ def stream(
 ) -> Iterator[Segment]:
     """As `transcribe`, but segment by segment, as they come; the recording is read as they are asked for."""
     chosen = TranscribeOptions(**options)
-    if isinstance(model, str):
-        from diffusion_gemma_asr import load
-
-        model = load(model)
-    for _, found in stream_many(model, [audio], chosen, on_progress=on_progress):
+    for _, found in stream_many(loaded(model), [audio], chosen, on_progress=on_progress):
         if isinstance(found, AudioError):
             raise found
         if isinstance(found, Segment):
             yield found
+
+
+def loaded(model: DiffusionGemmaASR | str) -> DiffusionGemmaASR:
+    """The model itself, or the one of that name or folder."""
+    if not isinstance(model, str):
+        return model
+    from diffusion_gemma_asr import load
+
+    return load(model)
 
 
 def transcribe_many(

@@ -21,7 +21,7 @@ from .memory import steady_memory
 from .microphone import Microphone, Notes, listen
 from .results import language_of
 from .subtitles import SubtitleOptions, timestamp
-from .terminal import Bar, Line, Watch, complain
+from .terminal import Bar, Line, Watch, complain, shows_progress
 from .transcribe import End, stream_many
 from .writers import FORMATS, render, write_whole
 
@@ -244,9 +244,7 @@ def _run(
 ) -> bool:
     """Transcribes; says how fast it went and which files failed, and whether there are any."""
     began, heard_s, failed, done = time.perf_counter(), 0.0, [], 0
-    durations = [duration_of(job.file) for job in jobs if job.file != STDIN]
-    total_s = sum(d for d in durations if d) if None not in durations and len(durations) == len(jobs) else None
-    bar = Bar(total_s, lines) if watch is None else None
+    bar = Bar(_total_s(jobs), lines) if watch is None and shows_progress(lines) else None
     found = stream_many(
         model, (job.source for job in jobs), options, on_progress=None if bar is None else bar.update, on_step=watch
     )
@@ -281,6 +279,13 @@ def _run(
     if failed and len(jobs) > 1:
         complain(f"{len(failed)} of {len(jobs)} files failed: {', '.join(map(str, failed))}")
     return bool(failed)
+
+
+def _total_s(jobs: Sequence[_Job]) -> float | None:
+    """Seconds of sound in all, None where a file does not say how long it is."""
+    durations = [None if job.file == STDIN else duration_of(job.file) for job in jobs]
+    known = [duration for duration in durations if duration is not None]
+    return sum(known) if len(known) == len(jobs) else None
 
 
 def _listen(
