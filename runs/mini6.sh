@@ -2,7 +2,7 @@
 # Trains the mini model in six languages, in three moves: English, six languages, real speech mixed in. Every stage resumes where
 # it was interrupted and is skipped once it is done.
 #   runs/mini6.sh whisper-base   with the ears of Whisper base (the folder of recipes/mini-whisper-base.yaml)
-#   runs/mini6.sh mini           with an encoder of our own; move 1 is the English model that the package carries
+#   runs/mini6.sh mini           with an encoder of our own, which learns from Whisper base's: the model that the package carries
 # Needs espeak-ng, and the speech and text data described in docs/training.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,6 +12,7 @@ front_end=${1:?whisper-base or mini}
 run=runs/mini6
 english=src/diffusion_gemma_asr/presets/mini
 codes="en de fr es hi zh"
+declare -A sentences=([en]=16000 [de]=12000 [fr]=12000 [es]=12000 [hi]=8000 [zh]=12000)
 # Without these PyTorch on CPU spends much of its time handing memory back and spinning.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
 
@@ -28,11 +29,11 @@ for code in $codes; do
     made $heldout $python -m diffusion_gemma_asr.data.synth --text recipes/lists/heldout-en.txt --seed 2026 \
       --held_out_voices --out runs/mini/heldout-en
     made $dev $synth --count 200 --seed 77 --held_out_voices --out runs/mini/dev-en
-    made runs/mini/synth-en/manifest.jsonl $synth --count 36000 --seed 1 --exclude $dev --out runs/mini/synth-en
+    made runs/mini/synth-en/manifest.jsonl $synth --count ${sentences[en]} --seed 1 --exclude $dev --out runs/mini/synth-en
   else
     made $heldout $synth --count 300 --seed 2026 --held_out_voices --out runs/mini/heldout-$code
     made $dev $synth --count 100 --seed 77 --held_out_voices --exclude $heldout --out runs/mini/dev-$code
-    made runs/mini/synth-$code/manifest.jsonl $synth --count 4000 --seed 1 --rooms 0.25 --telephones 0.1 \
+    made runs/mini/synth-$code/manifest.jsonl $synth --count ${sentences[$code]} --seed 1 --rooms 0.25 --telephones 0.1 \
       --exclude $heldout $dev --out runs/mini/synth-$code
   fi
 done
@@ -48,23 +49,25 @@ made $run/backbone/model.safetensors $python -m diffusion_gemma_asr.train.text r
 
 train="$python -m diffusion_gemma_asr train"
 reading="$python -m diffusion_gemma_asr.train.reading"
+ears=runs/mini-whisper-base recipes=recipes/mini-whisper-base
+stage "move 1, English, with Whisper base's ears: projector by CTC, then with the backbone"
+made $ears/english-ctc/projector/adapter.safetensors $reading $recipes/1-english-ctc.yaml $ears/english-ctc
+made $ears/english/projector/adapter.safetensors $reading $recipes/2-english.yaml $ears/english
+stage "move 2, six languages: projector by CTC, then with the backbone"
+made $ears/languages-ctc/projector/adapter.safetensors $reading $recipes/3-languages-ctc.yaml $ears/languages-ctc
+made $ears/languages/projector/adapter.safetensors $reading $recipes/4-languages.yaml $ears/languages
 if [ "$front_end" = whisper-base ]; then
-  out=runs/mini-whisper-base recipes=recipes/mini-whisper-base
-  stage "move 1, English: projector by CTC, then with the backbone"
-  made $out/english-projector/checkpoint/adapter.safetensors $train $recipes/1-english-projector.yaml
-  made $out/english/projector/adapter.safetensors $reading $recipes/2-english.yaml $out/english
-  stage "move 2, six languages: projector by CTC, then with the backbone"
-  made $out/languages-projector/checkpoint/adapter.safetensors $train $recipes/3-languages-projector.yaml
-  made $out/languages/projector/adapter.safetensors $reading $recipes/4-languages.yaml $out/languages
+  out=$ears
   stage "move 3, real speech mixed in: projector and LoRA"
   made $out/checkpoint/adapter.safetensors $train recipes/mini-whisper-base.yaml
 else
   out=$run
-  stage "move 2, six languages: encoder and projector, from the English ones, then backbone and projector"
-  made $run/encoder/model.safetensors $python -m diffusion_gemma_asr.train.whisper recipes/mini6/2-encoder.yaml $run \
-    --start_from $english
-  made $run/languages/projector/adapter.safetensors $reading recipes/mini6/3-languages.yaml $run/languages
-  stage "move 3, real speech mixed in: projector and LoRA"
+  distil="$python -m diffusion_gemma_asr.train.distill"
+  stage "an encoder of our own: by Whisper base's frames of synthetic and real speech, then by CTC as well"
+  made $run/distilled/encoder/model.safetensors $distil recipes/mini6/2-encoder.yaml $run/distilled
+  made $run/hearing/projector/adapter.safetensors $distil recipes/mini6/3-encoder-ctc.yaml $run/hearing --start_from $run/distilled
+  stage "backbone and projector on its frames, then projector and LoRA"
+  made $run/languages/projector/adapter.safetensors $reading recipes/mini6/4-languages.yaml $run/languages
   made $run/checkpoint/adapter.safetensors $train recipes/mini6.yaml
 fi
 

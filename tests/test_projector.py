@@ -110,3 +110,18 @@ def test_scaling_keeps_the_direction() -> None:
 def test_the_scale_is_not_trained() -> None:
     layers = {name.split(".")[0] for name, _ in make(4.0).named_parameters()}
     assert layers == {"conv1", "conv2", "linear"}
+
+
+def test_other_strides_make_shorter_slots() -> None:
+    """Strides of 2 and 2: a slot of four frames, padding without effect, and as many slots as the lengths say."""
+    projector = AudioProjector(INPUT, OUTPUT, HIDDEN, 1.0, (2, 2)).eval()
+    assert projector.frames_per_slot == 4 and AudioProjector(INPUT, OUTPUT, HIDDEN).frames_per_slot == 8
+    frames = torch.randn(2, 50, INPUT)
+    lengths = torch.tensor([50, 33])
+    frames[1, 33:] = 0
+    with torch.no_grad():
+        slots, slot_lengths = projector(frames, lengths)
+        alone, _ = projector(frames[1:, :33], lengths[1:])
+    assert slot_lengths.tolist() == [output_length(50, (2, 2)), output_length(33, (2, 2))] == [13, 9]
+    assert slots.shape == (2, 13, OUTPUT) and not slots[1, 9:].any()
+    torch.testing.assert_close(slots[1, :9], alone[0])

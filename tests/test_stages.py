@@ -1,4 +1,5 @@
-"""train/whisper.py and train/text.py: the mini model's first two stages, a few steps each, and what they leave behind."""
+"""train/text.py, whisper.py, distill.py and reading.py: the mini model's first stages, a few steps each, and what they
+leave behind."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,13 +17,15 @@ from sounds import tone, write
 from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
 from diffusion_gemma_asr.backbone import Backbone
-from diffusion_gemma_asr.checkpoint import save_projector
-from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
+from diffusion_gemma_asr.checkpoint import read_projector, save_projector
+from diffusion_gemma_asr.data.features import FeatureCache
+from diffusion_gemma_asr.data.manifest import Utterance, read_manifest, write_manifest
 from diffusion_gemma_asr.encoder import AcousticEncoder
-from diffusion_gemma_asr.errors import CheckpointError
+from diffusion_gemma_asr.errors import CheckpointError, DataError
 from diffusion_gemma_asr.projector import AudioProjector
 from diffusion_gemma_asr.recipe import load_recipe
 from diffusion_gemma_asr.train.backbone_config import small_config
+from diffusion_gemma_asr.train.distill import train_student
 from diffusion_gemma_asr.train.reading import train_reading
 from diffusion_gemma_asr.train.text import new_backbone, train_text
 from diffusion_gemma_asr.train.text import warm_start as text_warm_start
@@ -185,6 +189,56 @@ def test_without_a_weight_the_decoder_is_left_out(run_folder: Path, backbone: Ba
     )
     assert all("autoregressive" not in record for record in read_log(folder / "whisper-run"))
     assert (folder / "encoder").is_dir() and not (folder / "whisper").exists()
+
+
+def test_an_encoder_learns_from_the_frames_of_another(run_folder: Path, backbone: Backbone) -> None:
+    """First by the frames alone, then with the projector that reads the teacher, which is folded into one that reads it."""
+    manifest = str(run_folder / "manifest.jsonl")
+    rows = read_manifest(manifest)
+    rng = np.random.default_rng(0)
+    frames = run_folder / "teacher-frames"
+    FeatureCache.build(frames, rows, 24, lambda some: [rng.normal(size=(60, 24)).astype(np.float32) for _ in some])
+    wide = AudioProjector(24, backbone.hidden_size, 12, backbone.embedding_scale(), (2, 2))
+    save_projector(wide, run_folder / "reads-teacher")
+    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    train = [{"manifest": manifest, "phonemes": str(run_folder / "phonemes.jsonl"), "weight": 1.0}]
+    told = {"model": sizes, "data": {"train": train, "dev": {"tones": manifest}, "dev_count": 2}, "batch_frames": 300,
+            "teacher_frames": str(frames)}  # fmt: skip
+    first, second = run_folder / "distilled", run_folder / "hearing"
+    train_student(recipe_of("../mini6/2-encoder.yaml", backbone=str(run_folder / "backbone"), **told), first)
+    records = read_log(first / "student-run")
+    assert [record["step"] for record in records] == [1, 2, 3]
+    assert all(record["teacher"] > 0 and record["phonemes"] > 0 and "tokens" not in record for record in records)
+    assert records[-1]["evaluation"]["teacher_tones"] > 0 and not (first / "projector").exists()
+
+    recipe = recipe_of(
+        "../mini6/3-encoder-ctc.yaml", backbone=str(run_folder / "backbone"), projector={"hidden_size": 12},
+        projector_from=str(run_folder / "reads-teacher"), **told,
+    )  # fmt: skip
+    train_student(recipe, second, first)
+    assert all(record["tokens"] > 0 for record in read_log(second / "student-run"))
+    assert "token_wer_tones" in read_log(second / "student-run")[-1]["evaluation"]
+    state = torch.load(second / "student-run" / "state.pt", weights_only=True)["weights"]
+    own = AudioProjector(16, backbone.hidden_size, 12, backbone.embedding_scale(), (2, 2))
+    wide.load_state_dict(
+        {n.removeprefix("projector."): v for n, v in state.items() if n.startswith("projector.")} | {"scale": wide.scale}
+    )
+    own.load_state_dict(read_projector(second / "projector"))
+    x, lengths = torch.randn(2, 31, 16), torch.tensor([31, 20])
+    x[1, 20:] = 0
+    with torch.no_grad():
+        imitated = x @ state["teacher_head.weight"].T
+        torch.testing.assert_close(own(x, lengths)[0], wide(imitated, lengths)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_teacher_must_have_heard_everything(run_folder: Path) -> None:
+    rows = read_manifest(run_folder / "manifest.jsonl")
+    with pytest.raises(DataError, match="no frames there"):
+        FeatureCache.open(run_folder / "nowhere", rows)
+    some = FeatureCache.build(run_folder / "some", rows[:2], 4, lambda batch: [np.zeros((5, 4), np.float32) for _ in batch])
+    assert some.width == 4 and FeatureCache.open(run_folder / "some", rows[:2]).length(rows[0]) == 5
+    with pytest.raises(DataError, match="lacks 3 utterances"):
+        FeatureCache.open(run_folder / "some", rows)
 
 
 def test_the_third_stage_teaches_the_backbone_to_read(run_folder: Path, backbone: Backbone) -> None:

@@ -92,11 +92,11 @@ def test_words_of_a_chunk() -> None:
     tokens, logprobs = [256, 257, 258], [float(np.log(0.5))] * 3
     chunk = Chunk(10.0, sound((0.5, 0.3), (0.6, 0.6)), 10.0, 11.4, 0.9)
     spans = [TokenSpan(1, 2, -0.1), TokenSpan(2, 3, -0.1), TokenSpan(6, 7, -0.1)]
-    never, more = timed_words(tokens, logprobs, spans, chunk, decode, "en")
+    never, more = timed_words(tokens, logprobs, spans, chunk, decode, "en", 0.16)
     assert (never.word, more.word) == ("never", " more")
     assert (never.start, never.end) == pytest.approx((10.0, 10.5), abs=0.03)
     assert (more.start, more.end) == pytest.approx((10.8, 11.4), abs=0.03)
     assert never.probability == pytest.approx(0.5)
-    never, more = timed_words(tokens, logprobs, None, chunk, decode, "en")  # nothing to go by
+    never, more = timed_words(tokens, logprobs, None, chunk, decode, "en", 0.16)  # nothing to go by
     assert (never.start, more.end) == (10.0, 11.4) and never.end == more.start
-    assert timed_words([], [], [], chunk, decode, "en") == ()
+    assert timed_words([], [], [], chunk, decode, "en", 0.16) == ()

@@ -2,7 +2,7 @@
 
 A path gives every slot one symbol, a token or the blank; it spells the tokens that remain when runs of one
 symbol are collapsed and blanks dropped. Source: Graves et al. 2006, "Connectionist Temporal Classification".
-The blank is the tokenizer's pad token. Slots are 160 ms; spans are [start, end) in slots.
+The blank is the tokenizer's pad token. Spans are [start, end) in slots.
 """
 
 from __future__ import annotations

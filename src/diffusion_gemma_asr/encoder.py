@@ -26,6 +26,8 @@ class AcousticEncoder(nn.Module):
     and a batch of clips of different lengths is masked so that each gives what it gives alone.
     """
 
+    frame_s = 0.02
+
     def __init__(self, encoder: WhisperEncoder, extractor: WhisperFeatureExtractor):
         super().__init__()
         if encoder.config.num_mel_bins != extractor.feature_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def count_parts(recipe: Recipe) -> list[Part]:
         projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size)
         frozen = _count(backbone)
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
-    shape = f"{recipe.projector.hidden_size} channels, 8x in time" if recipe.projector.kind == "convolutions" else "linear"
+    shape = "linear"
+    if recipe.projector.kind == "convolutions":
+        shape = f"{recipe.projector.hidden_size} channels, {math.prod(recipe.projector.strides)}x in time"
     lora = sum(matrix.numel() for matrix in backbone.lora_state_dict().values())
     return [
         Part("encoder", recipe.encoder.name, _count(encoder), False),

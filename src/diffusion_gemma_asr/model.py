@@ -84,6 +84,11 @@ class DiffusionGemmaASR(nn.Module):
         return self.backbone.device
 
     @property
+    def slot_s(self) -> float:
+        """Seconds of sound that one audio token stands for."""
+        return self.encoder.frame_s * self.projector.frames_per_slot
+
+    @property
     def blank(self) -> int:
         """The CTC blank: the pad token."""
         return self.prompts.special["pad"]
@@ -102,7 +107,7 @@ class DiffusionGemmaASR(nn.Module):
             audio: float32 arrays (n,), 16 kHz, at most 30 s each.
 
         Returns:
-            slots (B, S, H), one per 160 ms, zeros behind each end; slot_lengths (B,).
+            slots (B, S, H), one per `slot_s`, zeros behind each end; slot_lengths (B,).
         """
         mel, lengths = self.encoder.features(audio)
         frames, frame_lengths = self.encoder(mel.to(self.device), lengths.to(self.device))
@@ -159,7 +164,8 @@ class DiffusionGemmaASR(nn.Module):
     def _ctc_loss(self, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> Tensor:
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
         spoken, counts = text.spoken()
-        return lm_head_ctc_loss(slots, weight, softcap, spoken, slot_lengths, counts, self.blank)
+        with torch.autocast(weight.device.type, enabled=False):  # logits in the head's own precision
+            return lm_head_ctc_loss(slots.to(weight.dtype), weight, softcap, spoken, slot_lengths, counts, self.blank)
 
     def _edits(self, drafts: Sequence[Sequence[int]], text: TextBatch) -> EditCanvases:
         """What the drafts have to become, on the model's device."""
@@ -199,7 +205,7 @@ class DiffusionGemmaASR(nn.Module):
         speech = list(speech_chunks([audio]))
         bounds = (speech[0].start, speech[-1].end) if speech else (0.0, len(audio) / SAMPLE_RATE)
         chunk = Chunk(0.0, audio, *bounds, speech_prob=1.0)
-        return timed_words(tokens, [span.logprob for span in spans], spans, chunk, self.text, language)
+        return timed_words(tokens, [span.logprob for span in spans], spans, chunk, self.text, language, self.slot_s)
 
     def stream(self, audio: AudioSource, **options: Any) -> Iterator[Segment]:
         """Transcribes a recording of any length, segment by segment; see `transcribe.stream`."""

@@ -1,8 +1,9 @@
-"""AudioProjector: the trained bridge from encoder frames (20 ms) to audio tokens (160 ms slots) in the backbone's
-space."""
+"""AudioProjector: the trained bridge from encoder frames (20 ms) to audio tokens (slots of 160 ms, or of 80 ms where the
+recipe says so) in the backbone's space."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -16,9 +17,11 @@ Length = TypeVar("Length", int, Tensor)
 Projector: TypeAlias = "AudioProjector | LinearProjector"
 
 
-def output_length(frames: Length) -> Length:
+def output_length(frames: Length, strides: Sequence[int] = (4, 2)) -> Length:
     """Slots that `frames` encoder frames become: ceil(ceil(frames / 4) / 2), so 1500 → 188."""
-    return ((frames + 3) // 4 + 1) // 2
+    for stride in strides:
+        frames = (frames + stride - 1) // stride
+    return frames
 
 
 def new_projector(
@@ -27,11 +30,11 @@ def new_projector(
     """The projector that a recipe describes; the arguments are those of the classes."""
     if recipe.kind == "linear":
         return LinearProjector(input_size, output_size, scale)
-    return AudioProjector(input_size, output_size, recipe.hidden_size, scale)
+    return AudioProjector(input_size, output_size, recipe.hidden_size, scale, recipe.strides)
 
 
 class AudioProjector(nn.Module):
-    """Two convolutions over time (strides 4 and 2), then a linear layer to the backbone's width.
+    """Two convolutions over time, then a linear layer to the backbone's width.
 
     With `scale` the output is normalised and brought to the size of the backbone's token embeddings; without it the linear
     layer's output stays as it is, which on the real backbone is some 30 times quieter than the token rows.
@@ -41,14 +44,19 @@ class AudioProjector(nn.Module):
         output_size: the backbone's hidden size.
         hidden_size: channels between the convolutions.
         scale: root mean square of one output component; None leaves the output alone.
+        strides: of the two convolutions: 4 and 2 make a slot of 8 frames, 160 ms; 2 and 2 one of 80 ms.
     """
 
     scale: Tensor
 
-    def __init__(self, input_size: int, output_size: int, hidden_size: int = 1280, scale: float | None = None):
+    def __init__(
+        self, input_size: int, output_size: int, hidden_size: int = 1280, scale: float | None = None,
+        strides: tuple[int, int] = (4, 2),
+    ):  # fmt: skip
         super().__init__()
-        self.conv1 = nn.Conv1d(input_size, hidden_size, kernel_size=7, stride=4, padding=3)
-        self.conv2 = nn.Conv1d(hidden_size, hidden_size, kernel_size=5, stride=2, padding=2)
+        self.strides = strides
+        self.conv1 = nn.Conv1d(input_size, hidden_size, kernel_size=7, stride=strides[0], padding=3)
+        self.conv2 = nn.Conv1d(hidden_size, hidden_size, kernel_size=5, stride=strides[1], padding=2)
         self.linear = nn.Linear(hidden_size, output_size)
         self.scaled = scale is not None
         self.register_buffer("scale", torch.tensor(1.0 if scale is None else scale))
@@ -61,17 +69,22 @@ class AudioProjector(nn.Module):
             lengths: (B,) frames that hold sound.
 
         Returns:
-            slots (B, S, output_size), S = output_length(F), zeros behind each end; slot_lengths (B,).
+            slots (B, S, output_size), S = output_length(F, strides), zeros behind each end; slot_lengths (B,).
         """
-        x = F.gelu(self.conv1(frames.transpose(1, 2)))  # (B, hidden, ceil(F/4))
-        x = x * length_mask((lengths + 3) // 4, x.shape[2])[:, None].to(x.dtype)
+        x = F.gelu(self.conv1(frames.transpose(1, 2)))  # (B, hidden, ceil(F / first stride))
+        x = x * length_mask(output_length(lengths, self.strides[:1]), x.shape[2])[:, None].to(x.dtype)
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, S, hidden)
         slot_lengths = self.output_length(lengths)
         return _finish(self.linear(x), self.scale if self.scaled else None, slot_lengths), slot_lengths
 
     def output_length(self, frames: Tensor) -> Tensor:
         """Slots that so many frames become."""
-        return output_length(frames)
+        return output_length(frames, self.strides)
+
+    @property
+    def frames_per_slot(self) -> int:
+        """Encoder frames that make one slot."""
+        return self.strides[0] * self.strides[1]
 
 
 class LinearProjector(nn.Module):
@@ -95,6 +108,11 @@ class LinearProjector(nn.Module):
     def output_length(self, frames: Tensor) -> Tensor:
         """Slots that so many frames become: as many."""
         return frames
+
+    @property
+    def frames_per_slot(self) -> int:
+        """Encoder frames that make one slot: one."""
+        return 1
 
 
 def _finish(slots: Tensor, scale: Tensor | None, lengths: Tensor) -> Tensor:

@@ -43,10 +43,12 @@ class ProjectorRecipe:
 
     kind: Literal["convolutions", "linear"] = "convolutions"  # linear: one audio token a frame, no subsampling
     hidden_size: int = 1280  # channels of both convolutions
+    strides: tuple[int, int] = (4, 2)  # of both in time; an audio token stands for 20 ms times both
     scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
 
     def __post_init__(self) -> None:
         _require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")
+        _require(min(self.strides) >= 1, "projector.strides", self.strides, "at least 1 each")
 
 
 @dataclass(frozen=True)

@@ -364,7 +364,8 @@ def _segment(
         return None
     words = None
     if options.word_timestamps:
-        words = timed_words(decoded.tokens, decoded.logprobs, decoded.spans, chunk, model.text, decoded.language)
+        found_in = decoded.tokens, decoded.logprobs, decoded.spans
+        words = timed_words(*found_in, chunk, model.text, decoded.language, model.slot_s)
     return Segment(
         id=index,
         start=chunk.start,

@@ -20,6 +20,7 @@ class WaveformFrames(nn.Module):
     """Stands where an `AcousticEncoder` stands, and passes on what it is given."""
 
     hidden_size = FRAME
+    frame_s = FRAME / SAMPLE_RATE
     input_size = FRAME
     max_frames = MAX_FRAMES
 

@@ -1,6 +1,6 @@
 """Words with times and probabilities, from the tokens of a transcript and where CTC places them in the sound.
 
-CTC marks a token in one or a few slots of 160 ms somewhere in the word, so a word's bounds lie between its neighbours' marks
+CTC marks a token in one or a few slots somewhere in the word, so a word's bounds lie between its neighbours' marks
 and its own; there they are put at the quietest place, or where a pause begins and ends, in steps of 10 ms.
 """
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from .ctc import TokenSpan
     from .vad import Chunk
 
-SLOT_S = 0.16  # an audio token
 FRAME_S = 0.01  # in which loudness is looked at
 PAUSE_DB = 12.0  # a place is part of a pause if it is at most so much louder than the quietest one near it ...
 PAUSE_S = 0.04  # what parts words; closures inside words are mostly shorter
@@ -33,7 +32,7 @@ Marks = Sequence[tuple[float, float]]
 
 def timed_words(
     tokens: Sequence[int], logprobs: Sequence[float], spans: Sequence[TokenSpan] | None, chunk: Chunk, decode: Decode,
-    language: str,
+    language: str, slot_s: float,
 ) -> tuple[Word, ...]:  # fmt: skip
     """The words of a chunk's transcript, with times in the recording.
 
@@ -42,6 +41,7 @@ def timed_words(
         spans: where CTC places the tokens in the chunk; None: there is nothing to go by.
         decode: ids to text.
         language: in Mandarin ("zh") every character is a word.
+        slot_s: seconds of sound that one slot stands for.
 
     Returns:
         words in order that do not overlap; without spans they share the chunk's time in proportion to their letters.
@@ -53,7 +53,7 @@ def timed_words(
     if spans is None:
         bounds = _in_proportion([text for text, _ in words], start, end)
     else:
-        marks = [(SLOT_S * spans[own[0]].start, SLOT_S * spans[own[-1]].end) for _, own in words]
+        marks = [(slot_s * spans[own[0]].start, slot_s * spans[own[-1]].end) for _, own in words]
         bounds = word_bounds(marks, chunk.samples, start, end)
     found = []
     for (text, own), times in zip(words, bounds, strict=True):

@@ -26,7 +26,22 @@ class FeatureCache:
         path = Path(path)
         index = json.loads((path / "index.json").read_text(encoding="utf-8"))
         self._spans: dict[str, tuple[int, int]] = {key: (start, n) for key, start, n in index["spans"]}
-        self._frames = np.memmap(path / "frames.f16", np.float16, "r").reshape(-1, index["width"])
+        self.width: int = index["width"]
+        self._frames = np.memmap(path / "frames.f16", np.float16, "r").reshape(-1, self.width)
+
+    @classmethod
+    def open(cls, path: str | Path, utterances: Sequence[Utterance]) -> FeatureCache:
+        """Opens a cache that is to hold all of these.
+
+        Raises:
+            DataError: there is none, or it lacks some.
+        """
+        if not (Path(path) / "index.json").is_file():
+            raise DataError(f"{path}: no frames there; run the stage that makes them first")
+        cache = cls(path)
+        if lacking := [u for u in utterances if u not in cache]:
+            raise DataError(f"{path} lacks {len(lacking)} utterances, {lacking[0].audio_filepath} first; run its stage again")
+        return cache
 
     @classmethod
     def build(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..baselines.trained import BaselineRecipe, TrainedBaseline, load_baseline_recipe
 from ..data.augment import mask_bands
 from ..recipe import find_recipe, read_yaml
-from .adapter import SpeechData, loop_options
+from .adapter import SpeechData, compute_dtype, loop_options
 from .loop import Metrics, run
 from .monitor import error_rate
 
@@ -39,13 +39,15 @@ def train_baseline(recipe: BaselineRecipe, folder: str | Path) -> Path:
     data = SpeechData(recipe.data, recipe.train, system.encoder, folder)
     targets = [system.spell(text) for text in data.texts]
     console = Console(stderr=True)
+    dtype = compute_dtype(recipe.train.dtype, torch.device("cpu"))
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         system.net.train()
         chosen = data.mixture.at(step * recipe.train.accumulation + micro)
         frames, lengths = data.cache.batch([data.utterances[i] for i in chosen])
         frames = mask_bands(frames, lengths, recipe.train.spec_augment)
-        return system.net.loss(frames, lengths, [targets[i] for i in chosen]), {}
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return system.net.loss(frames, lengths, [targets[i] for i in chosen]), {}
 
     def evaluate(step: int) -> Metrics:
         figures = {}

@@ -17,7 +17,7 @@ from torch import nn
 from ..checkpoint import load_adapter, save_projector
 from ..model import DiffusionGemmaASR
 from ..recipe import Recipe, load_recipe
-from .adapter import AdapterTrainer, build_model, loop_options
+from .adapter import AdapterTrainer, build_model, compute_dtype, loop_options
 from .loop import run
 from .text import save_backbone
 
@@ -41,10 +41,12 @@ def train_reading(recipe: Recipe, folder: str | Path) -> None:
     `folder/projector`.
     """
     folder = Path(folder)
-    model = build_model(recipe, lora=False)
+    dtype = compute_dtype(recipe.train.dtype, torch.device("cpu"))
+    model = build_model(recipe, dtype=dtype, lora=False)
+    model.backbone.float()  # it learns
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from, projector_alone=True)
-    trainer = AdapterTrainer(recipe, model, folder, torch.float32)
+    trainer = AdapterTrainer(recipe, model, folder, dtype)
     run(readers(model), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
     save_backbone(model.backbone, model.prompts, folder / "backbone")
     save_projector(model.projector, folder / "projector")

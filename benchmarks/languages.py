@@ -1,0 +1,150 @@
+"""The six-language models beside baselines on the same frozen encoder, by language and domain.
+
+    python benchmarks/languages.py measure mini          or mini-whisper-base; adds to the data what is not measured yet
+    python benchmarks/languages.py report                fills the tables of docs/results/mini6.md
+
+The lists are the 300 held-out synthetic sentences of each language, in voices that training never meets, and the real dev
+splits, utterances of at most 10 s. English, German, French and Spanish are counted in words, Hindi and Mandarin in characters,
+after data/text.py. Intervals are from a bootstrap over utterances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pages import circumstances, fill
+
+from diffusion_gemma_asr.baselines.autoregressive import greedy
+from diffusion_gemma_asr.baselines.trained import TrainedBaseline
+from diffusion_gemma_asr.checkpoint import load_checkpoint
+from diffusion_gemma_asr.data.features import FeatureCache
+from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
+from diffusion_gemma_asr.evaluate.run import machine, write_whole
+from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.prompt import AUTO, LANGUAGES
+from diffusion_gemma_asr.train.adapter import frame_cache, transcribe_cached
+from diffusion_gemma_asr.train.monitor import error_rate
+
+MAX_DURATION_S = 10.0
+LONG_ENOUGH_S = 2.0  # for finding the language
+PAGE, DATA = Path("docs/results/mini6.md"), Path("docs/results/mini6-languages.json")
+FRONT_ENDS = {  # checkpoint, baseline's checkpoint, frames
+    "mini": ("runs/mini6/checkpoint", "runs/mini6/whisper-decoder/checkpoint", "runs/mini6/frames"),
+    "mini-whisper-base": (
+        "runs/mini-whisper-base/checkpoint", "runs/mini-whisper-base/whisper-decoder/checkpoint",
+        "runs/mini-whisper-base/frames",
+    ),
+}  # fmt: skip
+SYSTEMS = {
+    "denoised": "8 steps",
+    "draft": "CTC greedy",
+    "autoregressive": "same weights, token after token",
+    "whisper": "Whisper's decoder",
+}
+
+
+def lists() -> dict[str, list[Utterance]]:
+    """Held-out synthetic speech and real dev splits, by name."""
+    found = {}
+    for code in LANGUAGES:
+        found[f"synthetic {code}"] = read_manifest(f"runs/mini/heldout-{code}/manifest.jsonl", [code], MAX_DURATION_S)
+    for code in LANGUAGES:
+        found[f"real {code}"] = read_manifest(f"../shared/speech/{code}-dev.jsonl", [code], MAX_DURATION_S)
+    return found
+
+
+def judged(said: Sequence[str], written: Sequence[str], code: str) -> dict[str, Any]:
+    """The error rate and its 95 % interval."""
+    rng = random.Random(0)
+    draws = []
+    for _ in range(200):
+        chosen = rng.choices(range(len(said)), k=len(said))
+        draws.append(error_rate([said[i] for i in chosen], [written[i] for i in chosen], code))
+    draws.sort()
+    return {"errors": round(error_rate(said, written, code), 4), "interval": [round(draws[5], 4), round(draws[194], 4)]}
+
+
+@torch.no_grad()
+def measure_list(
+    model: DiffusionGemmaASR, baseline: TrainedBaseline | None, rows: list[Utterance], cache: FeatureCache
+) -> dict[str, Any]:
+    """Error rates of the systems, and how often the language is found."""
+    code, said = rows[0].language, [u.text for u in rows]
+    found = transcribe_cached(model, rows, cache)
+    written = {"denoised": [d.text for d in found], "draft": [d.draft for d in found], "autoregressive": []}
+    if baseline is not None:
+        written["whisper"] = []
+    for i in range(0, len(rows), 25):
+        batch = cache.batch(rows[i : i + 25])
+        slots, lengths = model.projector(*batch)
+        named = [code] * len(lengths)
+        written["autoregressive"] += [model.text(row) for row in greedy(model, slots, lengths, named)]
+        if baseline is not None:
+            written["whisper"] += [row.text for row in baseline.decode(*batch)]
+    asked = transcribe_cached(model, rows, cache, AUTO)
+    long = [d.language == code for d, u in zip(asked, rows, strict=True) if u.duration > LONG_ENOUGH_S]
+    return {
+        "count": len(rows),
+        "systems": {name: judged(said, texts, code) for name, texts in written.items()},
+        "auto": {"errors": round(error_rate(said, [d.text for d in asked], code), 4)},
+        "language_found": round(sum(long) / len(long), 4),
+        "language_count": len(long),
+        "examples": [list(row) for row in list(zip(said, written["denoised"], strict=True))[:3]],
+    }
+
+
+def measure(front_end: str) -> None:
+    """Adds the lists that are not measured yet to the data."""
+    checkpoint, other, frames = FRONT_ENDS[front_end]
+    data: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+    held = data.setdefault(front_end, {"lists": {}})
+    model = load_checkpoint(checkpoint, device="cpu").eval()
+    baseline = TrainedBaseline.load(other) if Path(other).is_dir() else None
+    rows = lists()
+    cache = frame_cache(Path(frames), model.encoder, [u for part in rows.values() for u in part])
+    for name, part in rows.items():
+        if name in held["lists"]:
+            continue
+        start = time.time()
+        held["lists"][name] = measure_list(model, baseline, part, cache)
+        held["machine"] = machine()
+        write_whole(DATA, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        print(name, f"{time.time() - start:.0f} s", json.dumps(held["lists"][name]["systems"]), flush=True)
+
+
+def table(held: dict[str, Any]) -> str:
+    """One line a list: each system's error rate, ours against Whisper's decoder, and how often the language is found."""
+    names = [name for name in SYSTEMS if any(name in row["systems"] for row in held["lists"].values())]
+    head = f"| list | {' | '.join(SYSTEMS[name] for name in names)} | ratio | language found |"
+    lines = [head, "|---" * (len(names) + 3) + "|"]
+    for name, row in held["lists"].items():
+        systems = row["systems"]
+        cells = [_cell(systems[system]) if system in systems else "–" for system in names]
+        ratio = f"{systems['denoised']['errors'] / systems['whisper']['errors']:.2f}" if "whisper" in systems else "–"
+        found = f"{row['language_found']:.1%} of {row['language_count']}"
+        lines.append(f"| {name} ({row['count']}) | {' | '.join(cells)} | {ratio} | {found} |")
+    return "\n".join([*lines, "", f"{circumstances(held['machine'])}."])
+
+
+def _cell(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['errors']:.1%} ({100 * low:.0f}–{100 * high:.0f})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("measure").add_argument("front_end", choices=list(FRONT_ENDS))
+    commands.add_parser("report")
+    args = parser.parse_args()
+    if args.command == "measure":
+        measure(args.front_end)
+    else:
+        fill(PAGE, {f"languages {name}": table(held) for name, held in json.loads(DATA.read_text(encoding="utf-8")).items()})
