@@ -4,8 +4,8 @@
     python benchmarks/languages.py report                fills the tables of docs/results/mini6.md
 
 The lists are the 300 held-out synthetic sentences of each language, in voices that training never meets, and the real dev
-splits, utterances of at most 10 s. English, German, French and Spanish are counted in words, Hindi and Mandarin in characters,
-after data/text.py. Intervals are from a bootstrap over utterances.
+splits, utterances of at most 10 s. English, German, French and Spanish are counted in words, Hindi and Mandarin in
+characters, after data/text.py. Intervals are from a bootstrap over utterances.
 """
 
 from __future__ import annotations

@@ -1,32 +1,62 @@
-"""Collects the logs of the mini model's stages into one data file and one plot.
+"""Collects the logs of a mini model's stages into one data file and one plot.
 
-python benchmarks/training_curves.py        reads runs/mini/, writes docs/results/mini-training.{json,png}
+python benchmarks/training_curves.py [mini | mini-whisper-base | mini6]
+    reads the model's runs, writes docs/results/NAME-training.{json,png}
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-DEV = ("wer_dev-en/manifest", "wer_draft_dev-en/manifest")
-STAGES = {  # log, the losses to draw, the evaluations to draw
-    "1 backbone": (
-        "runs/mini/backbone-run",
-        ("diffusion", "autoregressive"),
-        ("wer_of_slots", "wer_8_steps", "wer_8_steps_from_slots"),
-    ),
-    "2 encoder": (
-        "runs/mini/whisper-run",
-        ("phonemes", "characters", "tokens"),
-        ("token_wer_synthetic", "token_wer_real"),
-    ),
-    "3 reading": ("runs/mini/reading", ("diffusion", "autoregressive", "ctc"), DEV),
-    "4 adapter": ("runs/mini", ("diffusion", "autoregressive", "ctc"), DEV),
+CODES = ("en", "de", "fr", "es", "hi", "zh")
+ENGLISH = ("wer_dev-en/manifest", "wer_draft_dev-en/manifest")
+DRAFTS = tuple(f"wer_draft_dev-{code}/manifest" for code in CODES)
+DENOISED = tuple(f"wer_dev-{code}/manifest" for code in CODES)
+THREE = ("diffusion", "autoregressive", "ctc")
+
+
+class Stage(NamedTuple):
+    """A stage's run folder, the losses to draw and the evaluations to draw."""
+
+    folder: str
+    losses: tuple[str, ...]
+    rates: tuple[str, ...]
+
+
+BACKBONE = tuple(f"errors_8_steps_from_slots_{code}" for code in CODES)
+SETS: dict[str, dict[str, Stage]] = {
+    "mini": {
+        "1 backbone": Stage("runs/mini/backbone-run", THREE[:2], ("wer_of_slots", "wer_8_steps", "wer_8_steps_from_slots")),
+        "2 encoder": Stage(
+            "runs/mini/whisper-run", ("phonemes", "characters", "tokens"), ("token_wer_synthetic", "token_wer_real")
+        ),
+        "3 reading": Stage("runs/mini/reading", THREE, ENGLISH),
+        "4 adapter": Stage("runs/mini", THREE, ENGLISH),
+    },
+    "mini-whisper-base": {
+        "backbone": Stage("runs/mini6/backbone-run", THREE[:2], BACKBONE),
+        "1 English, CTC": Stage("runs/mini-whisper-base/english-ctc", ("ctc",), (ENGLISH[1], "wer_draft_speech/en-dev")),
+        "1 English": Stage("runs/mini-whisper-base/english", THREE, (*ENGLISH, "wer_speech/en-dev")),
+        "2 languages, CTC": Stage("runs/mini-whisper-base/languages-ctc", ("ctc",), DRAFTS),
+        "2 languages": Stage("runs/mini-whisper-base/languages", THREE, DENOISED),
+        "3 real speech": Stage("runs/mini-whisper-base", THREE, DENOISED),
+    },
+    "mini6": {
+        "encoder": Stage("runs/mini6/distilled/student-run", ("teacher", "phonemes"), tuple(f"teacher_{c}" for c in CODES)),
+        "encoder, CTC": Stage(
+            "runs/mini6/hearing/student-run", ("teacher", "phonemes", "tokens"), tuple(f"token_wer_{c}" for c in CODES)
+        ),
+        "languages": Stage("runs/mini6/languages", THREE, DENOISED),
+        "adapter": Stage("runs/mini6", THREE, DENOISED),
+    },
 }
 WINDOW = 25  # steps that a point of the data is the mean of
 OUT = Path("docs/results")
@@ -43,24 +73,28 @@ def curves(folder: str) -> dict[str, list]:
     return {"step": [rows[-1]["step"] for rows in windows], **means, "evaluations": judged}
 
 
-def main() -> None:
-    found = {stage: curves(folder) for stage, (folder, _, _) in STAGES.items() if (Path(folder) / "log.jsonl").exists()}
-    (OUT / "mini-training.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+def draw(name: str) -> None:
+    """The data and the plot of a set's stages that have a log."""
+    stages = {title: stage for title, stage in SETS[name].items() if (Path(stage.folder) / "log.jsonl").exists()}
+    found = {title: curves(stage.folder) for title, stage in stages.items()}
+    (OUT / f"{name}-training.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
     figure, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6), constrained_layout=True, squeeze=False)
-    for column, (stage, data) in enumerate(found.items()):
-        _, losses, rates = STAGES[stage]
-        for name in losses:
-            axes[0, column].plot(data["step"], data[name], label=name)
-        for name in rates:
-            points = [(row["step"], row[name]) for row in data["evaluations"] if name in row]
-            axes[1, column].plot(*zip(*points, strict=True), "o-", label=name.split("/")[0])
-        axes[0, column].set(title=stage, ylabel="loss")
-        axes[1, column].set(xlabel="step", ylabel="WER", ylim=(0, 1.05))
+    for column, (title, data) in enumerate(found.items()):
+        for loss in stages[title].losses:
+            axes[0, column].plot(data["step"], data[loss], label=loss)
+        for rate in stages[title].rates:
+            if points := [(row["step"], row[rate]) for row in data["evaluations"] if rate in row]:
+                axes[1, column].plot(*zip(*points, strict=True), "o-", label=rate.split("/manifest")[0])
+        axes[0, column].set(title=title, ylabel="loss")
+        axes[1, column].set(xlabel="step", ylabel="error rate", ylim=(0, 1.05))
         for axis in axes[:, column]:
             axis.grid(alpha=0.3)
-            axis.legend(fontsize="small")
-    figure.savefig(OUT / "mini-training.png", dpi=100)
+            if axis.lines:
+                axis.legend(fontsize="small")
+    figure.savefig(OUT / f"{name}-training.png", dpi=100)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("name", choices=list(SETS), nargs="?", default="mini")
+    draw(parser.parse_args().name)

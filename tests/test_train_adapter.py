@@ -241,7 +241,7 @@ def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(
 ) -> None:
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     content["losses"] = {"ctc": 1.0, "autoregressive": 0.0, "diffusion": 0.0}
-    content["train"] |= {"steps": 2, "monitor_samples": 0}
+    content["train"] |= {"steps": 2, "monitor_samples": 2}
     content["data"]["cache_dir"] = str(whole / "frames")
     content["data"]["train"][0]["first"] = 1
     (tmp_path / "ctc.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -249,10 +249,12 @@ def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(
         patched.setattr(Backbone, "prefill", None)  # CTC alone does not run the backbone
         train_from_recipe(tmp_path / "ctc.yaml", tmp_path / "ctc", "cpu")
     assert all(record["loss"] == record["ctc"] for record in read_log(tmp_path / "ctc"))
+    assert all(name.startswith("wer_draft_") for name in read_log(tmp_path / "ctc")[-1]["evaluation"])  # drafts are judged
     trained = adapter_of(tmp_path / "ctc")
     assert not any(weight.any() for name, weight in trained.items() if "lora_B" in name)
 
-    content["train"] |= {"start_from": str(tmp_path / "ctc" / "checkpoint"), "steps": 1, "lr": 1e-30}
+    told = {"start_from": str(tmp_path / "ctc" / "checkpoint"), "steps": 1, "lr": 1e-30, "monitor_samples": 0}
+    content["train"] |= told
     (tmp_path / "next.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     train_from_recipe(tmp_path / "next.yaml", tmp_path / "next", "cpu")
     after = adapter_of(tmp_path / "next")

@@ -40,7 +40,7 @@ class FeatureCache:
             raise DataError(f"{path}: no frames there; run the stage that makes them first")
         cache = cls(path)
         if lacking := [u for u in utterances if u not in cache]:
-            raise DataError(f"{path} lacks {len(lacking)} utterances, {lacking[0].audio_filepath} first; run its stage again")
+            raise DataError(f"{path} lacks {len(lacking)} utterances, such as {lacking[0].audio_filepath}; run its stage")
         return cache
 
     @classmethod

@@ -30,7 +30,7 @@ from ..projector import new_projector
 from ..prompt import AUTO
 from ..recipe import DataRecipe, Recipe, TrainRecipe, load_recipe
 from .loop import LoopOptions, Metrics, run, step_seed
-from .monitor import error_rate, report
+from .monitor import error_rate, report, report_drafts
 
 MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
 
@@ -225,6 +225,10 @@ class AdapterTrainer:
         figures: Metrics = {}
         for name, code, rows in self.data.dev_by_language():
             references = [u.text for u in rows]
+            if self.recipe.losses.diffusion == self.recipe.losses.autoregressive == 0:  # nothing learns to read the slots
+                drafts = draft_cached(self.model, rows, self.data.cache)
+                figures[f"wer_draft_{name}"] = report_drafts(self.console, step, name, references, drafts, code)
+                continue
             decoded = transcribe_cached(self.model, rows, self.data.cache)
             judged = report(self.console, step, name, references, decoded, code)
             if self.model.finds_language:
@@ -254,6 +258,13 @@ def weighted_loss(
             total = total + weights.autoregressive * losses.autoregressive
     metrics = {name: float(value.detach()) for name, value in losses.__dict__.items()}
     return total, metrics | {"ctc": float(ctc.detach())}
+
+
+@torch.no_grad()
+def draft_cached(model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache) -> list[str]:
+    """CTC drafts of utterances whose frozen frames are cached, in their order."""
+    slots, lengths = model.projector(*(part.to(model.device) for part in cache.batch(utterances)))
+    return [model.text([token.id for token in draft]) for draft in model.draft(slots, lengths)]
 
 
 @torch.no_grad()

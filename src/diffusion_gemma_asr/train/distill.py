@@ -1,10 +1,10 @@
 """An encoder of our own that learns from a larger Whisper's: the ears of the six-language mini model.
 
 The student is a small Whisper encoder with random weights at first. It learns up to three things at once: its frames,
-through a linear map, are to be the teacher's frames of the same sound, which lie in a cache on disk (Hinton et al. 2015; only the
-last layer is imitated); the phoneme of every frame of synthetic speech, which espeak-ng knows; and, once a projector has
-learnt to read the teacher, what that projector spells out of the imitated frames, by CTC over the tokenizer's tokens. The
-student's spectrogram is masked and warped, the teacher heard it as it is.
+through a linear map, are to be the teacher's frames of the same sound, which lie in a cache on disk (Hinton et al. 2015;
+only the last layer is imitated); the phoneme of every frame of synthetic speech, which espeak-ng knows; and, once a
+projector has learnt to read the teacher, what it spells out of the imitated frames, by CTC over the tokenizer's tokens.
+The student's spectrogram is masked and warped, the teacher heard it as it is.
 
 The map to the teacher's width is linear and without a bias, as is what the projector's first convolution does with a frame:
 at the end the one is folded into the other, and the student is an encoder like any other, with a projector of its own.
@@ -36,7 +36,7 @@ from ..data.synth import read_sound
 from ..data.text import plain_text
 from ..encoder import AcousticEncoder, length_mask
 from ..projector import AudioProjector
-from ..recipe import ProjectorRecipe
+from ..recipe import ProjectorRecipe, from_mapping
 from .adapter import compute_dtype, first_of
 from .loop import LoopOptions, Metrics, load_weights, run
 from .monitor import error_rate
@@ -228,9 +228,8 @@ def _go_on(student: Student, folder: Path) -> None:
 
 def _speller(recipe: dict, tokenizer: PreTrainedTokenizerBase, width: int) -> Speller:
     backbone = Backbone.from_pretrained(recipe["backbone"])
-    shape = ProjectorRecipe(**recipe["projector"])
-    scale = backbone.embedding_scale()
-    projector = AudioProjector(width, backbone.hidden_size, shape.hidden_size, scale, tuple(shape.strides))
+    shape = from_mapping(ProjectorRecipe, recipe["projector"])
+    projector = AudioProjector(width, backbone.hidden_size, shape.hidden_size, backbone.embedding_scale(), shape.strides)
     saved = read_projector(recipe["projector_from"]) | {"scale": projector.scale}
     load_weights(projector.state_dict(), saved, recipe["projector_from"])
     return Speller(projector, backbone, tokenizer)

@@ -53,6 +53,18 @@ def warnings(figures: Metrics) -> list[str]:
     return found
 
 
+def report_drafts(
+    console: Console, step: int, name: str, references: Sequence[str], drafts: Sequence[str], language: str, shown: int = 2
+) -> float:
+    """As `report`, of a model that so far has learnt nothing but to draft; returns the drafts' error rate."""
+    rate = round(error_rate(references, drafts, language), 4)
+    kind = "CER" if error_unit(language) == "character" else "WER"
+    console.print(f"[bold]step {step} · {name} · CTC draft {kind} {rate:.1%}[/bold]")
+    for reference, draft in list(zip(references, drafts, strict=True))[:shown]:
+        console.print(f"  said   {reference}\n  draft  {draft}", style="dim", markup=False)
+    return rate
+
+
 def report(
     console: Console, step: int, name: str, references: Sequence[str], decoded: Sequence[Decoded], language: str = "en",
     shown: int = 4,
