@@ -260,7 +260,7 @@ def test_muon_learns_and_resumes_to_the_same_state(tmp_path: Path) -> None:
 
 
 def test_an_unknown_optimizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="optimizer 'adam': choose adamw or muon"):
+    with pytest.raises(RecipeError, match="optimizer 'adam': choose adamw, muon or muon-bfloat16"):
         Regression().run(tmp_path, replace(OPTIONS, optimizer="adam"))
 
 

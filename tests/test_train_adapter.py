@@ -157,7 +157,8 @@ def test_a_bundle_holds_all_parts_and_transcribes_alone(whole: Path, recipe: Pat
     clips = [tone(440, 2.0), tone(300, 1.0)]
     folders = whole / "checkpoint", moved
     before, after = (diffusion_gemma_asr.load(f, device="cpu", merge_lora=False).transcribe_batch(clips) for f in folders)
-    assert before == after
+    for one, other in zip(before, after, strict=True):  # in half precision, and products may round by where the weights lie
+        assert one.draft == other.draft
     config = json.loads((moved / "config.json").read_text(encoding="utf-8"))
     assert (config["encoder"]["name"], config["backbone"]["name"]) == ("encoder", "backbone")
 
@@ -234,6 +235,19 @@ def test_a_loss_without_weight_does_not_count(recipe: Path, whole: Path, tmp_pat
     (record,) = read_log(tmp_path / "run")
     assert record["loss"] == pytest.approx(2 * record["diffusion"], abs=1e-4)
     assert record["autoregressive"] == 0 and not (tmp_path / "run" / "frames").exists()
+
+
+def test_a_bundle_may_leave_the_encoder_to_a_hub(whole: Path, recipe: Path, whisper_folder: Path, tmp_path: Path) -> None:
+    """As `mini-whisper-base` has it; what is trained is kept in half precision."""
+    bundle(recipe, whole, tmp_path / "bundle", encoder_name="someone/whisper")
+    assert not (tmp_path / "bundle" / "encoder").exists() and (tmp_path / "bundle" / "backbone").is_dir()
+    assert json.loads((tmp_path / "bundle" / "config.json").read_text())["encoder"]["name"] == "someone/whisper"
+    halves = load_file(tmp_path / "bundle" / "adapter.safetensors")
+    for name, value in adapter_of(whole).items():
+        torch.testing.assert_close(halves[name].float(), value.half().float() if value.ndim else value)
+    model = diffusion_gemma_asr.load(tmp_path / "bundle", encoder=whisper_folder, device="cpu")
+    assert model.projector.conv1.weight.dtype == torch.float32
+    assert isinstance(diffusion_gemma_asr.transcribe(tone(440, 1.0), model), diffusion_gemma_asr.Transcript)
 
 
 def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(

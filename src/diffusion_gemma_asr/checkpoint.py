@@ -49,6 +49,7 @@ from .quantization import find_quantizer
 from .recipe import ModelRecipe, SourceRecipe, resolve_source
 
 PRESETS = Path(__file__).resolve().parent / "presets"
+BUNDLED = ("mini", "mini-whisper-base")  # models inside the package; the second one's encoder is openai/whisper-base
 ADAPTER, CARD, EXTRACTOR = "adapter.safetensors", "README.md", "preprocessor_config.json"
 
 
@@ -117,7 +118,8 @@ def load_checkpoint(
     Shapes are compared before any large file is read or fetched.
 
     Args:
-        name_or_path: "mini", which travels inside the package; a checkpoint folder; or a hub repository.
+        name_or_path: "mini" or "mini-whisper-base", which travel inside the package; a checkpoint folder; or a hub
+            repository.
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: of all weights; None is the one of the frozen parts while training.
         quantization: None, or 4 and 8 bits for the backbone's experts (`quantization.QUANTIZATIONS`).
@@ -265,8 +267,8 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None, local
     Raises:
         CheckpointError: there is no such checkpoint, or it cannot be fetched.
     """
-    if str(name_or_path) == "mini":
-        folder = PRESETS / "mini"
+    if str(name_or_path) in BUNDLED:
+        folder = PRESETS / name_or_path
         if not (folder / CONFIG).is_file():
             raise CheckpointError(f"the bundled model is missing from {folder}; reinstall, or run: make mini")
         return folder
@@ -275,7 +277,8 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None, local
         return folder.resolve()
     if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) != 2:
         raise CheckpointError(
-            f"{name_or_path}: no such checkpoint; give 'mini', an existing folder, or a hub repository (owner/name)"
+            f"{name_or_path}: no such checkpoint; give {' or '.join(BUNDLED)}, an existing folder, or a hub repository "
+            "(owner/name)"
         )
     try:
         return Path(snapshot_download(str(name_or_path), revision=revision, local_files_only=local_files_only))

@@ -1,4 +1,4 @@
-"""Puts a trained mini model together as the package carries it: adapter, encoder and backbone in one folder."""
+"""Puts a trained mini model together as the package carries it: adapter, backbone and, where it is ours, encoder."""
 
 from __future__ import annotations
 
@@ -14,15 +14,26 @@ from ..model_card import ModelCard
 from ..recipe import SourceRecipe, load_recipe
 
 
-def bundle(recipe_path: str | Path, run: Path, target: Path, card: ModelCard | None = None) -> None:
-    """Copies the recipe's frozen parts into `target` and writes the adapter of `run/checkpoint` beside them."""
+def bundle(
+    recipe_path: str | Path, run: Path, target: Path, card: ModelCard | None = None, encoder_name: str | None = None
+) -> None:
+    """Copies the recipe's frozen parts into `target` and writes the adapter of `run/checkpoint` beside them, in float16.
+
+    Args:
+        encoder_name: hub repository that holds the encoder, which then is not copied.
+    """
     model = load_checkpoint(run / "checkpoint", device="cpu", merge_lora=False)
     recipe = load_recipe(recipe_path).model
-    for part, source in (("encoder", recipe.encoder.name), ("backbone", recipe.backbone.name)):
+    copied = {"backbone": recipe.backbone.name} | ({} if encoder_name else {"encoder": recipe.encoder.name})
+    for part, source in copied.items():
         shutil.rmtree(target / part, ignore_errors=True)
         shutil.copytree(source, target / part)
-    encoder, backbone = (SourceRecipe(str((target / part).resolve())) for part in ("encoder", "backbone"))
-    save_checkpoint(model, target, replace(recipe, encoder=encoder, backbone=backbone), card)
+    names = {part: SourceRecipe(str((target / part).resolve())) for part in copied}
+    if encoder_name:
+        names["encoder"] = SourceRecipe(encoder_name)
+    for parameter in model.trained().values():
+        parameter.data = parameter.data.half()
+    save_checkpoint(model, target, replace(recipe, **names), card)
 
 
 if __name__ == "__main__":
@@ -31,6 +42,7 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--card", type=Path, help="YAML with training_data and results, for the model card")
+    parser.add_argument("--encoder", help="hub repository that holds the encoder, which then is not copied")
     args = parser.parse_args()
     card = ModelCard(**yaml.safe_load(args.card.read_text(encoding="utf-8"))) if args.card else None
-    bundle(args.recipe, args.run, args.target, card)
+    bundle(args.recipe, args.run, args.target, card, args.encoder)

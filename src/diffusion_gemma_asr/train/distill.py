@@ -1,6 +1,6 @@
 """An encoder of our own that learns from a larger Whisper's: the ears of the six-language mini model.
 
-The student is a small Whisper encoder with random weights at first. It learns up to three things at once: its frames,
+The student is a small Whisper encoder. It learns up to three things at once: its frames,
 through a linear map, are to be the teacher's frames of the same sound, which lie in a cache on disk (Hinton et al. 2015;
 only the last layer is imitated); the phoneme of every frame of synthetic speech, which espeak-ng knows; and, once a
 projector has learnt to read the teacher, what it spells out of the imitated frames, by CTC over the tokenizer's tokens.
@@ -23,6 +23,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..backbone import Backbone
@@ -128,7 +129,7 @@ def deviations_of(cache: FeatureCache, utterances: Sequence[Utterance], count: i
 
 
 def train_student(recipe: dict, folder: Path, start_from: str | Path | None = None) -> None:
-    """Trains by a stage recipe, from nothing or from the encoder and heads that an earlier run left in `start_from`.
+    """Trains by a stage recipe, from nothing or from what `go_on` finds in `start_from`.
 
     Writes `folder/encoder`, `folder/heads.safetensors` and, where tokens have a weight, the folded projector as an adapter
     without LoRA to `folder/projector`.
@@ -154,7 +155,7 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
     student = Student(AcousticEncoder.from_config(config), deviations_of(cache, train), len(phonemes.symbols))
     student.acoustic.encoder.embed_positions.requires_grad_(False)
     if start_from is not None:
-        _go_on(student, Path(start_from))
+        go_on(student, Path(start_from))
     speller = _speller(recipe, tokenizer, cache.width) if weights["tokens"] > 0 else None
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
     if speller is not None:
@@ -179,7 +180,8 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
         wanted, wanted_lengths = cache.batch(rows)
         labels = [phonemes.frames(u, n) for u, n in zip(rows, wanted_lengths.tolist(), strict=True)]
         found: dict[str, Tensor] = {}
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        # Fused attention in bfloat16 takes a processor twice as long as the plain products do.
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             frames, frame_lengths = student.acoustic(mel, mel_lengths)
             imitated = student.teacher_head(frames)  # (B, F, teacher width)
             found["teacher"] = student.teacher_loss(imitated, wanted, frame_lengths)
@@ -219,11 +221,26 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
     print(json.dumps({"stage": "student", "hours_of_sound": hours, "minutes": (time.time() - start) / 60}))
 
 
-def _go_on(student: Student, folder: Path) -> None:
-    encoder = AcousticEncoder.from_pretrained(folder / "encoder").encoder
-    load_weights(dict(student.acoustic.encoder.named_parameters()), dict(encoder.named_parameters()), folder)
-    heads = {name: p for name, p in student.named_parameters() if "head" in name}
-    load_weights(heads, load_file(folder / HEADS), folder / HEADS)
+@torch.no_grad()
+def go_on(student: Student, folder: Path) -> None:
+    """Takes the encoder of `folder`, and the heads where it holds some.
+
+    Layers that the encoder there lacks begin as identities: what they add to their input is zero.
+
+    Raises:
+        CheckpointError: the encoder cannot be read, is of another width, or has more layers.
+    """
+    old = dict(AcousticEncoder.from_pretrained(folder / "encoder").encoder.named_parameters())
+    new = dict(student.acoustic.encoder.named_parameters())
+    there = {name.split(".")[1] for name in old if name.startswith("layers.")}
+    grown = {name for name in new if name.startswith("layers.") and name.split(".")[1] not in there}
+    for name in grown:
+        if name.split(".")[-2] in ("out_proj", "fc2"):
+            new[name].zero_()
+    load_weights({name: p for name, p in new.items() if name not in grown}, old, folder)
+    if (folder / HEADS).is_file():
+        heads = {name: p for name, p in student.named_parameters() if "head" in name}
+        load_weights(heads, load_file(folder / HEADS), folder / HEADS)
 
 
 def _speller(recipe: dict, tokenizer: PreTrainedTokenizerBase, width: int) -> Speller:
@@ -239,6 +256,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train an encoder of our own on a larger one's frames.")
     parser.add_argument("recipe", help="stage recipe, YAML")
     parser.add_argument("folder", help="run folder")
-    parser.add_argument("--start_from", help="folder of an earlier run, whose encoder and heads to go on with")
+    parser.add_argument("--start_from", help="folder of an earlier run or checkpoint, whose encoder to go on with")
     args = parser.parse_args()
     train_student(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder), args.start_from)

@@ -29,7 +29,8 @@ Optimizer = torch.optim.Optimizer | MuonWithAdamW
 class LoopOptions:
     """How long and how fast.
 
-    optimizer is "adamw", or "muon" for Muon on the matrices and AdamW on the rest; lr is the peak learning rate, reached
+    optimizer is "adamw", or "muon" for Muon on the matrices and AdamW on the rest, "muon-bfloat16" where its updates are
+    computed in bfloat16; lr is the peak learning rate, reached
     after warmup_steps and brought down by a cosine to lr * min_lr_ratio at `steps`; clip is the largest gradient norm;
     accumulation is the number of micro-batches a step; the *_every are in steps.
     """
@@ -108,11 +109,12 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) ->
     Raises:
         RecipeError: none of that name.
     """
-    if options.optimizer == "muon":
-        return MuonWithAdamW(trained, options.lr, options.betas, options.weight_decay)
+    if options.optimizer in ("muon", "muon-bfloat16"):
+        dtype = torch.float32 if options.optimizer == "muon" else torch.bfloat16
+        return MuonWithAdamW(trained, options.lr, options.betas, options.weight_decay, dtype)
     if options.optimizer == "adamw":
         return torch.optim.AdamW(trained.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
-    raise RecipeError(f"optimizer {options.optimizer!r}: choose adamw or muon")
+    raise RecipeError(f"optimizer {options.optimizer!r}: choose adamw, muon or muon-bfloat16")
 
 
 def _one_step(

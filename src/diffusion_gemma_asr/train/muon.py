@@ -2,7 +2,8 @@
 
 Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the factor that lets it share
 AdamW's learning rate is that of Liu et al. 2025 (arXiv 2502.16982). torch.optim.Muon takes single matrices and computes in
-bfloat16, which many processors multiply slowly; this one also takes stacks of matrices (experts) and computes in float32.
+bfloat16, which many processors multiply slowly; this one also takes stacks of matrices (experts) and computes in float32,
+or in bfloat16 where that is asked for.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Brings all singular values near 1: (..., M, N) → (..., M, N)."""
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Brings all singular values near 1: (..., M, N) → (..., M, N), computed in `dtype`."""
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -36,10 +37,15 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: weights of two dimensions, or of three where the first counts matrices.
         lr: as for AdamW.
+        dtype: in which updates are orthogonalised.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -50,7 +56,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for shape, same in by_shape.items():
-                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in same]))
+                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in same]), self.dtype)
                 factor = 0.2 * max(shape[-2:]) ** 0.5  # the root mean square of AdamW's updates
                 for p, update in zip(same, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * factor)
@@ -72,11 +78,12 @@ class MuonWithAdamW:
     OTHERS = ("embed", "head", "proj_out", "conv")
 
     def __init__(
-        self, trained: Mapping[str, nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0
-    ):
+        self, trained: Mapping[str, nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):  # fmt: skip
         matrices = {n for n, p in trained.items() if p.ndim in (2, 3) and not any(part in n for part in self.OTHERS)}
         self.parts: tuple[torch.optim.Optimizer, ...] = (
-            Muon([p for n, p in trained.items() if n in matrices], lr, weight_decay=weight_decay),
+            Muon([p for n, p in trained.items() if n in matrices], lr, weight_decay=weight_decay, dtype=dtype),
             torch.optim.AdamW(
                 [p for n, p in trained.items() if n not in matrices], lr=lr, betas=betas, weight_decay=weight_decay
             ),
