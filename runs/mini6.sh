@@ -10,7 +10,7 @@ python=${PYTHON:-.venv/bin/python}
 shared=${DATA:-../shared}
 front_end=${1:?whisper-base or mini}
 run=runs/mini6
-english=src/diffusion_gemma_asr/presets/mini
+presets=src/diffusion_gemma_asr/presets
 codes="en de fr es hi zh"
 declare -A sentences=([en]=16000 [de]=12000 [fr]=12000 [es]=12000 [hi]=8000 [zh]=12000)
 # Without these PyTorch on CPU spends much of its time handing memory back and spinning.
@@ -43,9 +43,9 @@ texts=$(for code in $codes; do echo "$shared/text/$code.txt"; done)
 made $run/tokenizer/tokenizer.json $python -m diffusion_gemma_asr.train.tokenizer $run/tokenizer $texts \
   "$shared"/speech/{en,de,zh}-train.jsonl
 
-stage "backbone, on text in six languages, from the English one"
+stage "backbone, on text in six languages, from the bundled one"
 made $run/backbone/model.safetensors $python -m diffusion_gemma_asr.train.text recipes/mini6/1-backbone.yaml $run \
-  --start_from $english/backbone
+  --start_from $presets/mini/backbone
 
 train="$python -m diffusion_gemma_asr train"
 reading="$python -m diffusion_gemma_asr.train.reading"
@@ -57,23 +57,30 @@ stage "move 2, six languages: projector by CTC, then with the backbone"
 made $ears/languages-ctc/projector/adapter.safetensors $reading $recipes/3-languages-ctc.yaml $ears/languages-ctc
 made $ears/languages/projector/adapter.safetensors $reading $recipes/4-languages.yaml $ears/languages
 if [ "$front_end" = whisper-base ]; then
-  out=$ears
+  name=mini-whisper-base out=$ears out_recipes=$recipes recipe=recipes/mini-whisper-base.yaml
+  from_hub="--encoder openai/whisper-base"
   stage "move 3, real speech mixed in: projector and LoRA"
-  made $out/checkpoint/adapter.safetensors $train recipes/mini-whisper-base.yaml
+  made $out/checkpoint/adapter.safetensors $train $recipe
 else
-  out=$run
+  name=mini out=$run out_recipes=recipes/mini6 recipe=recipes/mini6.yaml from_hub=
   distil="$python -m diffusion_gemma_asr.train.distill"
   stage "an encoder of our own: by Whisper base's frames of synthetic and real speech, then by CTC as well"
-  made $run/distilled/encoder/model.safetensors $distil recipes/mini6/2-encoder.yaml $run/distilled
+  made $run/distilled/encoder/model.safetensors $distil recipes/mini6/2-encoder.yaml $run/distilled \
+    --start_from $presets/mini
   made $run/hearing/projector/adapter.safetensors $distil recipes/mini6/3-encoder-ctc.yaml $run/hearing --start_from $run/distilled
   stage "backbone and projector on its frames, then projector and LoRA"
   made $run/languages/projector/adapter.safetensors $reading recipes/mini6/4-languages.yaml $run/languages
-  made $run/checkpoint/adapter.safetensors $train recipes/mini6.yaml
+  made $run/checkpoint/adapter.safetensors $train $recipe
 fi
 
-stage "evaluation: held-out synthetic speech and the real dev lists"
-for code in $codes; do
-  made $out/results/$code/summary.json $python -m diffusion_gemma_asr evaluate runs/mini/heldout-$code/manifest.jsonl \
-    "$shared"/speech/$code-dev.jsonl --model $out/checkpoint --steps 8 --out $out/results/$code
-done
+stage "the yardstick: Whisper's decoder on the same frames"
+made $out/whisper-decoder/checkpoint/decoder.safetensors $train $out_recipes/whisper-decoder.yaml
+
+stage "bundle"
+$python -m diffusion_gemma_asr.train.bundle $recipe $out $presets/$name --card $out_recipes/card.yaml $from_hub
+
+stage "evaluation: the moves, held-out synthetic speech and the real dev lists; curves"
+$python benchmarks/moves.py measure $(basename $out)
+$python benchmarks/languages.py measure $name
+$python benchmarks/training_curves.py $(basename $out)
 stage "done"

@@ -90,6 +90,7 @@ class PitchModel:
 
     loops: dict[int, tuple[int, ...]] = field(default_factory=dict)
     drafts: bool = True
+    slot_s: float = 0.16
     draft_text: str = "a draft"
 
     batches: list[list[int]] = field(default_factory=list)  # samples of every sound, call by call

@@ -55,6 +55,7 @@ class WordModel:
 
     slip: Callable[[int, int, int], int] = lambda call, place, word: word
     drafts: bool = True
+    slot_s: float = 0.16
     tokenizer: Hertz = field(default_factory=Hertz)
     calls: int = 0
     longest: int = 0

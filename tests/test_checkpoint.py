@@ -159,14 +159,14 @@ def test_the_model_card_has_what_a_hub_and_a_reader_need(
         encoder=SourceRecipe("openai/whisper-small", "abc123"),
         backbone=SourceRecipe("google/diffusiongemma-26B-A4B-it"),
     )
-    card = ModelCard(training_data="Ten hours of speech.", results={"dev": "WER 12.3 %"})
+    card = ModelCard(training_data="Ten hours of speech.", results={"dev": "WER 12.3 %"}, limits="Not for court records.")
     text = (save_checkpoint(model, tmp_path / "card", published, card) / "README.md").read_text()
     header = text.split("---")[1]
     assert "license: apache-2.0" in header and "automatic-speech-recognition" in header
     assert "- openai/whisper-small\n- google/diffusiongemma-26B-A4B-it" in header
     assert "- en\n- de" in header
     assert "`openai/whisper-small` at `abc123`" in text
-    assert "Ten hours of speech." in text and "| dev | WER 12.3 % |" in text
+    assert "Not for court records." in text and "Ten hours of speech." in text and "| dev | WER 12.3 % |" in text
     trained = sum(p.numel() for p in model.trained().values())
     assert f"{trained:,} parameters" in text
 

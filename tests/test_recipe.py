@@ -164,18 +164,17 @@ def test_recipes_are_frozen() -> None:
         load_recipe("small").name = "other"  # type: ignore[misc]
 
 
-MOVES = ["1-english-projector", "2-english", "3-languages-projector", "4-languages", "../mini-whisper-base"]
+MOVES = ["1-english-ctc", "2-english", "3-languages-ctc", "4-languages", "../mini-whisper-base"]
 
 
 def test_each_move_goes_on_from_the_one_before_and_is_judged_by_what_none_trains_on() -> None:
-    """Of the model with Whisper base: projectors in order, backbones from one reading stage to the next."""
+    """Of the model with Whisper base: projector and backbone, from stage to stage."""
     folder = Path(__file__).parents[1] / "recipes" / "mini-whisper-base"
     recipes = [load_recipe(folder / f"{name}.yaml") for name in MOVES]
     for before, after in pairwise(recipes):
-        alone = before.losses.diffusion == 0  # the projector by CTC: a checkpoint; else a reading stage leaves its parts
-        assert after.train.start_from == f"runs/{before.name}/{'checkpoint' if alone else 'projector'}"
-        left = before.backbone.name if alone else f"runs/{before.name}/backbone"
-        assert after.backbone.name.endswith(left)
+        assert after.train.start_from == f"runs/{before.name}/projector"
+        assert after.backbone.name.endswith(f"runs/{before.name}/backbone")
+        assert after.projector == before.projector
         assert set(before.data.languages) <= set(after.data.languages)
         assert {item.manifest for item in before.data.train} <= {item.manifest for item in after.data.train}
     trained_on = {item.manifest for recipe in recipes for item in recipe.data.train}

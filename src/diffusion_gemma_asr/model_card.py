@@ -14,6 +14,7 @@ class ModelCard:
 
     training_data: str = "Not stated."  # Markdown: data sets, hours, licences
     results: Mapping[str, str] = field(default_factory=dict)  # test set → figure with its unit, e.g. "WER 12.3 %"
+    limits: str = "Not stated."  # Markdown: what it is for, what it cannot do
     licence: str = "apache-2.0"  # of the adapter; the frozen parts keep their own
 
 
@@ -68,6 +69,10 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
         "## Results",
         "",
         *table,
+        "",
+        "## Intended use and limits",
+        "",
+        card.limits,
     ]
     return "\n".join([*header, "", *body]) + "\n"
 
