@@ -11,7 +11,7 @@ from torch import Tensor
 from ..baselines.trained import BaselineRecipe, TrainedBaseline, load_baseline_recipe
 from ..data.augment import mask_bands
 from ..recipe import find_recipe, read_yaml
-from .adapter import SpeechData, compute_dtype, loop_options
+from .adapter import SpeechData, compute_dtype, computing_in, loop_options
 from .loop import Metrics, run
 from .monitor import error_rate
 
@@ -46,7 +46,7 @@ def train_baseline(recipe: BaselineRecipe, folder: str | Path) -> Path:
         chosen = data.mixture.at(step * recipe.train.accumulation + micro)
         frames, lengths = data.cache.batch([data.utterances[i] for i in chosen])
         frames = mask_bands(frames, lengths, recipe.train.spec_augment)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with computing_in(dtype, torch.device("cpu")):
             return system.net.loss(frames, lengths, [targets[i] for i in chosen]), {}
 
     def evaluate(step: int) -> Metrics:

@@ -28,12 +28,11 @@ def bundle(
     for part, source in copied.items():
         shutil.rmtree(target / part, ignore_errors=True)
         shutil.copytree(source, target / part)
-    names = {part: SourceRecipe(str((target / part).resolve())) for part in copied}
-    if encoder_name:
-        names["encoder"] = SourceRecipe(encoder_name)
+    encoder = SourceRecipe(encoder_name or str((target / "encoder").resolve()))
+    backbone = SourceRecipe(str((target / "backbone").resolve()))
     for parameter in model.trained().values():
         parameter.data = parameter.data.half()
-    save_checkpoint(model, target, replace(recipe, **names), card)
+    save_checkpoint(model, target, replace(recipe, encoder=encoder, backbone=backbone), card)
 
 
 if __name__ == "__main__":

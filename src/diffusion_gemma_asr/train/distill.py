@@ -23,7 +23,6 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..backbone import Backbone
@@ -38,7 +37,7 @@ from ..data.text import plain_text
 from ..encoder import AcousticEncoder, length_mask
 from ..projector import AudioProjector
 from ..recipe import ProjectorRecipe, from_mapping
-from .adapter import compute_dtype, first_of
+from .adapter import compute_dtype, computing_in, first_of
 from .loop import LoopOptions, Metrics, load_weights, run
 from .monitor import error_rate
 from .whisper import PhonemeTimes, save_encoder, whisper_config
@@ -180,8 +179,7 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
         wanted, wanted_lengths = cache.batch(rows)
         labels = [phonemes.frames(u, n) for u, n in zip(rows, wanted_lengths.tolist(), strict=True)]
         found: dict[str, Tensor] = {}
-        # Fused attention in bfloat16 takes a processor twice as long as the plain products do.
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with computing_in(dtype, torch.device("cpu")):
             frames, frame_lengths = student.acoustic(mel, mel_lengths)
             imitated = student.teacher_head(frames)  # (B, F, teacher width)
             found["teacher"] = student.teacher_loss(imitated, wanted, frame_lengths)
