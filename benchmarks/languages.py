@@ -1,6 +1,6 @@
 """The six-language models beside baselines on the same frozen encoder, by language and domain.
 
-    python benchmarks/languages.py measure mini          or mini-whisper-base; adds to the data what is not measured yet
+    python benchmarks/languages.py measure mini6         or mini-whisper-base; adds to the data what is not measured yet
     python benchmarks/languages.py report                fills the tables of docs/results/mini6.md
 
 The lists are the 300 held-out synthetic sentences of each language, in voices that training never meets, and the real dev
@@ -36,7 +36,7 @@ MAX_DURATION_S = 10.0
 LONG_ENOUGH_S = 2.0  # for finding the language
 PAGE, DATA = Path("docs/results/mini6.md"), Path("docs/results/mini6-languages.json")
 FRONT_ENDS = {  # checkpoint, baseline's checkpoint, frames
-    "mini": ("runs/mini6/checkpoint", "runs/mini6/whisper-decoder/checkpoint", "runs/mini6/frames"),
+    "mini6": ("runs/mini6/checkpoint", "runs/mini6/whisper-decoder/checkpoint", "runs/mini6/frames"),
     "mini-whisper-base": (
         "runs/mini-whisper-base/checkpoint", "runs/mini-whisper-base/whisper-decoder/checkpoint",
         "runs/mini-whisper-base/frames",

@@ -2,7 +2,7 @@
 # Trains the mini model in six languages, in three moves: English, six languages, real speech mixed in. Every stage resumes where
 # it was interrupted and is skipped once it is done.
 #   runs/mini6.sh whisper-base   with the ears of Whisper base (the folder of recipes/mini-whisper-base.yaml)
-#   runs/mini6.sh mini           with an encoder of our own, which learns from Whisper base's: the model that the package carries
+#   runs/mini6.sh mini           with an encoder of our own, which learns from Whisper base's
 # Needs espeak-ng, and the speech and text data described in docs/training.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -59,10 +59,11 @@ made $ears/languages/projector/adapter.safetensors $reading $recipes/4-languages
 if [ "$front_end" = whisper-base ]; then
   name=mini-whisper-base out=$ears out_recipes=$recipes recipe=recipes/mini-whisper-base.yaml
   from_hub="--encoder openai/whisper-base"
-  stage "move 3, real speech mixed in: projector and LoRA"
+  stage "move 3, real speech mixed in: projector by CTC, then projector and LoRA"
+  made $out/real-ctc/checkpoint/adapter.safetensors $train $recipes/5-real-ctc.yaml
   made $out/checkpoint/adapter.safetensors $train $recipe
 else
-  name=mini out=$run out_recipes=recipes/mini6 recipe=recipes/mini6.yaml from_hub=
+  name=mini6 out=$run out_recipes=recipes/mini6 recipe=recipes/mini6.yaml from_hub=
   distil="$python -m diffusion_gemma_asr.train.distill"
   stage "an encoder of our own: by Whisper base's frames of synthetic and real speech, then by CTC as well"
   made $run/distilled/encoder/model.safetensors $distil recipes/mini6/2-encoder.yaml $run/distilled \

@@ -66,8 +66,9 @@ def load(
     """Load a model that transcribes.
 
     Args:
-        name_or_path: "mini", the model that travels inside the package; "mini-whisper-base", which hears with
-            openai/whisper-base; a checkpoint folder; or a hub repository. A folder that is called mini itself is "./mini".
+        name_or_path: a model that travels inside the package: "mini" (English), "mini6" (six languages) or
+            "mini-whisper-base" (six languages, its encoder is openai/whisper-base); a checkpoint folder; or a hub
+            repository. A folder that is called mini itself is "./mini".
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: "float32", "bfloat16", "float16" or torch's own name for one; None leaves it to the checkpoint.
         **others: what else `checkpoint.load_checkpoint` takes, for instance `quantization="bnb-4bit"`.

@@ -49,7 +49,7 @@ from .quantization import find_quantizer
 from .recipe import ModelRecipe, SourceRecipe, resolve_source
 
 PRESETS = Path(__file__).resolve().parent / "presets"
-BUNDLED = ("mini", "mini-whisper-base")  # models inside the package; the second one's encoder is openai/whisper-base
+BUNDLED = ("mini", "mini6", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base
 ADAPTER, CARD, EXTRACTOR = "adapter.safetensors", "README.md", "preprocessor_config.json"
 
 
@@ -118,7 +118,7 @@ def load_checkpoint(
     Shapes are compared before any large file is read or fetched.
 
     Args:
-        name_or_path: "mini" or "mini-whisper-base", which travel inside the package; a checkpoint folder; or a hub
+        name_or_path: "mini", "mini6" or "mini-whisper-base", which travel inside the package; a checkpoint folder; or a hub
             repository.
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: of all weights; None is the one of the frozen parts while training.

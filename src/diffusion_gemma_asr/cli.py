@@ -112,7 +112,8 @@ def evaluate(
         typer.Option(
             "--model",
             "--recipe",
-            help="mini (bundled), a checkpoint folder or a hub repository; a Whisper or a trained baseline.",
+            help="A bundled model (mini, mini6, mini-whisper-base), a checkpoint folder or a hub repository; "
+            "a Whisper or a trained baseline.",
         ),
     ] = "mini",
     system: Annotated[

@@ -192,6 +192,8 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = compute_dtype(recipe.train.dtype, place)
     model = build_model(recipe, str(place), dtype)
+    if place.type == "cpu":
+        model.backbone.float()  # there is room, and logits in bfloat16 are coarse
     if drafts is not None:
         model.drafts = drafts
     if recipe.train.start_from is not None:
