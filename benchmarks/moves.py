@@ -40,7 +40,6 @@ MOVES = {  # of each front end: name, recipe, folder that the move leaves (a che
         ("3 real speech", "recipes/mini-whisper-base.yaml", "runs/mini-whisper-base/checkpoint"),
     ),
     "mini6": (
-        ("2 six languages", "recipes/mini6/4-languages.yaml", "runs/mini6/languages"),
         ("3 real speech", "recipes/mini6.yaml", "runs/mini6/checkpoint"),
     ),
 }

@@ -54,7 +54,6 @@ SETS: dict[str, dict[str, Stage]] = {
         "encoder, CTC": Stage(
             "runs/mini6/hearing/student-run", ("teacher", "phonemes", "tokens"), tuple(f"token_wer_{c}" for c in CODES)
         ),
-        "languages": Stage("runs/mini6/languages", THREE, DENOISED),
         "adapter": Stage("runs/mini6", THREE, DENOISED),
     },
 }

@@ -69,8 +69,7 @@ else
   made $run/distilled/encoder/model.safetensors $distil recipes/mini6/2-encoder.yaml $run/distilled \
     --start_from $presets/mini
   made $run/hearing/projector/adapter.safetensors $distil recipes/mini6/3-encoder-ctc.yaml $run/hearing --start_from $run/distilled
-  stage "backbone and projector on its frames, then projector and LoRA"
-  made $run/languages/projector/adapter.safetensors $reading recipes/mini6/4-languages.yaml $run/languages
+  stage "projector and LoRA on its frames"
   made $run/checkpoint/adapter.safetensors $train $recipe
 fi
 

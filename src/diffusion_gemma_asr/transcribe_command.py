@@ -57,7 +57,7 @@ class VadMethod(str, Enum):
 
 
 Defaults = asr.TranscribeOptions
-Model = Annotated[str, typer.Option(help="Bundled: mini, mini6, mini-whisper-base; or a checkpoint folder or a hub repository.")]
+Model = Annotated[str, typer.Option(help="mini, mini6, mini-whisper-base (bundled); a checkpoint folder; a hub repository.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 FirstCanvas = Annotated[
     Start | None, typer.Option(help="First canvas: random tokens, or the CTC draft.", show_default="the checkpoint's own")
