@@ -47,9 +47,9 @@ def render_missing() -> None:
             print(path)
 
 
-def transcribe() -> None:
+def transcribe(name: str) -> None:
     """The language is named."""
-    model = asr.load("mini")
+    model = asr.load(name)
     for code in ACCENTS:
         written = asr.transcribe(EXAMPLES / f"{code}.flac", model, language=code).text
         rate = jiwer.cer(plain_text(said(code), code), plain_text(written, code))
@@ -59,4 +59,7 @@ def transcribe() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("command", choices=["render", "transcribe"])
-    {"render": render_missing, "transcribe": transcribe}[parser.parse_args().command]()
+    if parser.parse_args().command == "render":
+        render_missing()
+    else:
+        transcribe("mini6")

@@ -4,8 +4,8 @@
     python benchmarks/languages.py report                fills the tables of docs/results/mini6.md
 
 The lists are the 300 held-out synthetic sentences of each language, in voices that training never meets, and the real dev
-splits, utterances of at most 10 s. English, German, French and Spanish are counted in words, Hindi and Mandarin in
-characters, after data/text.py. Intervals are from a bootstrap over utterances.
+splits, their first 300 utterances of at most 10 s. English, German, French and Spanish are counted in words, Hindi and
+Mandarin in characters, after data/text.py. Intervals are from a bootstrap over utterances.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from diffusion_gemma_asr.train.adapter import frame_cache, transcribe_cached
 from diffusion_gemma_asr.train.monitor import error_rate
 
 MAX_DURATION_S = 10.0
+COUNT = 300  # of each real list, at most
 LONG_ENOUGH_S = 2.0  # for finding the language
 PAGE, DATA = Path("docs/results/mini6.md"), Path("docs/results/mini6-languages.json")
 FRONT_ENDS = {  # checkpoint, baseline's checkpoint, frames
@@ -56,7 +57,7 @@ def lists() -> dict[str, list[Utterance]]:
     for code in LANGUAGES:
         found[f"synthetic {code}"] = read_manifest(f"runs/mini/heldout-{code}/manifest.jsonl", [code], MAX_DURATION_S)
     for code in LANGUAGES:
-        found[f"real {code}"] = read_manifest(f"../shared/speech/{code}-dev.jsonl", [code], MAX_DURATION_S)
+        found[f"real {code}"] = read_manifest(f"../shared/speech/{code}-dev.jsonl", [code], MAX_DURATION_S)[:COUNT]
     return found
 
 
