@@ -30,7 +30,7 @@ from diffusion_gemma_asr.recipe import SourceRecipe, load_recipe
 from diffusion_gemma_asr.train.adapter import build_model, frame_cache, transcribe_cached
 from diffusion_gemma_asr.train.monitor import error_rate
 
-COUNT = 60
+COUNT = 40
 MAX_DURATION_S = 10.0
 PAGE, DATA = Path("docs/results/mini6.md"), Path("docs/results/mini6-moves.json")
 MOVES = {  # of each front end: name, recipe, folder that the move leaves (a checkpoint, or backbone/ and projector/)

@@ -47,6 +47,7 @@ SETS: dict[str, dict[str, Stage]] = {
         "1 English": Stage("runs/mini-whisper-base/english", THREE, (*ENGLISH, "wer_speech/en-dev")),
         "2 languages, CTC": Stage("runs/mini-whisper-base/languages-ctc", ("ctc",), DRAFTS),
         "2 languages": Stage("runs/mini-whisper-base/languages", THREE, DENOISED),
+        "3 real speech, CTC": Stage("runs/mini-whisper-base/real-ctc", ("ctc",), (*DRAFTS, "wer_draft_speech/en-dev")),
         "3 real speech": Stage("runs/mini-whisper-base", THREE, DENOISED),
     },
     "mini6": {

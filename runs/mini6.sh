@@ -43,7 +43,7 @@ texts=$(for code in $codes; do echo "$shared/text/$code.txt"; done)
 made $run/tokenizer/tokenizer.json $python -m diffusion_gemma_asr.train.tokenizer $run/tokenizer $texts \
   "$shared"/speech/{en,de,zh}-train.jsonl
 
-stage "backbone, on text in six languages, from the bundled one"
+stage "backbone, on text in six languages, from the one of mini"
 made $run/backbone/model.safetensors $python -m diffusion_gemma_asr.train.text recipes/mini6/1-backbone.yaml $run \
   --start_from $presets/mini/backbone
 
