@@ -97,27 +97,32 @@ def measure_list(
         "auto": {"errors": round(error_rate(said, [d.text for d in asked], code), 4)},
         "language_found": round(sum(long) / len(long), 4),
         "language_count": len(long),
-        "examples": [list(row) for row in list(zip(said, written["denoised"], strict=True))[:3]],
     }
+
+
+def read() -> dict[str, Any]:
+    """What is measured so far."""
+    return json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
 
 
 def measure(front_end: str) -> None:
     """Adds the lists that are not measured yet to the data."""
     checkpoint, other, frames = FRONT_ENDS[front_end]
-    data: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
-    held = data.setdefault(front_end, {"lists": {}})
     model = load_checkpoint(checkpoint, device="cpu").eval()
     baseline = TrainedBaseline.load(other) if Path(other).is_dir() else None
     rows = lists()
     cache = frame_cache(Path(frames), model.encoder, [u for part in rows.values() for u in part])
     for name, part in rows.items():
-        if name in held["lists"]:
+        if name in read().get(front_end, {"lists": {}})["lists"]:
             continue
         start = time.time()
-        held["lists"][name] = measure_list(model, baseline, part, cache)
+        found = measure_list(model, baseline, part, cache)
+        data = read()  # anew: the other front end may be measured at the same time
+        held = data.setdefault(front_end, {"lists": {}})
+        held["lists"][name] = found
         held["machine"] = machine()
         write_whole(DATA, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-        print(name, f"{time.time() - start:.0f} s", json.dumps(held["lists"][name]["systems"]), flush=True)
+        print(name, f"{time.time() - start:.0f} s", json.dumps(found["systems"]), flush=True)
 
 
 def table(held: dict[str, Any]) -> str:
@@ -148,4 +153,4 @@ if __name__ == "__main__":
     if args.command == "measure":
         measure(args.front_end)
     else:
-        fill(PAGE, {f"languages {name}": table(held) for name, held in json.loads(DATA.read_text(encoding="utf-8")).items()})
+        fill(PAGE, {f"languages {name}": table(held) for name, held in read().items()})

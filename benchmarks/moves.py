@@ -39,9 +39,7 @@ MOVES = {  # of each front end: name, recipe, folder that the move leaves (a che
         ("2 six languages", "recipes/mini-whisper-base/4-languages.yaml", "runs/mini-whisper-base/languages"),
         ("3 real speech", "recipes/mini-whisper-base.yaml", "runs/mini-whisper-base/checkpoint"),
     ),
-    "mini6": (
-        ("3 real speech", "recipes/mini6.yaml", "runs/mini6/checkpoint"),
-    ),
+    "mini6": (("3 real speech", "recipes/mini6.yaml", "runs/mini6/checkpoint"),),
 }
 SYSTEMS = {"denoised": "8 steps", "draft": "CTC draft", "autoregressive": "token after token"}
 
@@ -88,12 +86,15 @@ def errors(model: DiffusionGemmaASR, rows: list[Utterance], cache: FeatureCache)
     return {name: round(value, 4) for name, value in figures.items()}
 
 
+def read() -> dict[str, Any]:
+    """What is measured so far."""
+    return json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+
+
 def measure(front_end: str) -> None:
     """Adds the moves that are done and not yet measured to the data."""
-    data: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
-    moves = data.setdefault(front_end, {})
     for name, recipe, folder in MOVES[front_end]:
-        if name in moves or not any(Path(folder).rglob("adapter.safetensors")):
+        if name in read().get(front_end, {}) or not any(Path(folder).rglob("adapter.safetensors")):
             continue
         start = time.time()
         model = build(recipe, Path(folder))
@@ -102,7 +103,12 @@ def measure(front_end: str) -> None:
         judged = {
             f"{domain} {code}": {"count": len(part)} | errors(model, part, cache) for (domain, code), part in rows.items()
         }
-        moves[name] = {"lists": judged, "machine": machine(), "minutes": round((time.time() - start) / 60, 2)}
+        data = read()  # anew: the other front end may be measured at the same time
+        data.setdefault(front_end, {})[name] = {
+            "lists": judged,
+            "machine": machine(),
+            "minutes": round((time.time() - start) / 60, 2),
+        }
         write_whole(DATA, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         print(name, json.dumps(judged))
 
@@ -129,5 +135,4 @@ if __name__ == "__main__":
     if args.command == "measure":
         measure(args.front_end)
     else:
-        held = json.loads(DATA.read_text(encoding="utf-8"))
-        fill(PAGE, {front_end: table(moves) for front_end, moves in held.items()})
+        fill(PAGE, {front_end: table(moves) for front_end, moves in read().items()})
