@@ -126,14 +126,16 @@ def measure(front_end: str) -> None:
 
 
 def table(held: dict[str, Any]) -> str:
-    """One line a list: each system's error rate, ours against Whisper's decoder, and how often the language is found."""
+    """One line a list: each system's error rate, ours to the autoregressive one (Whisper's decoder, if it was trained), and
+    how often the language is found."""
     names = [name for name in SYSTEMS if any(name in row["systems"] for row in held["lists"].values())]
     head = f"| list | {' | '.join(SYSTEMS[name] for name in names)} | ratio | language found |"
     lines = [head, "|---" * (len(names) + 3) + "|"]
     for name, row in held["lists"].items():
         systems = row["systems"]
         cells = [_cell(systems[system]) if system in systems else "–" for system in names]
-        ratio = f"{systems['denoised']['errors'] / systems['whisper']['errors']:.2f}" if "whisper" in systems else "–"
+        other = systems["whisper" if "whisper" in systems else "autoregressive"]
+        ratio = f"{systems['denoised']['errors'] / other['errors']:.2f}"
         found = f"{row['language_found']:.1%} of {row['language_count']}"
         lines.append(f"| {name} ({row['count']}) | {' | '.join(cells)} | {ratio} | {found} |")
     return "\n".join([*lines, "", f"{circumstances(held['machine'])}."])
