@@ -126,7 +126,9 @@ def test_the_first_stage_goes_on_from_a_backbone_with_another_tokenizer(run_fold
     assert len(same) == len(old) - 1
 
 
-def test_the_second_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder: Path, backbone: Backbone) -> None:
+@pytest.fixture(scope="module")
+def second_stage(run_folder: Path, backbone: Backbone) -> Path:
+    """The run's folder with what the second stage adds to it."""
     manifest = str(run_folder / "manifest.jsonl")
     train = [{"manifest": manifest, "phonemes": str(run_folder / "phonemes.jsonl"), "weight": 1.0}]
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
@@ -136,6 +138,11 @@ def test_the_second_stage_leaves_an_encoder_a_projector_and_a_whisper(run_folder
         "2-encoder.yaml", model=sizes, projector_size=24, data=data, batch_frames=300, weights={"autoregressive": 0.3}
     )
     train_whisper(recipe, run_folder)
+    return run_folder
+
+
+def test_the_second_stage_leaves_an_encoder_a_projector_and_a_whisper(second_stage: Path, backbone: Backbone) -> None:
+    run_folder = second_stage
     records = read_log(run_folder / "whisper-run")
     assert [record["step"] for record in records] == [1, 2, 3]
     for record in records:
@@ -241,7 +248,8 @@ def test_a_teacher_must_have_heard_everything(run_folder: Path) -> None:
         FeatureCache.open(run_folder / "some", rows)
 
 
-def test_the_third_stage_teaches_the_backbone_to_read(run_folder: Path, backbone: Backbone) -> None:
+def test_the_third_stage_teaches_the_backbone_to_read(second_stage: Path, backbone: Backbone) -> None:
+    run_folder = second_stage
     manifest = run_folder / "manifest.jsonl"
     content = yaml.safe_load((RECIPES / "3-reading.yaml").read_text(encoding="utf-8"))
     content |= {"encoder": {"name": str(run_folder / "encoder")}, "backbone": {"name": str(run_folder / "backbone")}}
