@@ -10,9 +10,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from diffusion_gemma_asr import recipe as recipe_module
 from diffusion_gemma_asr.errors import RecipeError
-from diffusion_gemma_asr.recipe import Recipe, load_recipe, recipe_names, resolve_source
+from diffusion_gemma_asr.recipe import Recipe, load_recipe
+from diffusion_gemma_asr.recipe_files import RECIPE_FOLDERS, recipe_names, resolve_source
 
 MINIMAL = """
 name: test
@@ -50,7 +50,7 @@ def test_shipped_recipes_load_by_name_and_by_path(name: str) -> None:
 
 def test_package_holds_every_recipe_of_the_repository() -> None:
     """A wheel takes its recipes from the package's folder; it must be the repository's, not a stale copy."""
-    inside, outside = recipe_module.RECIPE_FOLDERS
+    inside, outside = RECIPE_FOLDERS
     names = {path.name for path in outside.glob("*.yaml")}
     assert names == {path.name for path in inside.glob("*.yaml")} != set()
     assert all(path.samefile(outside / path.name) for path in inside.glob("*.yaml"))

@@ -46,7 +46,8 @@ from .model_card import ModelCard, render_card
 from .pretrained import first_line
 from .projector import Projector, new_projector
 from .quantization import find_quantizer
-from .recipe import ModelRecipe, SourceRecipe, resolve_source
+from .recipe import ModelRecipe, SourceRecipe
+from .recipe_files import resolve_source
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 BUNDLED = ("mini", "mini6", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..baselines.trained import BaselineRecipe, TrainedBaseline, load_baseline_recipe
 from ..data.augment import mask_bands
-from ..recipe import find_recipe, read_yaml
+from ..recipe_files import find_recipe, read_yaml
 from .adapter import SpeechData, compute_dtype, computing_in, loop_options
 from .loop import Metrics, run
 from .monitor import error_rate
