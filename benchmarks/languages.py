@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import circumstances, fill
+from pages import circumstances, fill, measured
 
 from diffusion_gemma_asr.baselines.autoregressive import greedy
 from diffusion_gemma_asr.baselines.trained import TrainedBaseline
@@ -100,11 +100,6 @@ def measure_list(
     }
 
 
-def read() -> dict[str, Any]:
-    """What is measured so far."""
-    return json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
-
-
 def measure(front_end: str) -> None:
     """Adds the lists that are not measured yet to the data."""
     checkpoint, other, frames = FRONT_ENDS[front_end]
@@ -113,11 +108,11 @@ def measure(front_end: str) -> None:
     rows = lists()
     cache = frame_cache(Path(frames), model.encoder, [u for part in rows.values() for u in part])
     for name, part in rows.items():
-        if name in read().get(front_end, {"lists": {}})["lists"]:
+        if name in measured(DATA).get(front_end, {"lists": {}})["lists"]:
             continue
         start = time.time()
         found = measure_list(model, baseline, part, cache)
-        data = read()  # anew: the other front end may be measured at the same time
+        data = measured(DATA)  # anew: the other front end may be measured at the same time
         held = data.setdefault(front_end, {"lists": {}})
         held["lists"][name] = found
         held["machine"] = machine()
@@ -155,4 +150,4 @@ if __name__ == "__main__":
     if args.command == "measure":
         measure(args.front_end)
     else:
-        fill(PAGE, {f"languages {name}": table(held) for name, held in read().items()})
+        fill(PAGE, {f"languages {name}": table(held) for name, held in measured(DATA).items()})

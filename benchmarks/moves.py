@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import circumstances, fill
+from pages import circumstances, fill, measured
 
 from diffusion_gemma_asr.baselines.autoregressive import greedy
 from diffusion_gemma_asr.checkpoint import load_adapter
@@ -86,15 +86,10 @@ def errors(model: DiffusionGemmaASR, rows: list[Utterance], cache: FeatureCache)
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def read() -> dict[str, Any]:
-    """What is measured so far."""
-    return json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
-
-
 def measure(front_end: str) -> None:
     """Adds the moves that are done and not yet measured to the data."""
     for name, recipe, folder in MOVES[front_end]:
-        if name in read().get(front_end, {}) or not any(Path(folder).rglob("adapter.safetensors")):
+        if name in measured(DATA).get(front_end, {}) or not any(Path(folder).rglob("adapter.safetensors")):
             continue
         start = time.time()
         model = build(recipe, Path(folder))
@@ -103,7 +98,7 @@ def measure(front_end: str) -> None:
         judged = {
             f"{domain} {code}": {"count": len(part)} | errors(model, part, cache) for (domain, code), part in rows.items()
         }
-        data = read()  # anew: the other front end may be measured at the same time
+        data = measured(DATA)  # anew: the other front end may be measured at the same time
         data.setdefault(front_end, {})[name] = {
             "lists": judged,
             "machine": machine(),
@@ -135,4 +130,4 @@ if __name__ == "__main__":
     if args.command == "measure":
         measure(args.front_end)
     else:
-        fill(PAGE, {front_end: table(moves) for front_end, moves in read().items()})
+        fill(PAGE, {front_end: table(moves) for front_end, moves in measured(DATA).items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ def fill(path: Path, parts: dict[str, str]) -> None:
         head, rest = page.split(begin)
         page = f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
     write_whole(path, page)
+
+
+def measured(path: Path) -> dict[str, Any]:
+    """What a data file holds so far; nothing where there is none yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def circumstances(machine: dict[str, Any]) -> str:

@@ -56,11 +56,13 @@ made $ears/english/projector/adapter.safetensors $reading $recipes/2-english.yam
 stage "move 2, six languages: projector by CTC, then with the backbone"
 made $ears/languages-ctc/projector/adapter.safetensors $reading $recipes/3-languages-ctc.yaml $ears/languages-ctc
 made $ears/languages/projector/adapter.safetensors $reading $recipes/4-languages.yaml $ears/languages
+# The encoder of our own needs what this leaves as well: Whisper base's frames of the real speech.
+stage "move 3, real speech mixed in: projector by CTC"
+made $ears/real-ctc/checkpoint/adapter.safetensors $train $recipes/5-real-ctc.yaml
 if [ "$front_end" = whisper-base ]; then
   name=mini-whisper-base out=$ears out_recipes=$recipes recipe=recipes/mini-whisper-base.yaml
   from_hub="--encoder openai/whisper-base"
-  stage "move 3, real speech mixed in: projector by CTC, then projector and LoRA"
-  made $out/real-ctc/checkpoint/adapter.safetensors $train $recipes/5-real-ctc.yaml
+  stage "move 3: projector and LoRA"
   made $out/checkpoint/adapter.safetensors $train $recipe
 else
   name=mini6 out=$run out_recipes=recipes/mini6 recipe=recipes/mini6.yaml from_hub=
