@@ -53,11 +53,13 @@ def assert_same(found: Sequence[Decoded], expected: Sequence[Decoded]) -> None:
 
 
 @pytest.mark.parametrize("options", [SURE_EARLY, TO_THE_END])
-@pytest.mark.parametrize("start", ["noise", "draft"])
+@pytest.mark.parametrize(("start", "draft_weight"), [("noise", 0.0), ("draft", 0.0), ("draft", 1.0)])
 @pytest.mark.parametrize("rows", [1, 3, 32])
 def test_both_engines_write_the_same(
-    model: DiffusionGemmaASR, audio: list[np.ndarray], options: DenoiseOptions, start: str, rows: int
-) -> None:
+    model: DiffusionGemmaASR, audio: list[np.ndarray], options: DenoiseOptions, start: str, draft_weight: float, rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(model, "draft_weight", draft_weight)
     languages = ["en", "de", "fr", "es", "hi", "zh", "en"]
     fast, plain = (
         model.transcribe_batch(audio, languages, options, 4, None, None, start, engine, rows)  # type: ignore[arg-type]

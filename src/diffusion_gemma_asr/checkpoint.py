@@ -157,7 +157,7 @@ def load_checkpoint(
         loaded_backbone.merge_lora()
     parts = loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer
     trained = config.languages, config.finds_language, config.reads_context
-    model = DiffusionGemmaASR(*parts, config.drafts, config.start, *trained)
+    model = DiffusionGemmaASR(*parts, config.drafts, config.start, *trained, config.draft_weight)
     return model.requires_grad_(False).eval()
 
 

@@ -58,6 +58,7 @@ class CheckpointConfig:
     start: Literal["noise", "draft"] = "noise"  # what canvases hold at first, where the caller does not say
     finds_language: bool = False  # whether training asked without naming the language
     reads_context: bool = False  # whether training put context into the prompts
+    draft_weight: float = 0.0  # how much CTC's log-probabilities count on canvases that start from the draft
     model_type: Literal["diffusion_gemma_asr"] = "diffusion_gemma_asr"  # for transformers' Auto classes
 
     @property
@@ -96,6 +97,7 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
         start=model.start,
         finds_language=recipe.finds_language,
         reads_context=recipe.reads_context,
+        draft_weight=model.draft_weight,
         dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
 

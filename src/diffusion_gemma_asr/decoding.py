@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .ctc import DraftToken, TokenSpan
 from .denoise import DenoiseOptions, cut_at_end
+from .draft_prior import Heard, Prior, draft_prior
 from .edits import edit_layout
 from .engine import Finished, Job, run_fast, run_reference
 from .lm_head import logprobs_of
@@ -99,7 +100,7 @@ class Decoding:
         self.options, self.canvas_length, self.start, self.among = options, canvas_length, start, among
         self.context = context
         self.counts: list[int] = slot_lengths.tolist()
-        self.drafts = model.draft(slots, slot_lengths)
+        self.drafts, self.heard = model.hear(slots, slot_lengths)
         self.generators = [torch.Generator(model.device).manual_seed(seed) for _ in self.counts]
         self.canvases: list[list[_Canvas]] = [[] for _ in self.counts]  # of each row, denoised
         self.found = [None if language == AUTO else language for language in languages]  # of each row, once it is known
@@ -166,7 +167,15 @@ class Decoding:
         lead = [self.model.blank] * self._lead_size(row)
         layout = [*lead, *edit_layout([token.id for token in draft], self.model.blank), special["end_of_turn"]]
         canvas = write_canvas([layout], self.canvas_length or rounded(len(layout)), special["eos"])
-        return Job(canvas[0].to(self.model.device), self.generators[row])
+        return Job(canvas[0].to(self.model.device), self.generators[row], self._prior(row, draft, canvas.shape[1]))
+
+    def _prior(self, row: int, draft: Sequence[DraftToken], size: int) -> Prior | None:
+        weight = self.model.draft_weight
+        if weight == 0:
+            return None
+        heard = Heard(*(part[row, None] for part in self.heard))
+        found = draft_prior(heard, [draft], [self.counts[row]], [self._lead_size(row)], size, self.model.blank, weight)
+        return Prior(*(part[0] for part in found))
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]

@@ -126,10 +126,16 @@ class AcousticEncoder(nn.Module):
         x = x + enc.embed_positions.weight[: x.shape[1]]
         x = F.dropout(x, p=enc.dropout, training=self.training)
         mask = length_mask(frame_lengths, x.shape[1])  # (B, F)
-        attention_mask = None if bool(mask.all()) else mask[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+        attention_mask = None if bool(mask.all()) else self._attention_mask(mask)
         for layer in enc.layers:
             x = layer(x, attention_mask)
         return enc.layer_norm(x) * mask[..., None].to(x.dtype), frame_lengths
+
+    def _attention_mask(self, mask: Tensor) -> Tensor:
+        """(B, F) True where sound is → (B, 1, F, F) for fused attention, or (B, 1, 1, F) to add for the plain one."""
+        if self.encoder.config._attn_implementation == "eager":
+            return torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -1e4)[:, None, None, :]
+        return mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
 
 def length_mask(lengths: Tensor, size: int) -> Tensor:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from .denoise import DenoiseOptions, accept, denoise, sample_by_inversion, should_stop, temperature_at
+from .draft_prior import Prior, Raised
 from .encoder import length_mask
 from .lm_head import logprobs_of, predict
 
@@ -31,10 +33,12 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One canvas to denoise: ids (C,) that it starts with, and the generator of all that is drawn for it from now on."""
+    """One canvas to denoise: ids (C,) that it starts with, the generator of all that is drawn for it from now on, and a
+    prior (C, K); of the jobs that are run together all have one, of the same K, or none has."""
 
     canvas: Tensor
     generator: torch.Generator
+    prior: Prior | None = None
 
 
 class Finished(NamedTuple):
@@ -72,7 +76,9 @@ def run_reference(
         generators = [jobs[index].generator for index in batch]
         if on_step is not None:
             on_step(0, canvas, torch.full(canvas.shape, torch.inf))
-        found = denoise(backbone, read(batch), canvas, options, generators, on_step, sample_by_inversion)
+        priors = [prior for index in batch if (prior := jobs[index].prior) is not None]
+        denoiser = Raised(backbone, Prior(*map(torch.stack, zip(*priors, strict=True)))) if priors else backbone
+        found = denoise(denoiser, read(batch), canvas, options, generators, on_step, sample_by_inversion)
         for row, index in enumerate(batch):
             yield index, Finished(found.canvas[row], found.logprobs[row], int(found.steps[row]))
 
@@ -83,7 +89,7 @@ class _Rows:
 
     jobs: R indices; lengths (R,) positions of each canvas; canvas, best (R, C) long, behind each length nothing of
     meaning; soft (R, C, H), see `Backbone.denoise_hidden_from_soft`; step (R,) passes used; unchanged (R,) long, for how
-    many of them `best` has been what it is.
+    many of them `best` has been what it is; prior (R, C, K), K = 0 without one.
     """
 
     jobs: list[int]
@@ -94,15 +100,21 @@ class _Rows:
     soft: Tensor
     step: Tensor
     unchanged: Tensor
+    prior: Prior
 
     @classmethod
     def new(cls, indices: list[int], jobs: Sequence[Job], prefill: Prefill, backbone: Backbone) -> _Rows:
-        canvas = torch.nn.utils.rnn.pad_sequence([jobs[index].canvas for index in indices], batch_first=True)
+        canvas = pad_sequence([jobs[index].canvas for index in indices], batch_first=True)
         lengths = torch.tensor([len(jobs[index].canvas) for index in indices], device=canvas.device)
         dtype = backbone.lm_head_weight.dtype
         soft = torch.zeros(*canvas.shape, backbone.hidden_size, dtype=dtype, device=canvas.device)
         none = torch.zeros_like(lengths)
-        return cls(indices, prefill, lengths, canvas, torch.full_like(canvas, -1), soft, none, none)
+        priors = [prior for index in indices if (prior := jobs[index].prior) is not None]
+        if priors:
+            prior = Prior(*(pad_sequence(list(part), batch_first=True) for part in zip(*priors, strict=True)))
+        else:
+            prior = Prior(canvas[..., None][..., :0], soft[..., :0].float())
+        return cls(indices, prefill, lengths, canvas, torch.full_like(canvas, -1), soft, none, none, prior)
 
     def keep(self, rows: list[int]) -> _Rows:
         """Some of them, cut to what they need."""
@@ -111,7 +123,8 @@ class _Rows:
         prefill = self.prefill.keep(at, int(self.prefill.lengths[at].max()))
         canvases = self.canvas[at, :size], self.best[at, :size], self.soft[at, :size]
         own = [self.jobs[row] for row in rows]
-        return _Rows(own, prefill, self.lengths[at], *canvases, self.step[at], self.unchanged[at])
+        prior = Prior(*(part[at, :size] for part in self.prior))
+        return _Rows(own, prefill, self.lengths[at], *canvases, self.step[at], self.unchanged[at], prior)
 
     def join(self, other: _Rows) -> _Rows:
         """Both."""
@@ -124,7 +137,8 @@ class _Rows:
         canvases = joined(self.canvas, other.canvas), joined(self.best, other.best), joined(self.soft, other.soft)
         counts = torch.cat([self.step, other.step]), torch.cat([self.unchanged, other.unchanged])
         lengths = torch.cat([self.lengths, other.lengths])
-        return _Rows(self.jobs + other.jobs, self.prefill.join(other.prefill), lengths, *canvases, *counts)
+        prior = Prior(*map(joined, self.prior, other.prior))
+        return _Rows(self.jobs + other.jobs, self.prefill.join(other.prefill), lengths, *canvases, *counts, prior)
 
 
 @torch.no_grad()
@@ -159,7 +173,8 @@ def _step(
     hidden = backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft)[used]  # (N, H)
     uniform, noise = _draw(backbone, [jobs[index].generator for index in now.jobs], lengths)
     weight, softcap = backbone.lm_head_weight, backbone.softcap
-    found = predict(hidden, weight, softcap, heats[now.step].repeat_interleave(now.lengths), uniform)
+    prior = Prior(*(part[used] for part in now.prior))  # (N, K)
+    found = predict(hidden, weight, softcap, heats[now.step].repeat_interleave(now.lengths), uniform, prior)
 
     entropy = torch.full(now.canvas.shape, torch.inf, device=hidden.device).masked_scatter(used, found.entropy)
     accepted = accept(entropy, options.entropy_bound)[used]
@@ -170,13 +185,13 @@ def _step(
     unchanged = torch.where((best == now.best).all(-1), now.unchanged + 1, 0)
     mean_entropy = entropy.where(used, 0.0).sum(-1) / now.lengths
     stopped = should_stop(unchanged, mean_entropy, options) | (step == options.steps)
-    after = _Rows(now.jobs, now.prefill, now.lengths, canvas, best, soft, step, unchanged)
+    after = _Rows(now.jobs, now.prefill, now.lengths, canvas, best, soft, step, unchanged, now.prior)
     places = stopped.nonzero().flatten().tolist()
     if not places:
         return after, []
 
     ends = stopped.repeat_interleave(now.lengths)  # (N,)
-    logprobs = logprobs_of(hidden[ends], weight, softcap, found.best[ends])
+    logprobs = logprobs_of(hidden[ends], weight, softcap, found.best[ends], Prior(*(part[ends] for part in prior)))
     sizes = [lengths[row] for row in places]
     own = zip(found.best[ends].split(sizes), logprobs.split(sizes), strict=True)
     steps = step.tolist()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .denoise import pick
+from .draft_prior import Prior
 
 FLOOR = -60.0  # below the peak; what is smaller counts for nothing, and subnormal numbers are slow
 SLICE = {"cpu": 1 << 19, "cuda": 1 << 26}  # logits at a time
@@ -27,7 +28,9 @@ class Prediction(NamedTuple):
     soft: Tensor
 
 
-def predict(hidden: Tensor, weight: Tensor, softcap: float, temperature: Tensor, uniform: Tensor) -> Prediction:
+def predict(
+    hidden: Tensor, weight: Tensor, softcap: float, temperature: Tensor, uniform: Tensor, prior: Prior | None = None
+) -> Prediction:
     """Reads predictions off hidden states.
 
     Args:
@@ -36,10 +39,11 @@ def predict(hidden: Tensor, weight: Tensor, softcap: float, temperature: Tensor,
         softcap: logits are `softcap * tanh(x / softcap)`.
         temperature: (N,) that divides the logits.
         uniform: (N,) in [0, 1), which decide the draws.
+        prior: (N, K), raises logits; None: none.
     """
     parts = []
-    for own, heat, chance in zip(*(_sliced(x, weight) for x in (hidden, temperature, uniform)), strict=True):
-        logits = _logits(own, weight, softcap)
+    for own, heat, chance, *raised in zip(*_sliced(weight, hidden, temperature, uniform, *(prior or ())), strict=True):
+        logits = _logits(own, weight, softcap, *raised)
         peak, best = logits.max(-1, keepdim=True)
         scaled = logits.sub_(peak).div_(heat[:, None]).clamp_(min=FLOOR)  # (n, V), at most 0
         weights = scaled.exp()
@@ -50,20 +54,21 @@ def predict(hidden: Tensor, weight: Tensor, softcap: float, temperature: Tensor,
     return Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def logprobs_of(hidden: Tensor, weight: Tensor, softcap: float, tokens: Tensor) -> Tensor:
-    """(N,) float32 log-probabilities of tokens (N,) at temperature 1, from hidden states (N, H)."""
+def logprobs_of(hidden: Tensor, weight: Tensor, softcap: float, tokens: Tensor, prior: Prior | None = None) -> Tensor:
+    """(N,) float32 log-probabilities of tokens (N,) at temperature 1, from hidden states (N, H), with a prior (N, K)."""
     found = []
-    for own, token in zip(_sliced(hidden, weight), _sliced(tokens, weight), strict=True):
-        logits = _logits(own, weight, softcap)
+    for own, token, *raised in zip(*_sliced(weight, hidden, tokens, *(prior or ())), strict=True):
+        logits = _logits(own, weight, softcap, *raised)
         found.append(logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1))
     return torch.cat(found)
 
 
-def _logits(hidden: Tensor, weight: Tensor, softcap: float) -> Tensor:
-    return (hidden @ weight.T).float().div_(softcap).tanh_().mul_(softcap)
+def _logits(hidden: Tensor, weight: Tensor, softcap: float, *raised: Tensor) -> Tensor:
+    logits = (hidden @ weight.T).float().div_(softcap).tanh_().mul_(softcap)
+    return logits.scatter_add_(-1, *raised) if raised else logits
 
 
-def _sliced(values: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-    """Positions whose logits are about SLICE numbers."""
-    room = SLICE["cpu" if values.device.type == "cpu" else "cuda"]
-    return values.split(max(1, room // len(weight)))
+def _sliced(weight: Tensor, *values: Tensor) -> list[tuple[Tensor, ...]]:
+    """Parts of each: positions whose logits are about SLICE numbers."""
+    room = SLICE["cpu" if weight.device.type == "cpu" else "cuda"]
+    return [part.split(max(1, room // len(weight))) for part in values]

@@ -16,6 +16,7 @@ from .backbone import Backbone, Prefill
 from .ctc import DraftToken, TokenSpan, lm_head_align, lm_head_ctc_loss, lm_head_draft
 from .decoding import Decoded, Decoding, EngineName, OnStep, Start
 from .denoise import DenoiseOptions
+from .draft_prior import Heard, draft_prior, hear
 from .ear import Ear
 from .edits import EditCanvases, edit_canvases
 from .encoder import length_mask
@@ -56,6 +57,8 @@ class DiffusionGemmaASR(nn.Module):
         languages: codes that it was trained for.
         finds_language: whether it was also trained to find out which of them is spoken ("auto").
         reads_context: whether it was trained with context in the prompt.
+        draft_weight: factor on CTC's log-probabilities, which are added to the denoiser's logits on canvases that start from
+            the draft (see draft_prior.py); 0: they are not.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class DiffusionGemmaASR(nn.Module):
         languages: Sequence[str] = ("en",),
         finds_language: bool = False,
         reads_context: bool = False,
+        draft_weight: float = 0.0,
     ):
         super().__init__()
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
@@ -76,7 +80,7 @@ class DiffusionGemmaASR(nn.Module):
         self.prompts = PromptBuilder(tokenizer)
         self.drafts, self.start = drafts, start
         self.languages, self.finds_language = tuple(languages), finds_language
-        self.reads_context = reads_context
+        self.reads_context, self.draft_weight = reads_context, draft_weight
 
     @property
     def device(self) -> torch.device:
@@ -118,6 +122,11 @@ class DiffusionGemmaASR(nn.Module):
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
         return lm_head_draft(slots, weight, softcap, slot_lengths, self.blank)
 
+    def hear(self, slots: Tensor, slot_lengths: Tensor) -> tuple[list[list[DraftToken]], Heard]:
+        """The drafts, with all that CTC found likely in each slot."""
+        heard = hear(slots, self.backbone.lm_head_weight, self.backbone.softcap, self.blank)
+        return heard.draft(slot_lengths, self.blank), heard
+
     def read_prompts(
         self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str], written: Sequence[Sequence[int]] | None = None,
         context: str = "",
@@ -147,12 +156,16 @@ class DiffusionGemmaASR(nn.Module):
         slots, slot_lengths = self.projector(batch.frames, batch.frame_lengths)
         text = batch.text
         embeds = fill_slots(self.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
-        drafts = None
+        drafts = prior = None
         if draft_share > 0:
-            drafts = self._edits([_ids(row) for row in self.draft(slots, slot_lengths)], text)
+            drafted, heard = self.hear(slots, slot_lengths)
+            drafts = self._edits([_ids(row) for row in drafted], text)
+            if self.draft_weight > 0:
+                told = slot_lengths.tolist(), text.leads.tolist(), drafts.shown.shape[1], self.blank, self.draft_weight
+                prior = draft_prior(heard, drafted, *told)
         found = backbone_losses(
             self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive, drafts=drafts,
-            draft_share=draft_share, unroll=unroll,
+            draft_share=draft_share, unroll=unroll, prior=prior,
         )  # fmt: skip
         return found, self._ctc_loss(slots, slot_lengths, text)
 

@@ -1,5 +1,6 @@
 """What training does to features: SpecAugment-style masking (Park et al. 2019, arXiv 1904.08779) on spectrograms or on
-encoder frames, and frequency warping of spectrograms, which makes other vocal tracts out of one (Jaitly & Hinton 2013)."""
+encoder frames; frequency warping of spectrograms, which makes other vocal tracts out of one (Jaitly & Hinton 2013); another
+tempo."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 
@@ -44,6 +46,25 @@ def warp_frequencies(mel: Tensor, factors: Tensor) -> Tensor:
     share = (at - low).to(mel.dtype)[:, None]
     below, above = (mel.gather(2, index[:, None].expand_as(mel)) for index in (low, low + 1))
     return below * (1 - share) + above * share
+
+
+def change_tempo(mel: Tensor, lengths: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Stretches log-mel spectrograms in time, without a change of pitch; frames between two old ones are interpolated.
+
+    Args:
+        mel: (B, T, bins), zeros behind each end.
+        lengths: (B,) frames that hold sound.
+        factors: (B,), 1 changes nothing; above 1 is faster.
+
+    Returns:
+        (B, T', bins), a new tensor, zeros behind each end, and lengths (B,), at least 2.
+    """
+    wanted = (lengths / factors).round().long().clamp(min=2)
+    rows = [
+        functional.interpolate(row[None, :n].transpose(1, 2), size=size, mode="linear")[0].T
+        for row, n, size in zip(mel, lengths.tolist(), wanted.tolist(), strict=True)
+    ]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), wanted
 
 
 def mask_bands(features: Tensor, lengths: Tensor, masking: Masking, generator: torch.Generator | None = None) -> Tensor:

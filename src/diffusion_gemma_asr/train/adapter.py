@@ -52,7 +52,8 @@ def build_model(
     parts = encoder, projector.to(device), backbone, tokenizer
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
     drafts, told = recipe.losses.ctc > 0, recipe.model
-    model = DiffusionGemmaASR(*parts, drafts, start, told.languages, told.finds_language, told.reads_context)
+    trained = told.languages, told.finds_language, told.reads_context
+    model = DiffusionGemmaASR(*parts, drafts, start, *trained, recipe.losses.draft_weight)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()
     return model

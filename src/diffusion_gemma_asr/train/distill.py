@@ -7,7 +7,9 @@ projector has learnt to read the teacher, what it spells out of the imitated fra
 The student's spectrogram is masked and warped, the teacher heard it as it is.
 
 The map to the teacher's width is linear and without a bias, as is what the projector's first convolution does with a frame:
-at the end the one is folded into the other, and the student is an encoder like any other, with a projector of its own.
+at the end the one is folded into the other, and the student is an encoder like any other, with a projector of its own. From
+there it can go on without the teacher (a recipe without `teacher_frames`), whose frames then need not be made for new sound,
+and the sound's tempo may be changed too.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..backbone import Backbone
 from ..checkpoint import read_projector, save_projector
 from ..ctc import lm_head_ctc_loss, lm_head_draft
-from ..data.augment import Masking, mask_bands, warp_frequencies
+from ..data.augment import Masking, change_tempo, mask_bands, warp_frequencies
 from ..data.batches import Mixture, tempered
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance, read_manifest
@@ -50,18 +52,23 @@ class Student(nn.Module):
 
     Args:
         acoustic: the encoder.
-        deviations: (teacher width,) standard deviation of each component of the teacher's frames: an error counts in these.
         phonemes: classes of the phoneme head.
+        deviations: (teacher width,) standard deviation of each component of the teacher's frames: an error counts in these.
+            None where there is no teacher.
     """
 
-    deviations: Tensor
+    deviations: Tensor | None
 
-    def __init__(self, acoustic: AcousticEncoder, deviations: Tensor, phonemes: int):
+    def __init__(self, acoustic: AcousticEncoder, phonemes: int, deviations: Tensor | None = None):
         super().__init__()
         self.acoustic = acoustic
-        self.teacher_head = nn.Linear(acoustic.hidden_size, len(deviations), bias=False)
         self.phoneme_head = nn.Linear(acoustic.hidden_size, phonemes)
+        self.teacher_head = nn.Linear(acoustic.hidden_size, len(deviations), bias=False) if deviations is not None else None
         self.register_buffer("deviations", deviations)
+
+    def imitated(self, frames: Tensor) -> Tensor:
+        """Frames (B, F, width) as the projector takes them: like the teacher's (B, F, teacher width), if there is one."""
+        return frames if self.teacher_head is None else self.teacher_head(frames)
 
     def teacher_loss(self, imitated: Tensor, wanted: Tensor, lengths: Tensor) -> Tensor:
         """Mean squared error a component in squared deviations: 1 is what a constant guess costs.
@@ -69,6 +76,7 @@ class Student(nn.Module):
         Args:
             imitated, wanted: (B, F, teacher width); lengths: (B,) frames in use.
         """
+        assert self.deviations is not None
         inside = length_mask(lengths, wanted.shape[1])  # (B, F)
         return ((imitated.float() - wanted) / self.deviations)[inside].pow(2).mean()
 
@@ -81,7 +89,7 @@ def phoneme_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class Speller(nn.Module):
-    """A projector that reads the teacher's frames, and the lm_head that spells its slots."""
+    """A projector that reads the teacher's frames, or the student's own, and the lm_head that spells its slots."""
 
     lm_head: Tensor
 
@@ -93,7 +101,7 @@ class Speller(nn.Module):
         self.softcap = backbone.softcap
 
     def ctc_loss(self, frames: Tensor, lengths: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """CTC loss a token of frames (B, F, teacher width)."""
+        """CTC loss a token of frames (B, F, width)."""
         slots, slot_lengths = self.projector(frames, lengths)
         targets = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in tokens], batch_first=True)
         counts = torch.tensor([len(row) for row in tokens])
@@ -106,6 +114,17 @@ class Speller(nn.Module):
         slots, slot_lengths = self.projector(frames, lengths)
         drafts = lm_head_draft(slots, self.lm_head, self.softcap, slot_lengths, self.tokenizer.pad_token_id)
         return [self.tokenizer.decode([token.id for token in draft], skip_special_tokens=True) for draft in drafts]
+
+
+def log_uniform(bounds: Sequence[float], count: int) -> Tensor:
+    """(count,) random factors between two bounds, uniform in their logarithm."""
+    low, high = bounds
+    return low * (high / low) ** torch.rand(count)
+
+
+def stretched(labels: Tensor, count: int) -> Tensor:
+    """(count,) labels of frames that are heard faster or slower, from those (n,) of the frames as they were."""
+    return labels[(torch.arange(count) * len(labels) // max(1, count)).clamp(max=len(labels) - 1)]
 
 
 @torch.no_grad()
@@ -130,8 +149,8 @@ def deviations_of(cache: FeatureCache, utterances: Sequence[Utterance], count: i
 def train_student(recipe: dict, folder: Path, start_from: str | Path | None = None) -> None:
     """Trains by a stage recipe, from nothing or from what `go_on` finds in `start_from`.
 
-    Writes `folder/encoder`, `folder/heads.safetensors` and, where tokens have a weight, the folded projector as an adapter
-    without LoRA to `folder/projector`.
+    Writes `folder/encoder`, `folder/heads.safetensors` and, where tokens have a weight, the projector of the student's own
+    frames as an adapter without LoRA to `folder/projector`.
 
     Raises:
         DataError: a manifest is not there or the teacher's frames of an utterance are not in the cache.
@@ -144,18 +163,23 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
     ]
     train = [u for rows in lists for u in rows]
     dev = {name: read_manifest(path, (), data["max_duration_s"])[: data["dev_count"]] for name, path in data["dev"].items()}
-    cache = FeatureCache.open(recipe["teacher_frames"], [*train, *(u for rows in dev.values() for u in rows)])
+    cache = None
+    if "teacher_frames" in recipe:
+        cache = FeatureCache.open(recipe["teacher_frames"], [*train, *(u for rows in dev.values() for u in rows)])
     phonemes = PhonemeTimes([item["phonemes"] for item in data["train"] if "phonemes" in item])
     tokens = [tokenizer.encode(plain_text(u.text, u.language), add_special_tokens=False) for u in train]
     torch.manual_seed(seed)
     # Whisper's layout has a decoder; this one, of the encoder's shape, is neither trained nor saved.
     decoder = {name.replace("encoder", "decoder"): size for name, size in recipe["model"].items() if "encoder" in name}
     config = whisper_config(tokenizer, **recipe["model"], **decoder)
-    student = Student(AcousticEncoder.from_config(config), deviations_of(cache, train), len(phonemes.symbols))
+    deviations = None if cache is None else deviations_of(cache, train)
+    student = Student(AcousticEncoder.from_config(config), len(phonemes.symbols), deviations)
     student.acoustic.encoder.embed_positions.requires_grad_(False)
+    student.acoustic.encoder.set_attn_implementation("eager")  # whole steps take a sixth less time than with fused attention
     if start_from is not None:
         go_on(student, Path(start_from))
-    speller = _speller(recipe, tokenizer, cache.width) if weights["tokens"] > 0 else None
+    width = student.acoustic.hidden_size if cache is None else cache.width
+    speller = _speller(recipe, tokenizer, width) if weights["tokens"] > 0 else None
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
     if speller is not None:
         trained |= {f"projector.{name}": p for name, p in speller.projector.named_parameters()}
@@ -163,7 +187,7 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
     shares = [size * item["weight"] for size, item in zip(tempered(sizes, data["temperature"]), data["train"], strict=True)]
     lengths = [round(100 * u.duration) for u in train]
     mixture = Mixture(sizes, shares, lengths, recipe["batch_frames"], 256, seed)
-    masking, (low, high) = Masking(**recipe["masking"]), recipe["warp"]
+    masking = Masking(**recipe["masking"])
     dtype = compute_dtype(recipe["dtype"], torch.device("cpu"))
 
     def hear(utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
@@ -174,15 +198,19 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
         chosen = mixture.at(step)
         rows = [train[i] for i in chosen]
         mel, mel_lengths = hear(rows)
-        factors = low * (high / low) ** torch.rand(len(chosen))  # (B,), log-uniform
-        mel = mask_bands(warp_frequencies(mel.transpose(1, 2), factors), mel_lengths, masking).transpose(1, 2)
-        wanted, wanted_lengths = cache.batch(rows)
-        labels = [phonemes.frames(u, n) for u, n in zip(rows, wanted_lengths.tolist(), strict=True)]
+        mel = warp_frequencies(mel.transpose(1, 2), log_uniform(recipe["warp"], len(rows)))  # (B, T, bins)
+        counts = ((mel_lengths + 1) // 2).tolist()
+        labels = [phonemes.frames(u, n) for u, n in zip(rows, counts, strict=True)]
+        if "tempo" in recipe:
+            mel, mel_lengths = change_tempo(mel, mel_lengths, log_uniform(recipe["tempo"], len(rows)))
+            labels = [stretched(row, n) for row, n in zip(labels, ((mel_lengths + 1) // 2).tolist(), strict=True)]
+        mel = mask_bands(mel, mel_lengths, masking).transpose(1, 2)
         found: dict[str, Tensor] = {}
         with computing_in(dtype, torch.device("cpu")):
             frames, frame_lengths = student.acoustic(mel, mel_lengths)
-            imitated = student.teacher_head(frames)  # (B, F, teacher width)
-            found["teacher"] = student.teacher_loss(imitated, wanted, frame_lengths)
+            imitated = student.imitated(frames)
+            if cache is not None:
+                found["teacher"] = student.teacher_loss(imitated, cache.batch(rows)[0], frame_lengths)
             scores = student.phoneme_head(frames)
             found["phonemes"] = phoneme_loss(scores, nn.utils.rnn.pad_sequence(labels, True, -100))
             if speller is not None:
@@ -197,9 +225,10 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
         for name, rows in dev.items():
             mel, mel_lengths = hear(rows)
             frames, frame_lengths = student.acoustic(mel, mel_lengths)
-            imitated = student.teacher_head(frames)
-            wanted, _ = cache.batch(rows)
-            figures[f"teacher_{name}"] = round(float(student.teacher_loss(imitated, wanted, frame_lengths)), 4)
+            imitated = student.imitated(frames)
+            if cache is not None:
+                error = student.teacher_loss(imitated, cache.batch(rows)[0], frame_lengths)
+                figures[f"teacher_{name}"] = round(float(error), 4)
             if speller is not None:
                 references = [plain_text(u.text, u.language) for u in rows]
                 texts = speller.draft(imitated, frame_lengths)
@@ -214,14 +243,15 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
     heads = {name: value for name, value in student.state_dict().items() if "head" in name}
     save_file({name: value.contiguous() for name, value in heads.items()}, folder / HEADS)
     if speller is not None:
-        save_projector(folded(speller.projector, student.teacher_head), folder / "projector")
+        head = student.teacher_head
+        save_projector(speller.projector if head is None else folded(speller.projector, head), folder / "projector")
     hours = sum(u.duration for u in train) / 3600
     print(json.dumps({"stage": "student", "hours_of_sound": hours, "minutes": (time.time() - start) / 60}))
 
 
 @torch.no_grad()
 def go_on(student: Student, folder: Path) -> None:
-    """Takes the encoder of `folder`, and the heads where it holds some.
+    """Takes the encoder of `folder`, and the heads where it holds some that fit.
 
     Layers that the encoder there lacks begin as identities: what they add to their input is zero.
 
@@ -238,7 +268,9 @@ def go_on(student: Student, folder: Path) -> None:
     load_weights({name: p for name, p in new.items() if name not in grown}, old, folder)
     if (folder / HEADS).is_file():
         heads = {name: p for name, p in student.named_parameters() if "head" in name}
-        load_weights(heads, load_file(folder / HEADS), folder / HEADS)
+        old = {name: value for name, value in load_file(folder / HEADS).items() if name in heads}
+        fitting = {name for name, value in old.items() if value.shape == heads[name].shape}
+        load_weights({name: heads[name] for name in fitting}, {name: old[name] for name in fitting}, folder / HEADS)
 
 
 def _speller(recipe: dict, tokenizer: PreTrainedTokenizerBase, width: int) -> Speller:

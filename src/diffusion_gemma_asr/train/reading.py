@@ -3,7 +3,8 @@
 DiffusionGemma has read so much that LoRA can teach it to read audio tokens. A backbone of 3M parameters that has only seen
 imitations of them cannot learn it so (docs/results/mini.md has the figures). Here all its weights, the lm_head that the
 projector writes through among them, learn together with the projector, by the adapter's three losses on the frozen
-encoder's frames.
+encoder's frames. With `--head_stays` the lm_head and the projector stay as they are: what an encoder and a projector learn
+to spell through that lm_head at the same time (distill.py) fits the backbone that comes of it.
 """
 
 from __future__ import annotations
@@ -22,20 +23,23 @@ from .loop import run
 from .text import save_backbone
 
 
-def readers(model: DiffusionGemmaASR) -> dict[str, nn.Parameter]:
-    """Every weight of the projector and of the backbone, but for its unused eyes, by name and ready to train."""
+def readers(model: DiffusionGemmaASR, head: bool = True) -> dict[str, nn.Parameter]:
+    """Every weight of the projector and of the backbone, but for its unused eyes, by name and ready to train; without `head`
+    those of the backbone alone, less the lm_head (and the token rows, which are the same)."""
+    parts = ("projector.", "backbone.") if head else ("backbone.",)
     chosen = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.startswith(("projector.", "backbone.")) and "vision" not in name
+        if name.startswith(parts) and "vision" not in name and (head or parameter is not model.backbone.lm_head_weight)
     }
+    model.requires_grad_(False)
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     return chosen
 
 
-def train_reading(recipe: Recipe, folder: str | Path) -> None:
-    """Trains by a recipe (its LoRA is left out; Muon takes the place of AdamW), resuming what a killed run left.
+def train_reading(recipe: Recipe, folder: str | Path, head: bool = True) -> None:
+    """Trains what `readers` gives by a recipe (its LoRA is left out; Muon takes the place of AdamW), resuming what a killed run left.
 
     Writes the backbone, in the real layout, to `folder/backbone` and the projector, as an adapter without LoRA, to
     `folder/projector`.
@@ -47,7 +51,7 @@ def train_reading(recipe: Recipe, folder: str | Path) -> None:
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from, projector_alone=True)
     trainer = AdapterTrainer(recipe, model, folder, dtype)
-    run(readers(model), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
+    run(readers(model, head), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
     save_backbone(model.backbone, model.prompts, folder / "backbone")
     save_projector(model.projector, folder / "projector")
 
@@ -56,5 +60,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Teach the mini model's backbone to read audio tokens (stage 3).")
     parser.add_argument("recipe", help="recipe, YAML")
     parser.add_argument("folder", help="run folder; gets backbone/ and projector/")
+    parser.add_argument("--head_stays", action="store_true", help="train neither the lm_head nor the projector")
     args = parser.parse_args()
-    train_reading(load_recipe(args.recipe), args.folder)
+    train_reading(load_recipe(args.recipe), args.folder, not args.head_stays)

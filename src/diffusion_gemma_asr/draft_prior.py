@@ -1,0 +1,117 @@
+"""What CTC heard at each position of a drafted canvas, counted beside the denoiser's prediction.
+
+A canvas that starts from the CTC draft (edits.py) shows one token a position, but not how sure CTC was of it, nor what else
+it may have been. Here CTC's log-probabilities at the slot that a position stands for are added to the denoiser's logits, as
+hybrid CTC/attention decoding adds them to a decoder's (Watanabe et al. 2017, doi 10.1109/JSTSP.2017.2763455). The denoiser
+is trained with them as well, and so learns what to change in the draft rather than to hear everything once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .ctc import DraftToken, collapse
+from .edits import SPARE
+from .losses import default_chunk, over_chunks, soft_capped_logits
+
+if TYPE_CHECKING:
+    from .backbone import Backbone, Prefill
+
+TOP = 16  # tokens a position that count; the others are as unlikely as FLOOR
+FLOOR = -9.0  # nats; log-probabilities below count as this
+NO_SLOT = 4.0  # nats by which a blank is likelier than all else in a gap that no slot lies in
+
+
+class Heard(NamedTuple):
+    """CTC's likeliest tokens of every slot: ids (B, S, K) long, the likeliest first, and logprobs (B, S, K); blank (B, S),
+    the log-probability of the blank."""
+
+    ids: Tensor
+    logprobs: Tensor
+    blank: Tensor
+
+    def draft(self, lengths: Tensor, blank: int) -> list[list[DraftToken]]:
+        """As `ctc.greedy_draft`."""
+        return collapse(self.ids[..., 0], self.logprobs[..., 0], lengths, blank)
+
+
+class Prior(NamedTuple):
+    """ids (..., C, K) long: tokens whose logits at that position are raised by gains (..., C, K) nats, at least 0."""
+
+    ids: Tensor
+    gains: Tensor
+
+    def raised(self, logits: Tensor) -> Tensor:
+        """Logits (..., C, V) with the gains added, a new tensor."""
+        return logits.scatter_add(-1, self.ids, self.gains.to(logits.dtype))
+
+
+class Raised:
+    """A denoiser whose logits a prior (B, C, K) raises; see `denoise.Denoiser`."""
+
+    def __init__(self, backbone: Backbone, prior: Prior):
+        self.backbone, self.prior, self.vocab_size = backbone, prior, backbone.vocab_size
+
+    def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
+        """See `denoise.Denoiser.denoise_logits`."""
+        return self.prior.raised(self.backbone.denoise_logits(canvas, prefill, self_conditioning))
+
+
+@torch.no_grad()
+def hear(slots: Tensor, weight: Tensor, softcap: float, blank: int) -> Heard:
+    """Reads slots (B, S, H) with lm_head (V, H), a part at a time."""
+
+    def top_of(weight: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
+        logprobs = soft_capped_logits(slots, weight, softcap).log_softmax(-1)  # (n, V)
+        best, ids = logprobs.topk(min(TOP, logprobs.shape[-1]))
+        return ids, best, logprobs[:, blank]
+
+    parts = over_chunks(top_of, default_chunk(weight.shape[0]), weight, slots.flatten(0, 1))
+    ids, logprobs, blanks = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Heard(*(part.view(*slots.shape[:2], *part.shape[1:]) for part in (ids, logprobs, blanks)))
+
+
+def draft_prior(
+    heard: Heard, drafts: Sequence[Sequence[DraftToken]], lengths: Sequence[int], leads: Sequence[int], size: int,
+    blank: int, weight: float = 1.0,
+) -> Prior:  # fmt: skip
+    """What was heard at the positions of canvases that hold drafts as `edits.edit_layout` lays them out.
+
+    A token's position takes the slot of its run where it is likeliest, a gap the slot where the blank is least likely; in a
+    gap without a slot, and in the spare ones, a blank is expected. Nothing is known before and behind the layout.
+
+    Args:
+        heard: of the B rows; lengths: slots of each.
+        drafts: the tokens of each row, as `Heard.draft` gives them.
+        leads: positions of each row before its layout.
+        size: C, positions of a canvas; what does not fit is cut off.
+        weight: factor on the log-probabilities.
+    """
+    width = heard.ids.shape[-1]
+    worst, blanks = (-heard.logprobs[..., 0]).tolist(), heard.blank.tolist()
+    chosen = torch.full((len(drafts), size), -2)  # slot of each position; -1: none, but a blank is expected
+    for row, (draft, count, lead) in enumerate(zip(drafts, lengths, leads, strict=True)):
+        slots, end = [], 0
+        for token in draft:
+            slots += [_least(blanks[row], end, token.start), _least(worst[row], token.start, token.end)]
+            end = token.end
+        slots += [_least(blanks[row], end, count), *[-1] * SPARE]
+        slots = slots[: max(0, size - lead)]
+        chosen[row, lead : lead + len(slots)] = torch.tensor(slots, dtype=torch.long)
+    at = chosen.clamp(min=0)[..., None].expand(-1, -1, width).to(heard.ids.device)
+    ids = heard.ids.gather(1, at)
+    gains = heard.logprobs.gather(1, at).float().clamp(min=FLOOR) - FLOOR
+    chosen = chosen.to(ids.device)
+    nothing = chosen == -1
+    gains[chosen < 0] = 0.0
+    ids[..., 0][nothing], gains[..., 0][nothing] = blank, NO_SLOT
+    return Prior(ids, weight * gains)
+
+
+def _least(values: Sequence[float], start: int, end: int) -> int:
+    """Where in [start, end) the least value is; -1 where that is empty."""
+    return min(range(start, end), key=values.__getitem__, default=-1)

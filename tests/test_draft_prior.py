@@ -1,0 +1,101 @@
+"""draft_prior.py: CTC's log-probabilities at the positions of a drafted canvas, in the loss and in both engines."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_model import tiny_model
+
+from diffusion_gemma_asr.ctc import lm_head_draft
+from diffusion_gemma_asr.decoding import EngineName
+from diffusion_gemma_asr.draft_prior import FLOOR, NO_SLOT, TOP, Heard, Prior, draft_prior, hear
+from diffusion_gemma_asr.edits import SPARE, edit_layout
+from diffusion_gemma_asr.lm_head import logprobs_of, predict
+from diffusion_gemma_asr.losses import lm_head_cross_entropy, soft_capped_logits
+from diffusion_gemma_asr.model import DiffusionGemmaASR
+
+BLANK, CAP = 0, 30.0
+
+
+@pytest.fixture
+def model(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaASR:
+    return tiny_model(whisper_folder, backbone_folder, lora=False)
+
+
+def heard_of(probabilities: list[list[float]]) -> Heard:
+    """Of one row, all tokens in the order of their probability."""
+    logprobs, ids = torch.tensor(probabilities).log()[None].sort(-1, descending=True)
+    return Heard(ids, logprobs, torch.tensor(probabilities)[None, :, BLANK].log())
+
+
+def test_hearing_gives_the_greedy_draft_and_the_likeliest_tokens() -> None:
+    torch.manual_seed(0)
+    slots, weight, lengths = torch.randn(2, 9, 8), torch.randn(40, 8), torch.tensor([9, 5])
+    heard = hear(slots, weight, CAP, BLANK)
+    assert heard.draft(lengths, BLANK) == lm_head_draft(slots, weight, CAP, lengths, BLANK)
+    logprobs = soft_capped_logits(slots, weight, CAP).log_softmax(-1)
+    assert heard.ids.shape == (2, 9, TOP)
+    torch.testing.assert_close(logprobs.gather(-1, heard.ids), heard.logprobs)
+    torch.testing.assert_close(heard.blank, logprobs[..., BLANK])
+
+
+def test_every_position_takes_the_slot_that_it_stands_for() -> None:
+    """Slots: a blank; 1 twice, surer the second time; 2 without a blank between; two blanks, the second one less sure."""
+    heard = heard_of([
+        [0.9, 0.05, 0.05],
+        [0.2, 0.5, 0.3],
+        [0.1, 0.8, 0.1],
+        [0.3, 0.1, 0.6],
+        [0.8, 0.15, 0.05],
+        [0.5, 0.2, 0.3],
+    ])  # fmt: skip
+    (draft,) = drafts = heard.draft(torch.tensor([6]), BLANK)
+    assert [token.id for token in draft] == [1, 2]
+    size = 2 + len(edit_layout([1, 2], BLANK)) + 1
+    prior = draft_prior(heard, drafts, [6], [2], size, BLANK)
+    gains = torch.zeros(size, 3).scatter_add(-1, prior.ids[0], prior.gains[0])
+    for place, slot in {2: 0, 3: 2, 5: 3, 6: 5}.items():  # gap, token 1, token 2, gap behind it
+        expected = heard.logprobs[0, slot].gather(-1, heard.ids[0, slot].argsort()) - FLOOR
+        torch.testing.assert_close(gains[place], expected)
+    for place in (4, *range(7, 7 + SPARE)):  # no slot lies between 1 and 2, nor behind the last gap
+        assert gains[place].tolist() == [NO_SLOT, 0, 0]
+    assert not gains[[0, 1, size - 1]].any()  # the lead and the end
+    assert (draft_prior(heard, drafts, [6], [2], size, BLANK, 0.5).gains == prior.gains / 2).all()
+    assert draft_prior(heard, drafts, [6], [2], 4, BLANK).ids.shape == (1, 4, 3)
+
+
+def test_an_empty_draft_has_gaps_alone() -> None:
+    heard = heard_of([[0.9, 0.1], [0.6, 0.4]])
+    prior = draft_prior(heard, [[]], [2], [0], 6, BLANK)
+    assert prior.ids[0, 0].tolist() == [0, 1] and prior.gains[0, 0, 1] == pytest.approx(-FLOOR + torch.tensor(0.4).log())
+
+
+def test_the_loss_and_the_predictions_are_those_of_raised_logits() -> None:
+    torch.manual_seed(1)
+    hidden, weight, targets = torch.randn(2, 5, 8), torch.randn(20, 8), torch.randint(20, (2, 5))
+    prior = Prior(torch.stack([torch.randperm(20)[:3] for _ in range(10)]).view(2, 5, 3), 5 * torch.rand(2, 5, 3))
+    logits = prior.raised(soft_capped_logits(hidden, weight, CAP)).flatten(0, 1)
+    loss, accuracy = lm_head_cross_entropy(hidden, weight, CAP, targets, chunk_positions=3, raised=prior)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, targets.flatten()))
+    assert accuracy == (logits.argmax(-1) == targets.flatten()).float().mean()
+
+    flat = Prior(*(part.flatten(0, 1) for part in prior))
+    found = predict(hidden.flatten(0, 1), weight, CAP, torch.full((10,), 0.7), torch.rand(10), flat)
+    assert (found.best == logits.argmax(-1)).all()
+    torch.testing.assert_close(found.soft, (logits / 0.7).softmax(-1) @ weight)
+    expected = logits.log_softmax(-1).gather(-1, found.best[:, None])[:, 0]
+    torch.testing.assert_close(logprobs_of(hidden.flatten(0, 1), weight, CAP, found.best, flat), expected)
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_an_overwhelming_prior_keeps_the_draft(model: DiffusionGemmaASR, engine: EngineName) -> None:
+    torch.manual_seed(2)
+    lengths = torch.tensor([12, 30, 7])
+    slots = torch.randn(3, 30, model.backbone.hidden_size) * model.backbone.embedding_scale()
+
+    def kept(draft_weight: float) -> list[bool]:
+        model.draft_weight = draft_weight
+        found = model.transcribe_slots(slots, lengths, start="draft", engine=engine)
+        return [row.tokens[: len(row.draft_tokens)] == [token.id for token in row.draft_tokens] for row in found]
+
+    assert all(kept(1e4)) and not any(kept(0.0))
