@@ -55,6 +55,10 @@ SETS: dict[str, dict[str, Stage]] = {
         "encoder, CTC": Stage(
             "runs/mini6/hearing/student-run", ("teacher", "phonemes", "tokens"), tuple(f"token_wer_{c}" for c in CODES)
         ),
+        "encoder, CTC alone": Stage(
+            "runs/mini6/continued/student-run", ("phonemes", "tokens"), tuple(f"token_wer_{c}" for c in CODES)
+        ),
+        "reading": Stage("runs/mini6/reading", THREE, DENOISED),
         "adapter": Stage("runs/mini6", THREE, DENOISED),
     },
 }
@@ -74,10 +78,12 @@ def curves(folder: str) -> dict[str, list]:
 
 
 def draw(name: str) -> None:
-    """The data and the plot of a set's stages that have a log."""
-    stages = {title: stage for title, stage in SETS[name].items() if (Path(stage.folder) / "log.jsonl").exists()}
-    found = {title: curves(stage.folder) for title, stage in stages.items()}
-    (OUT / f"{name}-training.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    """The data and the plot of a set's stages that have a log, or had one when the data was written last."""
+    path, stages = OUT / f"{name}-training.json", SETS[name]
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found |= {title: curves(stage.folder) for title, stage in stages.items() if (Path(stage.folder) / "log.jsonl").exists()}
+    found = {title: found[title] for title in stages if title in found}
+    path.write_text(json.dumps(found) + "\n", encoding="utf-8")
     figure, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6), constrained_layout=True, squeeze=False)
     for column, (title, data) in enumerate(found.items()):
         for loss in stages[title].losses:

@@ -13,6 +13,7 @@ run=runs/mini6
 presets=src/diffusion_gemma_asr/presets
 codes="en de fr es hi zh"
 declare -A sentences=([en]=16000 [de]=12000 [fr]=12000 [es]=12000 [hi]=8000 [zh]=12000)
+declare -A more=([en]=20000 [de]=20000 [fr]=20000 [es]=20000 [hi]=8400 [zh]=20000)
 # Without these PyTorch on CPU spends much of its time handing memory back and spinning.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000 MALLOC_TOP_PAD_=268435456 OMP_WAIT_POLICY=passive
 
@@ -37,6 +38,15 @@ for code in $codes; do
       --exclude $heldout $dev --out runs/mini/synth-$code
   fi
 done
+
+if [ "$front_end" = mini ]; then
+  stage "more synthetic speech, which only the encoder of our own hears"
+  for code in $codes; do
+    made runs/mini/more-$code/manifest.jsonl $python -m diffusion_gemma_asr.data.synth --text $shared/text/$code.txt \
+      --language $code --count ${more[$code]} --seed 2 --rooms 0.25 --telephones 0.1 \
+      --exclude runs/mini/{heldout,dev}-$code/manifest.jsonl --out runs/mini/more-$code
+  done
+fi
 
 stage "tokenizer"
 texts=$(for code in $codes; do echo "$shared/text/$code.txt"; done)
@@ -71,6 +81,10 @@ else
   made $run/distilled/encoder/model.safetensors $distil recipes/mini6/2-encoder.yaml $run/distilled \
     --start_from $presets/mini
   made $run/hearing/projector/adapter.safetensors $distil recipes/mini6/3-encoder-ctc.yaml $run/hearing --start_from $run/distilled
+  stage "without its teacher: encoder and projector by CTC, the backbone by what the projector spells"
+  made $run/continued/projector/adapter.safetensors $distil recipes/mini6/4-encoder-continued.yaml $run/continued \
+    --start_from $run/hearing
+  made $run/reading/projector/adapter.safetensors $reading recipes/mini6/5-reading.yaml $run/reading --head_stays
   stage "projector and LoRA on its frames"
   made $run/checkpoint/adapter.safetensors $train $recipe
 fi

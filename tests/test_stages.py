@@ -237,6 +237,20 @@ def test_an_encoder_learns_from_the_frames_of_another(run_folder: Path, backbone
         imitated = x @ state["teacher_head.weight"].T
         torch.testing.assert_close(own(x, lengths)[0], wide(imitated, lengths)[0], atol=1e-4, rtol=1e-4)
 
+    third = run_folder / "continued"
+    del told["teacher_frames"]
+    told["model"] = sizes | {"encoder_layers": 2}
+    recipe = recipe_of(
+        "../mini6/4-encoder-continued.yaml", backbone=str(run_folder / "backbone"), projector={"hidden_size": 12},
+        projector_from=str(second / "projector"), **told,
+    )  # fmt: skip
+    train_student(recipe, third, second)
+    records = read_log(third / "student-run")
+    assert all(record["tokens"] > 0 and record["phonemes"] > 0 and "teacher" not in record for record in records)
+    old, new = (read_projector(folder / "projector")["conv1.weight"] for folder in (second, third))
+    assert old.shape == new.shape and not torch.equal(old, new)
+    assert AcousticEncoder.from_pretrained(third / "encoder").encoder.config.encoder_layers == 2
+
 
 def test_a_teacher_must_have_heard_everything(run_folder: Path) -> None:
     rows = read_manifest(run_folder / "manifest.jsonl")

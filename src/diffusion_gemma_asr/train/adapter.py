@@ -33,6 +33,7 @@ from ..prompt import AUTO
 from ..recipe import DataRecipe, Recipe, TrainRecipe, load_recipe
 from .loop import LoopOptions, Metrics, run, step_seed
 from .monitor import error_rate, report, report_drafts
+from .workers import join_workers, rank, wait_for_all
 
 MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
 
@@ -96,7 +97,12 @@ def frame_cache(folder: Path, encoder: Ear, utterances: Sequence[Utterance]) -> 
             frames, frame_lengths = encoder(mel.to(device), lengths.to(device))
         return [row[:n].float().cpu().numpy() for row, n in zip(frames, frame_lengths.tolist(), strict=True)]
 
-    return FeatureCache.build(folder, utterances, encoder.hidden_size, compute)
+    if rank() > 0:
+        wait_for_all()  # the first one has written it
+    cache = FeatureCache.build(folder, utterances, encoder.hidden_size, compute)
+    if rank() == 0:
+        wait_for_all()
+    return cache
 
 
 class SpeechData:
@@ -174,6 +180,7 @@ def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 def train_from_recipe(path: str | Path, folder: str | Path | None = None, device: str | None = None) -> Path:
     """Trains an adapter as a recipe file (or the recipe of that name) says; see `train_adapter`."""
+    join_workers()
     recipe = load_recipe(path)
     return train_adapter(recipe, folder or Path("runs") / recipe.name, device)
 
@@ -201,7 +208,8 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
         load_adapter(model, recipe.train.start_from)
     trainer = AdapterTrainer(recipe, model, folder, dtype)
     run(model.trained(), trainer.loss_of, folder, loop_options(recipe.train), trainer.evaluate)
-    save_checkpoint(model.eval(), folder / "checkpoint", recipe.model)
+    if rank() == 0:
+        save_checkpoint(model.eval(), folder / "checkpoint", recipe.model)
     return folder / "checkpoint"
 
 

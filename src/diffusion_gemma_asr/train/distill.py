@@ -43,6 +43,7 @@ from .adapter import compute_dtype, computing_in, first_of
 from .loop import LoopOptions, Metrics, load_weights, run
 from .monitor import error_rate
 from .whisper import PhonemeTimes, save_encoder, whisper_config
+from .workers import join_workers, rank
 
 HEADS = "heads.safetensors"  # what maps frames to the teacher's and to phonemes
 
@@ -189,13 +190,14 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
     mixture = Mixture(sizes, shares, lengths, recipe["batch_frames"], 256, seed)
     masking = Masking(**recipe["masking"])
     dtype = compute_dtype(recipe["dtype"], torch.device("cpu"))
+    options = LoopOptions(**recipe["loop"])
 
     def hear(utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
         return student.acoustic.features([read_sound(u.audio_filepath) for u in utterances])
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         student.train()
-        chosen = mixture.at(step)
+        chosen = mixture.at(step * options.accumulation + micro)
         rows = [train[i] for i in chosen]
         mel, mel_lengths = hear(rows)
         mel = warp_frequencies(mel.transpose(1, 2), log_uniform(recipe["warp"], len(rows)))  # (B, T, bins)
@@ -238,7 +240,9 @@ def train_student(recipe: dict, folder: Path, start_from: str | Path | None = No
         return figures
 
     start = time.time()
-    run(trained, loss_of, folder / "student-run", LoopOptions(**recipe["loop"]), evaluate)
+    run(trained, loss_of, folder / "student-run", options, evaluate)
+    if rank() > 0:
+        return
     save_encoder(student.acoustic, folder / "encoder")
     heads = {name: value for name, value in student.state_dict().items() if "head" in name}
     save_file({name: value.contiguous() for name, value in heads.items()}, folder / HEADS)
@@ -288,4 +292,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="run folder")
     parser.add_argument("--start_from", help="folder of an earlier run or checkpoint, whose encoder to go on with")
     args = parser.parse_args()
+    join_workers()
     train_student(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder), args.start_from)

@@ -1,13 +1,15 @@
 """The training loop that all stages share: warm-up and cosine, clipping, one JSON line a step, exact resumption.
 
 Everything random in a step is seeded by (seed, step), and batches are a function of the step, so a run that was
-killed and resumed goes through the same states as one that was not.
+killed and resumed goes through the same states as one that was not. Started by torchrun, several processes share the
+micro-batches of each step (workers.py).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, RecipeError
 from .muon import MuonWithAdamW
+from .workers import rank, sum_gradients, wait_for_all, workers
 
 Metrics = dict[str, float]
 Optimizer = torch.optim.Optimizer | MuonWithAdamW
@@ -79,26 +82,33 @@ def run(
         folder: gets state.pt (weights, optimiser, step) and log.jsonl (one object a step).
         evaluate: called every `evaluate_every` steps and at the end; its figures go to log.jsonl under "evaluation".
 
+    Of several workers the first one alone evaluates and writes, and the log has its figures.
+
     Raises:
         CheckpointError: the saved state belongs to other parameters.
+        RecipeError: a step's micro-batches cannot be shared out among the workers.
     """
+    if options.accumulation % workers():
+        raise RecipeError(f"accumulation {options.accumulation} for {workers()} workers: make it a multiple of them")
+    first = rank() == 0
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     parameters = list(trained.values())
     optimizer = make_optimizer(trained, options)
     step = _resume(folder / "state.pt", trained, optimizer)
-    log = _truncate_log(folder / "log.jsonl", step)
+    wait_for_all()  # nobody has yet to read what the first one writes
+    log = _truncate_log(folder / "log.jsonl", step) if first else Path(os.devnull)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar, log.open("a", encoding="utf-8") as lines:
+    with Progress(*columns, disable=not first) as bar, log.open("a", encoding="utf-8") as lines:
         task = bar.add_task("training", total=options.steps, completed=step)
         while step < options.steps:
             record = _one_step(step, parameters, optimizer, loss_of, options)
             step += 1
             done = step == options.steps
-            if evaluate is not None and (step % options.evaluate_every == 0 or done):
+            if first and evaluate is not None and (step % options.evaluate_every == 0 or done):
                 record["evaluation"] = evaluate(step)
             print(json.dumps(record), file=lines, flush=True)
-            if step % options.save_every == 0 or done:
+            if first and (step % options.save_every == 0 or done):
                 save_state(folder / "state.pt", step, trained, optimizer)
             bar.update(task, completed=step, description=f"loss {record['loss']}")
 
@@ -130,13 +140,15 @@ def _one_step(
         group["lr"] = lr
     total = 0.0
     figures: dict[str, float] = {}
-    for micro in range(options.accumulation):
+    own = range(rank(), options.accumulation, workers())  # micro-batches of this worker
+    for micro in own:
         torch.manual_seed(step_seed(options.seed, step, micro))
         loss, metrics = loss_of(step, micro)
         (loss / options.accumulation).backward()
-        total += loss.item() / options.accumulation
+        total += loss.item() / len(own)
         for name, value in metrics.items():
-            figures[name] = figures.get(name, 0.0) + value / options.accumulation
+            figures[name] = figures.get(name, 0.0) + value / len(own)
+    sum_gradients(parameters)
     norm = float(nn.utils.clip_grad_norm_(parameters, options.clip))
     if math.isfinite(norm):
         optimizer.step()

@@ -21,6 +21,7 @@ from ..recipe import Recipe, load_recipe
 from .adapter import AdapterTrainer, build_model, compute_dtype, loop_options
 from .loop import run
 from .text import save_backbone
+from .workers import join_workers, rank
 
 
 def readers(model: DiffusionGemmaASR, head: bool = True) -> dict[str, nn.Parameter]:
@@ -39,7 +40,8 @@ def readers(model: DiffusionGemmaASR, head: bool = True) -> dict[str, nn.Paramet
 
 
 def train_reading(recipe: Recipe, folder: str | Path, head: bool = True) -> None:
-    """Trains what `readers` gives by a recipe (its LoRA is left out; Muon takes the place of AdamW), resuming what a killed run left.
+    """Trains what `readers` gives by a recipe (its LoRA is left out; Muon takes the place of AdamW), resuming what a killed
+    run left.
 
     Writes the backbone, in the real layout, to `folder/backbone` and the projector, as an adapter without LoRA, to
     `folder/projector`.
@@ -52,6 +54,8 @@ def train_reading(recipe: Recipe, folder: str | Path, head: bool = True) -> None
         load_adapter(model, recipe.train.start_from, projector_alone=True)
     trainer = AdapterTrainer(recipe, model, folder, dtype)
     run(readers(model, head), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
+    if rank() > 0:
+        return
     save_backbone(model.backbone, model.prompts, folder / "backbone")
     save_projector(model.projector, folder / "projector")
 
@@ -62,4 +66,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="run folder; gets backbone/ and projector/")
     parser.add_argument("--head_stays", action="store_true", help="train neither the lm_head nor the projector")
     args = parser.parse_args()
+    join_workers()
     train_reading(load_recipe(args.recipe), args.folder, not args.head_stays)

@@ -1,0 +1,51 @@
+"""Several processes that train one model, each on its share of a step's micro-batches.
+
+    torchrun --nproc_per_node 2 -m diffusion_gemma_asr.train.distill RECIPE FOLDER
+
+On a processor two workers of one thread each get further than one of two: a small model's layers are too small to be cut.
+Every worker holds all weights; gradients are summed, so that the result is that of one process, but for rounding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def join_workers() -> None:
+    """Joins the others, if torchrun has started this process; to be called once."""
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("gloo")
+
+
+def workers() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which one this is; 0 writes all files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait_for_all() -> None:
+    """Returns once every worker has come here."""
+    if workers() > 1:
+        dist.barrier()
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Gives every worker the sum of all workers' gradients; where a worker has none it counts as zero."""
+    if workers() == 1:
+        return
+    gradients = []
+    for p in parameters:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        gradients.append(p.grad)
+    joined = nn.utils.parameters_to_vector(gradients)
+    dist.all_reduce(joined)
+    nn.utils.vector_to_parameters(joined, gradients)
