@@ -100,7 +100,12 @@ class Decoding:
         self.options, self.canvas_length, self.start, self.among = options, canvas_length, start, among
         self.context = context
         self.counts: list[int] = slot_lengths.tolist()
-        self.drafts, self.heard = model.hear(slots, slot_lengths)
+        self.heard: Heard | None = None
+        if start == "draft" and model.draft_weight > 0:
+            self.heard = model.hear(slots)
+            self.drafts = self.heard.draft(slot_lengths, model.blank)
+        else:
+            self.drafts = model.draft(slots, slot_lengths)
         self.generators = [torch.Generator(model.device).manual_seed(seed) for _ in self.counts]
         self.canvases: list[list[_Canvas]] = [[] for _ in self.counts]  # of each row, denoised
         self.found = [None if language == AUTO else language for language in languages]  # of each row, once it is known
@@ -170,12 +175,11 @@ class Decoding:
         return Job(canvas[0].to(self.model.device), self.generators[row], self._prior(row, draft, canvas.shape[1]))
 
     def _prior(self, row: int, draft: Sequence[DraftToken], size: int) -> Prior | None:
-        weight = self.model.draft_weight
-        if weight == 0:
+        if self.heard is None:
             return None
         heard = Heard(*(part[row, None] for part in self.heard))
-        found = draft_prior(heard, [draft], [self.counts[row]], [self._lead_size(row)], size, self.model.blank, weight)
-        return Prior(*(part[0] for part in found))
+        told = [self.counts[row]], [self._lead_size(row)], size, self.model.blank, self.model.draft_weight
+        return Prior(*(part[0] for part in draft_prior(heard, [draft], *told)))
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]

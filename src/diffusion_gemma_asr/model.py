@@ -122,10 +122,9 @@ class DiffusionGemmaASR(nn.Module):
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
         return lm_head_draft(slots, weight, softcap, slot_lengths, self.blank)
 
-    def hear(self, slots: Tensor, slot_lengths: Tensor) -> tuple[list[list[DraftToken]], Heard]:
-        """The drafts, with all that CTC found likely in each slot."""
-        heard = hear(slots, self.backbone.lm_head_weight, self.backbone.softcap, self.blank)
-        return heard.draft(slot_lengths, self.blank), heard
+    def hear(self, slots: Tensor) -> Heard:
+        """All that CTC finds likely in each slot, the drafts among it."""
+        return hear(slots, self.backbone.lm_head_weight, self.backbone.softcap, self.blank)
 
     def read_prompts(
         self, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str], written: Sequence[Sequence[int]] | None = None,
@@ -157,12 +156,14 @@ class DiffusionGemmaASR(nn.Module):
         text = batch.text
         embeds = fill_slots(self.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
         drafts = prior = None
-        if draft_share > 0:
-            drafted, heard = self.hear(slots, slot_lengths)
+        if draft_share > 0 and self.draft_weight > 0:
+            heard = self.hear(slots)
+            drafted = heard.draft(slot_lengths, self.blank)
             drafts = self._edits([_ids(row) for row in drafted], text)
-            if self.draft_weight > 0:
-                told = slot_lengths.tolist(), text.leads.tolist(), drafts.shown.shape[1], self.blank, self.draft_weight
-                prior = draft_prior(heard, drafted, *told)
+            told = slot_lengths.tolist(), text.leads.tolist(), drafts.shown.shape[1], self.blank, self.draft_weight
+            prior = draft_prior(heard, drafted, *told)
+        elif draft_share > 0:
+            drafts = self._edits([_ids(row) for row in self.draft(slots, slot_lengths)], text)
         found = backbone_losses(
             self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive, drafts=drafts,
             draft_share=draft_share, unroll=unroll, prior=prior,
