@@ -3,8 +3,8 @@
 DiffusionGemma has read so much that LoRA can teach it to read audio tokens. A backbone of 3M parameters that has only seen
 imitations of them cannot learn it so (docs/results/mini.md has the figures). Here all its weights, the lm_head that the
 projector writes through among them, learn together with the projector, by the adapter's three losses on the frozen
-encoder's frames. With `--head_stays` the lm_head and the projector, and so the drafts, stay as they are: it is for a projector
-that has learnt to spell through this lm_head already (distill.py).
+encoder's frames. With `--head_stays` the lm_head and the projector, and so the drafts, stay as they are: it is for a
+projector that has learnt to spell through this lm_head already (distill.py).
 """
 
 from __future__ import annotations
