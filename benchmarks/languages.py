@@ -1,6 +1,7 @@
 """The six-language models beside baselines on the same frozen encoder, by language and domain.
 
     python benchmarks/languages.py measure mini6         or mini-whisper-base; adds to the data what is not measured yet
+    python benchmarks/languages.py measure mini6 --again measures denoising anew; the baselines' figures stay
     python benchmarks/languages.py report                fills the tables of docs/results/mini6.md
 
 The lists are the 300 held-out synthetic sentences of each language, in voices that training never meets, and the real dev
@@ -74,21 +75,21 @@ def judged(said: Sequence[str], written: Sequence[str], code: str) -> dict[str, 
 
 @torch.no_grad()
 def measure_list(
-    model: DiffusionGemmaASR, baseline: TrainedBaseline | None, rows: list[Utterance], cache: FeatureCache
-) -> dict[str, Any]:
+    model: DiffusionGemmaASR, baseline: TrainedBaseline | None, rows: list[Utterance], cache: FeatureCache,
+    autoregressive: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Error rates of the systems, and how often the language is found."""
     code, said = rows[0].language, [u.text for u in rows]
     found = transcribe_cached(model, rows, cache)
-    written = {"denoised": [d.text for d in found], "draft": [d.draft for d in found], "autoregressive": []}
-    if baseline is not None:
-        written["whisper"] = []
+    written = {"denoised": [d.text for d in found], "draft": [d.draft for d in found]}
     for i in range(0, len(rows), 25):
         batch = cache.batch(rows[i : i + 25])
         slots, lengths = model.projector(*batch)
-        named = [code] * len(lengths)
-        written["autoregressive"] += [model.text(row) for row in greedy(model, slots, lengths, named)]
+        if autoregressive:
+            texts = [model.text(row) for row in greedy(model, slots, lengths, [code] * len(lengths))]
+            written.setdefault("autoregressive", []).extend(texts)
         if baseline is not None:
-            written["whisper"] += [row.text for row in baseline.decode(*batch)]
+            written.setdefault("whisper", []).extend(row.text for row in baseline.decode(*batch))
     asked = transcribe_cached(model, rows, cache, AUTO)
     long = [d.language == code for d, u in zip(asked, rows, strict=True) if u.duration > LONG_ENOUGH_S]
     return {
@@ -100,18 +101,21 @@ def measure_list(
     }
 
 
-def measure(front_end: str) -> None:
-    """Adds the lists that are not measured yet to the data."""
+def measure(front_end: str, again: bool = False) -> None:
+    """Adds the lists that are not measured yet to the data; `again` replaces what is there, but for the baselines."""
     checkpoint, other, frames = FRONT_ENDS[front_end]
     model = load_checkpoint(checkpoint, device="cpu").eval()
-    baseline = TrainedBaseline.load(other) if Path(other).is_dir() else None
+    baseline = TrainedBaseline.load(other) if Path(other).is_dir() and not again else None
     rows = lists()
     cache = frame_cache(Path(frames), model.encoder, [u for part in rows.values() for u in part])
     for name, part in rows.items():
-        if name in measured(DATA).get(front_end, {"lists": {}})["lists"]:
+        old = measured(DATA).get(front_end, {"lists": {}})["lists"].get(name)
+        if old and not again:
             continue
         start = time.time()
-        found = measure_list(model, baseline, part, cache)
+        found = measure_list(model, baseline, part, cache, autoregressive=not again)
+        if old:
+            found["systems"] = old["systems"] | found["systems"]
         data = measured(DATA)  # anew: the other front end may be measured at the same time
         held = data.setdefault(front_end, {"lists": {}})
         held["lists"][name] = found
@@ -144,10 +148,12 @@ def _cell(found: dict[str, Any]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("measure").add_argument("front_end", choices=list(FRONT_ENDS))
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("front_end", choices=list(FRONT_ENDS))
+    measuring.add_argument("--again", action="store_true", help="measure denoising anew, and not the baselines")
     commands.add_parser("report")
     args = parser.parse_args()
     if args.command == "measure":
-        measure(args.front_end)
+        measure(args.front_end, args.again)
     else:
         fill(PAGE, {f"languages {name}": table(held) for name, held in measured(DATA).items()})

@@ -58,7 +58,6 @@ SETS: dict[str, dict[str, Stage]] = {
         "encoder, CTC alone": Stage(
             "runs/mini6/continued/student-run", ("phonemes", "tokens"), tuple(f"token_wer_{c}" for c in CODES)
         ),
-        "reading": Stage("runs/mini6/reading", THREE, DENOISED),
         "adapter": Stage("runs/mini6", THREE, DENOISED),
     },
 }

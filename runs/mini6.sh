@@ -77,16 +77,14 @@ if [ "$front_end" = whisper-base ]; then
 else
   name=mini6 out=$run out_recipes=recipes/mini6 recipe=recipes/mini6.yaml from_hub=
   distil="$python -m diffusion_gemma_asr.train.distill"
-  both_cores="$python -m torch.distributed.run --nproc_per_node 2 -m diffusion_gemma_asr.train"
+  both_cores="$python -m torch.distributed.run --nproc_per_node 2 -m diffusion_gemma_asr.train.distill"
   stage "an encoder of our own: by Whisper base's frames of synthetic and real speech, then by CTC as well"
   made $run/distilled/encoder/model.safetensors $distil recipes/mini6/2-encoder.yaml $run/distilled \
     --start_from $presets/mini
   made $run/hearing/projector/adapter.safetensors $distil recipes/mini6/3-encoder-ctc.yaml $run/hearing --start_from $run/distilled
-  stage "without its teacher: encoder and projector by CTC, the backbone by what the projector spells"
-  OMP_NUM_THREADS=1 made $run/continued/projector/adapter.safetensors $both_cores.distill recipes/mini6/4-encoder-continued.yaml $run/continued \
-    --start_from $run/hearing
-  OMP_NUM_THREADS=1 made $run/reading/projector/adapter.safetensors $both_cores.reading recipes/mini6/5-reading.yaml \
-    $run/reading --head_stays
+  stage "without its teacher, by CTC alone"
+  OMP_NUM_THREADS=1 made $run/continued/projector/adapter.safetensors \
+    $both_cores recipes/mini6/4-encoder-continued.yaml $run/continued --start_from $run/hearing
   stage "projector and LoRA on its frames"
   made $run/checkpoint/adapter.safetensors $train $recipe
 fi

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .backbone import Backbone, Prefill
 
 TOP = 16  # tokens a position that count; the others are as unlikely as FLOOR
-FLOOR = -9.0  # nats; log-probabilities below count as this
-NO_SLOT = 4.0  # nats by which a blank is likelier than all else in a gap that no slot lies in
+FLOOR = -20.0  # nats; log-probabilities below count as this: a whole vocabulary at it weighs nothing beside a sure token
+NO_SLOT = 12.0  # nats by which a blank is likelier than any other token in a gap that no slot lies in
 
 
 class Heard(NamedTuple):

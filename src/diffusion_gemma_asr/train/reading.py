@@ -3,8 +3,7 @@
 DiffusionGemma has read so much that LoRA can teach it to read audio tokens. A backbone of 3M parameters that has only seen
 imitations of them cannot learn it so (docs/results/mini.md has the figures). Here all its weights, the lm_head that the
 projector writes through among them, learn together with the projector, by the adapter's three losses on the frozen
-encoder's frames. With `--head_stays` the lm_head and the projector, and so the drafts, stay as they are: it is for a
-projector that has learnt to spell through this lm_head already (distill.py).
+encoder's frames.
 """
 
 from __future__ import annotations
@@ -24,24 +23,20 @@ from .text import save_backbone
 from .workers import join_workers, rank
 
 
-def readers(model: DiffusionGemmaASR, head: bool = True) -> dict[str, nn.Parameter]:
-    """Every weight of the projector and of the backbone, but for its unused eyes, by name and ready to train; without `head`
-    those of the backbone alone, less the lm_head (and the token rows, which are the same)."""
-    parts = ("projector.", "backbone.") if head else ("backbone.",)
+def readers(model: DiffusionGemmaASR) -> dict[str, nn.Parameter]:
+    """Every weight of the projector and of the backbone, but for its unused eyes, by name and ready to train."""
     chosen = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if name.startswith(parts) and "vision" not in name and (head or parameter is not model.backbone.lm_head_weight)
+        if name.startswith(("projector.", "backbone.")) and "vision" not in name
     }
-    model.requires_grad_(False)
     for parameter in chosen.values():
         parameter.requires_grad_(True)
     return chosen
 
 
-def train_reading(recipe: Recipe, folder: str | Path, head: bool = True) -> None:
-    """Trains what `readers` gives by a recipe (its LoRA is left out; Muon takes the place of AdamW), resuming what a killed
-    run left.
+def train_reading(recipe: Recipe, folder: str | Path) -> None:
+    """Trains by a recipe (its LoRA is left out; Muon takes the place of AdamW), resuming what a killed run left.
 
     Writes the backbone, in the real layout, to `folder/backbone` and the projector, as an adapter without LoRA, to
     `folder/projector`.
@@ -53,7 +48,7 @@ def train_reading(recipe: Recipe, folder: str | Path, head: bool = True) -> None
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from, projector_alone=True)
     trainer = AdapterTrainer(recipe, model, folder, dtype)
-    run(readers(model, head), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
+    run(readers(model), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
     if rank() > 0:
         return
     save_backbone(model.backbone, model.prompts, folder / "backbone")
@@ -64,7 +59,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Teach the mini model's backbone to read audio tokens (stage 3).")
     parser.add_argument("recipe", help="recipe, YAML")
     parser.add_argument("folder", help="run folder; gets backbone/ and projector/")
-    parser.add_argument("--head_stays", action="store_true", help="train neither the lm_head nor the projector")
     args = parser.parse_args()
     join_workers()
-    train_reading(load_recipe(args.recipe), args.folder, not args.head_stays)
+    train_reading(load_recipe(args.recipe), args.folder)
