@@ -2,8 +2,9 @@
 
 A canvas that starts from the CTC draft (edits.py) shows one token a position, but not how sure CTC was of it, nor what else
 it may have been. Here CTC's log-probabilities at the slot that a position stands for are added to the denoiser's logits, as
-hybrid CTC/attention decoding adds them to a decoder's (Watanabe et al. 2017, doi 10.1109/JSTSP.2017.2763455). The denoiser
-is trained with them as well, and so learns what to change in the draft rather than to hear everything once more.
+hybrid CTC/attention decoding adds them to a decoder's (Watanabe et al. 2017, doi 10.1109/JSTSP.2017.2763455). Training knows
+nothing of it: CTC is too sure of what it misses, and a denoiser that was trained beside it learnt to mistrust it everywhere
+(docs/results/draft_weight.md).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .losses import default_chunk, over_chunks, soft_capped_logits
 if TYPE_CHECKING:
     from .backbone import Backbone, Prefill
 
+DRAFT_WEIGHT = 1.0  # of a new model that starts from drafts
 TOP = 16  # tokens a position that count; the others are as unlikely as FLOOR
 FLOOR = -20.0  # nats; log-probabilities below count as this: a whole vocabulary at it weighs nothing beside a sure token
 NO_SLOT = 12.0  # nats by which a blank is likelier than any other token in a gap that no slot lies in

@@ -75,7 +75,6 @@ def lm_head_cross_entropy(
     targets: Tensor,
     mask: Tensor | None = None,
     chunk_positions: int | None = None,
-    raised: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the soft-capped output head over the masked positions.
 
@@ -88,7 +87,6 @@ def lm_head_cross_entropy(
         targets: (...) long, the right token of every position; not looked at outside the mask.
         mask: (...) bool, the positions that count; None counts all.
         chunk_positions: positions projected at a time; None takes `default_chunk(V)`.
-        raised: ids (..., K) long of tokens and nats (..., K) by which their logits are raised; None: none are.
 
     Returns:
         (loss, accuracy), both scalars: the mean negative log-likelihood in nats, and the share of positions
@@ -101,21 +99,19 @@ def lm_head_cross_entropy(
         shapes = f"hidden {tuple(hidden.shape)}, targets {tuple(targets.shape)}"
         shapes += "" if mask is None else f", mask {tuple(mask.shape)}"
         raise ValueError(f"{shapes}: give hidden (..., H) with targets and mask (...)")
-    counted = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
-    parts = [hidden[counted], targets[counted]]  # (N, H), (N,)
-    parts += [] if raised is None else [part[counted] for part in raised]  # (N, K) each
+    if mask is None:
+        hidden, targets = hidden.flatten(0, -2), targets.flatten()  # (N, H), (N,)
+    else:
+        hidden, targets = hidden[mask], targets[mask]  # (N, H), (N,)
 
-    def chunk_sums(weight: Tensor, hidden: Tensor, targets: Tensor, *raised: Tensor) -> tuple[Tensor, Tensor]:
+    def chunk_sums(weight: Tensor, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = soft_capped_logits(hidden, weight, softcap)  # (n, V)
-        if raised:
-            ids, gains = raised
-            logits = logits.scatter_add(-1, ids, gains.to(logits.dtype))
         correct = (logits.detach().argmax(-1) == targets).sum()
         return F.cross_entropy(logits, targets, reduction="sum"), correct
 
     chunk = default_chunk(weight.shape[0]) if chunk_positions is None else chunk_positions
-    sums = over_chunks(chunk_sums, chunk, weight, *parts)
-    count = max(1, len(parts[0]))
+    sums = over_chunks(chunk_sums, chunk, weight, hidden, targets)
+    count = max(1, targets.numel())
     loss = torch.stack([nll for nll, _ in sums]).sum() / count
     accuracy = torch.stack([correct for _, correct in sums]).sum() / count
     return loss, accuracy
@@ -128,7 +124,6 @@ def diffusion_loss(
     x0: Tensor,
     mask: Tensor,
     chunk_positions: int | None = None,
-    raised: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Flat cross-entropy of the clean canvas: every supervised position counts the same, corrupted or not.
 
@@ -140,12 +135,12 @@ def diffusion_loss(
         softcap: bound of the logits' absolute value.
         x0: (B, C) long, the clean canvas.
         mask: (B, C) bool, the supervised positions.
-        chunk_positions, raised: see `lm_head_cross_entropy`.
+        chunk_positions: see `lm_head_cross_entropy`.
 
     Returns:
         (loss, accuracy), scalars as in `lm_head_cross_entropy`.
     """
-    return lm_head_cross_entropy(hidden, weight, softcap, x0, mask, chunk_positions, raised)
+    return lm_head_cross_entropy(hidden, weight, softcap, x0, mask, chunk_positions)
 
 
 def autoregressive_loss(

@@ -16,7 +16,7 @@ from .backbone import Backbone, Prefill
 from .ctc import DraftToken, TokenSpan, lm_head_align, lm_head_ctc_loss, lm_head_draft
 from .decoding import Decoded, Decoding, EngineName, OnStep, Start
 from .denoise import DenoiseOptions
-from .draft_prior import Heard, draft_prior, hear
+from .draft_prior import Heard, hear
 from .ear import Ear
 from .edits import EditCanvases, edit_canvases
 from .encoder import length_mask
@@ -155,18 +155,12 @@ class DiffusionGemmaASR(nn.Module):
         slots, slot_lengths = self.projector(batch.frames, batch.frame_lengths)
         text = batch.text
         embeds = fill_slots(self.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
-        drafts = prior = None
-        if draft_share > 0 and self.draft_weight > 0:
-            heard = self.hear(slots)
-            drafted = heard.draft(slot_lengths, self.blank)
-            drafts = self._edits([_ids(row) for row in drafted], text)
-            told = slot_lengths.tolist(), text.leads.tolist(), drafts.shown.shape[1], self.blank, self.draft_weight
-            prior = draft_prior(heard, drafted, *told)
-        elif draft_share > 0:
+        drafts = None
+        if draft_share > 0:
             drafts = self._edits([_ids(row) for row in self.draft(slots, slot_lengths)], text)
         found = backbone_losses(
             self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive, drafts=drafts,
-            draft_share=draft_share, unroll=unroll, prior=prior,
+            draft_share=draft_share, unroll=unroll,
         )  # fmt: skip
         return found, self._ctc_loss(slots, slot_lengths, text)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .backbone import Backbone
 from .denoise import accept, renoise, sample
-from .draft_prior import Prior
 from .edits import EditCanvases
 from .losses import autoregressive_loss, diffusion_loss
 from .noise import q_xt, sample_t
@@ -104,7 +103,6 @@ def backbone_losses(
     drafts: EditCanvases | None = None,
     draft_share: float = 0.0,
     unroll: float = 0.0,
-    prior: Prior | None = None,
 ) -> BackboneLosses:
     """Diffusion and autoregressive loss of a batch.
 
@@ -122,7 +120,6 @@ def backbone_losses(
             level t.
         unroll: probability that a row whose first pass did so also goes on with the canvas that a denoising
             step makes of them, its own mistakes included, as inference does (Savinov et al. 2021, arXiv 2112.06749).
-        prior: (B, C', K), raises the logits of the rows that start from their drafts.
     """
     weight, softcap = backbone.lm_head_weight, backbone.softcap
     prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
@@ -142,21 +139,17 @@ def backbone_losses(
         drafted = (torch.rand(t.shape, generator=generator, device=t.device) < draft_share) & usable
         noisy = torch.where(drafted[:, None], q_xt(shown, t / 4, backbone.vocab_size, generator), noisy)
         clean = torch.where(drafted[:, None], corrected, clean)
-        if prior is not None:
-            prior = prior._replace(gains=prior.gains * drafted[:, None, None])
     signal = None
     if float(torch.rand((), generator=generator, device=t.device)) < self_conditioning:
         with torch.no_grad():
-            signal = backbone.denoise_logits(noisy, prefill)
-            signal = signal if prior is None else prior.raised(signal)
-            signal = signal / draw_temperature(generator, embeds.device)
+            signal = backbone.denoise_logits(noisy, prefill) / draw_temperature(generator, embeds.device)
         if unroll > 0:
             stepped = one_step(signal, generator)
             own = torch.rand(t.shape, generator=generator, device=t.device) < unroll
             noisy = torch.where(own[:, None], stepped, noisy)
     hidden = backbone.denoise_hidden(noisy, prefill, signal)
     everywhere = torch.ones_like(noisy, dtype=torch.bool)
-    diffusion, accuracy = diffusion_loss(hidden, weight, softcap, clean, everywhere, raised=prior)
+    diffusion, accuracy = diffusion_loss(hidden, weight, softcap, clean, everywhere)
     return BackboneLosses(diffusion, ar, accuracy, ar_accuracy)
 
 

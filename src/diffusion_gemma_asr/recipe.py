@@ -66,7 +66,6 @@ class LossRecipe:
     self_conditioning: float = 0.5  # probability of a first pass whose logits the second sees; not a weight
     full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1); not a weight
     draft_share: float = 0.0  # probability that a canvas starts from the CTC draft instead; not a weight
-    draft_weight: float = 0.0  # factor on CTC's log-probabilities, added to the denoiser's logits on such canvases
     unroll: float = 0.0  # probability that a second pass goes on with the canvas that the first makes; not a weight
 
     def __post_init__(self) -> None:
@@ -74,7 +73,6 @@ class LossRecipe:
         for key, weight in weights.items():
             _require(weight >= 0, f"losses.{key}", weight, "at least 0")
         _require(any(weights.values()), "losses", "three weights of 0", "positive for at least one of them")
-        _require(self.draft_weight >= 0, "losses.draft_weight", self.draft_weight, "at least 0")
         for key in ("self_conditioning", "full_noise", "draft_share", "unroll"):
             _require(0 <= getattr(self, key) <= 1, f"losses.{key}", getattr(self, key), "from 0 to 1")
 

@@ -25,6 +25,7 @@ from ..data.sources import read_source
 from ..data.synth import read_sound
 from ..data.text import plain_text
 from ..decoding import Decoded, Start
+from ..draft_prior import DRAFT_WEIGHT
 from ..ear import Ear, load_encoder
 from ..model import DiffusionGemmaASR, SpeechBatch
 from ..objective import text_batch
@@ -54,7 +55,7 @@ def build_model(
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
     drafts, told = recipe.losses.ctc > 0, recipe.model
     trained = told.languages, told.finds_language, told.reads_context
-    model = DiffusionGemmaASR(*parts, drafts, start, *trained, recipe.losses.draft_weight)
+    model = DiffusionGemmaASR(*parts, drafts, start, *trained, DRAFT_WEIGHT if start == "draft" else 0.0)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()
     return model
