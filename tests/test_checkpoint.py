@@ -87,10 +87,14 @@ def test_what_canvases_start_with_is_kept(
     tmp_path: Path, model: DiffusionGemmaASR, recipe: ModelRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "start", "draft")
+    monkeypatch.setattr(model, "draft_weight", 0.5)
     folder = save_checkpoint(model, tmp_path / "drafted", recipe)
-    assert load_checkpoint(folder, device="cpu").start == "draft"
-    edit_config(lambda config: config.pop("start"))(folder)  # as checkpoints were before there was a choice
-    assert load_checkpoint(folder, device="cpu").start == "noise"
+    loaded = load_checkpoint(folder, device="cpu")
+    assert (loaded.start, loaded.draft_weight) == ("draft", 0.5)
+    for key in ("start", "draft_weight"):
+        edit_config(lambda config, key=key: config.pop(key))(folder)  # as checkpoints were before there was a choice
+    loaded = load_checkpoint(folder, device="cpu")
+    assert (loaded.start, loaded.draft_weight) == ("noise", 0.0)
 
 
 def test_an_adapter_fills_another_model_and_one_without_lora_fills_the_projector(
