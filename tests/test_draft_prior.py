@@ -49,25 +49,26 @@ def test_every_position_takes_the_slot_that_it_stands_for() -> None:
         [0.8, 0.15, 0.05],
         [0.5, 0.2, 0.3],
     ])  # fmt: skip
-    (draft,) = drafts = heard.draft(torch.tensor([6]), BLANK)
+    (draft,) = heard.draft(torch.tensor([6]), BLANK)
     assert [token.id for token in draft] == [1, 2]
     size = 2 + len(edit_layout([1, 2], BLANK)) + 1
-    prior = draft_prior(heard, drafts, [6], [2], size, BLANK)
-    gains = torch.zeros(size, 3).scatter_add(-1, prior.ids[0], prior.gains[0])
+    own = Heard(*(part[0] for part in heard))
+    prior = draft_prior(own, draft, 2, size, BLANK, 1.0)
+    gains = torch.zeros(size, 3).scatter_add(-1, *prior)
     for place, slot in {2: 0, 3: 2, 5: 3, 6: 5}.items():  # gap, token 1, token 2, gap behind it
         expected = heard.logprobs[0, slot].gather(-1, heard.ids[0, slot].argsort()) - FLOOR
         torch.testing.assert_close(gains[place], expected)
     for place in (4, *range(7, 7 + SPARE)):  # no slot lies between 1 and 2, nor behind the last gap
         assert gains[place].tolist() == [NO_SLOT, 0, 0]
     assert not gains[[0, 1, size - 1]].any()  # the lead and the end
-    assert (draft_prior(heard, drafts, [6], [2], size, BLANK, 0.5).gains == prior.gains / 2).all()
-    assert draft_prior(heard, drafts, [6], [2], 4, BLANK).ids.shape == (1, 4, 3)
+    assert (draft_prior(own, draft, 2, size, BLANK, 0.5).gains == prior.gains / 2).all()
+    assert draft_prior(own, draft, 2, 4, BLANK, 1.0).ids.shape == (4, 3)
 
 
 def test_an_empty_draft_has_gaps_alone() -> None:
-    heard = heard_of([[0.9, 0.1], [0.6, 0.4]])
-    prior = draft_prior(heard, [[]], [2], [0], 6, BLANK)
-    assert prior.ids[0, 0].tolist() == [0, 1] and prior.gains[0, 0, 1] == pytest.approx(-FLOOR + torch.tensor(0.4).log())
+    heard = Heard(*(part[0] for part in heard_of([[0.9, 0.1], [0.6, 0.4]])))
+    prior = draft_prior(heard, [], 0, 6, BLANK, 1.0)
+    assert prior.ids[0].tolist() == [0, 1] and prior.gains[0, 1] == pytest.approx(-FLOOR + torch.tensor(0.4).log())
 
 
 def test_predictions_are_those_of_raised_logits() -> None:

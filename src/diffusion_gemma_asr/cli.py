@@ -88,7 +88,9 @@ def train(
     """Train an adapter, or a baseline, by a recipe; a run that was interrupted goes on where it stood."""
     from diffusion_gemma_asr.train.adapter import train_from_recipe
     from diffusion_gemma_asr.train.baseline import is_baseline, train_baseline_from_recipe
+    from diffusion_gemma_asr.train.workers import join_workers
 
+    join_workers()
     (train_baseline_from_recipe if is_baseline(recipe) else train_from_recipe)(recipe)
 
 

@@ -177,9 +177,8 @@ class Decoding:
     def _prior(self, row: int, draft: Sequence[DraftToken], size: int) -> Prior | None:
         if self.heard is None:
             return None
-        heard = Heard(*(part[row, None] for part in self.heard))
-        told = [self.counts[row]], [self._lead_size(row)], size, self.model.blank, self.model.draft_weight
-        return Prior(*(part[0] for part in draft_prior(heard, [draft], *told)))
+        heard = Heard(*(part[row, : self.counts[row]] for part in self.heard))
+        return draft_prior(heard, draft, self._lead_size(row), size, self.model.blank, self.model.draft_weight)
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]

@@ -77,40 +77,32 @@ def hear(slots: Tensor, weight: Tensor, softcap: float, blank: int) -> Heard:
     return Heard(*(part.view(*slots.shape[:2], *part.shape[1:]) for part in (ids, logprobs, blanks)))
 
 
-def draft_prior(
-    heard: Heard, drafts: Sequence[Sequence[DraftToken]], lengths: Sequence[int], leads: Sequence[int], size: int,
-    blank: int, weight: float = 1.0,
-) -> Prior:  # fmt: skip
-    """What was heard at the positions of canvases that hold drafts as `edits.edit_layout` lays them out.
+def draft_prior(heard: Heard, draft: Sequence[DraftToken], lead: int, size: int, blank: int, weight: float) -> Prior:
+    """What was heard at the positions of a canvas that holds a draft as `edits.edit_layout` lays it out.
 
     A token's position takes the slot of its run where it is likeliest, a gap the slot where the blank is least likely; in a
     gap without a slot, and in the spare ones, a blank is expected. Nothing is known before and behind the layout.
 
     Args:
-        heard: of the B rows; lengths: slots of each.
-        drafts: the tokens of each row, as `Heard.draft` gives them.
-        leads: positions of each row before its layout.
-        size: C, positions of a canvas; what does not fit is cut off.
+        heard: of one clip's own slots, without a batch dimension.
+        draft: as `Heard.draft` gives it.
+        lead: positions before the layout.
+        size: C, positions of the canvas; what does not fit is cut off.
         weight: factor on the log-probabilities.
     """
-    width = heard.ids.shape[-1]
-    worst, blanks = (-heard.logprobs[..., 0]).tolist(), heard.blank.tolist()
-    chosen = torch.full((len(drafts), size), -2)  # slot of each position; -1: none, but a blank is expected
-    for row, (draft, count, lead) in enumerate(zip(drafts, lengths, leads, strict=True)):
-        slots, end = [], 0
-        for token in draft:
-            slots += [_least(blanks[row], end, token.start), _least(worst[row], token.start, token.end)]
-            end = token.end
-        slots += [_least(blanks[row], end, count), *[-1] * SPARE]
-        slots = slots[: max(0, size - lead)]
-        chosen[row, lead : lead + len(slots)] = torch.tensor(slots, dtype=torch.long)
-    at = chosen.clamp(min=0)[..., None].expand(-1, -1, width).to(heard.ids.device)
-    ids = heard.ids.gather(1, at)
-    gains = heard.logprobs.gather(1, at).float().clamp(min=FLOOR) - FLOOR
-    chosen = chosen.to(ids.device)
-    nothing = chosen == -1
+    worst, blanks = (-heard.logprobs[:, 0]).tolist(), heard.blank.tolist()
+    slots, end = [-2] * lead, 0  # of each position; -1: none, but a blank is expected; -2: nothing is known
+    for token in draft:
+        slots += [_least(blanks, end, token.start), _least(worst, token.start, token.end)]
+        end = token.end
+    slots += [_least(blanks, end, len(blanks)), *[-1] * SPARE]
+    slots += [-2] * (size - len(slots))
+    chosen = torch.tensor(slots[:size], device=heard.ids.device)  # (C,)
+    at = chosen.clamp(min=0)
+    ids, gains = heard.ids[at], heard.logprobs[at].float().clamp(min=FLOOR) - FLOOR
     gains[chosen < 0] = 0.0
-    ids[..., 0][nothing], gains[..., 0][nothing] = blank, NO_SLOT
+    nothing = chosen == -1
+    ids[nothing, 0], gains[nothing, 0] = blank, NO_SLOT
     return Prior(ids, weight * gains)
 
 

@@ -34,7 +34,7 @@ from ..prompt import AUTO
 from ..recipe import DataRecipe, Recipe, TrainRecipe, load_recipe
 from .loop import LoopOptions, Metrics, run, step_seed
 from .monitor import error_rate, report, report_drafts
-from .workers import join_workers, rank, wait_for_all
+from .workers import rank, wait_for_all
 
 MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
 
@@ -181,7 +181,6 @@ def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 def train_from_recipe(path: str | Path, folder: str | Path | None = None, device: str | None = None) -> Path:
     """Trains an adapter as a recipe file (or the recipe of that name) says; see `train_adapter`."""
-    join_workers()
     recipe = load_recipe(path)
     return train_adapter(recipe, folder or Path("runs") / recipe.name, device)
 

@@ -14,6 +14,7 @@ from ..recipe_files import find_recipe, read_yaml
 from .adapter import SpeechData, compute_dtype, computing_in, loop_options
 from .loop import Metrics, run
 from .monitor import error_rate
+from .workers import rank
 
 EVALUATED_AT_ONCE = 20
 SHOWN = 3  # transcripts printed beside their references
@@ -64,5 +65,6 @@ def train_baseline(recipe: BaselineRecipe, folder: str | Path) -> Path:
 
     trained = {name: p for name, p in system.net.named_parameters() if p.requires_grad}
     run(trained, loss_of, folder, loop_options(recipe.train), evaluate)
-    system.save(folder / "checkpoint")
+    if rank() == 0:
+        system.save(folder / "checkpoint")
     return folder / "checkpoint"
