@@ -2,7 +2,7 @@
 
     python benchmarks/languages.py measure mini6         or mini-whisper-base; adds to the data what is not measured yet
     python benchmarks/languages.py measure mini6 --again measures denoising anew; the baselines' figures stay
-    python benchmarks/languages.py report                fills the tables of docs/results/mini6.md
+    python benchmarks/languages.py report                fills docs/results/mini6.md, README.md, cards
 
 The lists are the 300 held-out synthetic sentences of each language, in voices that training never meets, and the real dev
 splits, their first 300 utterances of at most 10 s. English, German, French and Spanish are counted in words, Hindi and
@@ -44,6 +44,7 @@ FRONT_ENDS = {  # checkpoint, baseline's checkpoint, frames
         "runs/mini-whisper-base/frames",
     ),
 }  # fmt: skip
+DOMAINS = {"synthetic": "held-out synthetic", "real": "real dev"}
 SYSTEMS = {
     "denoised": "8 steps",
     "draft": "CTC greedy",
@@ -140,6 +141,40 @@ def table(held: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{circumstances(held['machine'])}."])
 
 
+def short_table(data: dict[str, Any]) -> str:
+    """The README's: errors of each model's 8 steps and draft, a column a language."""
+    lines = [f"| errors in % (words; hi, zh: characters) | {' | '.join(LANGUAGES)} |", "|---" * (len(LANGUAGES) + 1) + "|"]
+    for name, held in data.items():
+        for domain, told in DOMAINS.items():
+            for system, label in (("denoised", f"`{name}`, {told}, 8 steps"), ("draft", "the same, CTC draft")):
+                found = [held["lists"][f"{domain} {code}"]["systems"][system]["errors"] for code in LANGUAGES]
+                lines.append(f"| {label} | {' | '.join(f'{100 * errors:.0f}' for errors in found)} |")
+    return "\n".join(lines)
+
+
+def card_results(held: dict[str, Any]) -> str:
+    """The results of a model card, as lines of YAML."""
+    lines = []
+    for domain, told in DOMAINS.items():
+        for code in LANGUAGES:
+            row = held["lists"][f"{domain} {code}"]
+            steps, draft = (f"{row['systems'][name]['errors']:.1%}".replace("%", " %") for name in ("denoised", "draft"))
+            unit = "CER" if code in ("hi", "zh") else "WER"
+            lines.append(f'  {told} {code}, {row["count"]} utterances, 8 steps (CTC draft): "{unit} {steps} ({draft})"')
+    return "\n".join(lines)
+
+
+def report() -> None:
+    """Writes all that is made from the data."""
+    data = {name: held for name in FRONT_ENDS if (held := measured(DATA).get(name))}
+    fill(PAGE, {f"languages {name}": table(held) for name, held in data.items()})
+    fill(Path("README.md"), {"languages": short_table(data)})
+    for name, held in data.items():
+        card = Path(f"recipes/{name}/card.yaml")
+        head, rest = card.read_text(encoding="utf-8").split("results:\n")
+        write_whole(card, f"{head}results:\n{card_results(held)}\nlimits:{rest.split('limits:')[1]}")
+
+
 def _cell(found: dict[str, Any]) -> str:
     low, high = found["interval"]
     return f"{found['errors']:.1%} ({100 * low:.0f}–{100 * high:.0f})"
@@ -156,4 +191,4 @@ if __name__ == "__main__":
     if args.command == "measure":
         measure(args.front_end, args.again)
     else:
-        fill(PAGE, {f"languages {name}": table(held) for name, held in measured(DATA).items()})
+        report()

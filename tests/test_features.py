@@ -107,6 +107,20 @@ def test_an_interrupted_build_resumes_and_equals_an_uninterrupted_one(
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_several_workers_build_one_cache(tmp_path: Path) -> None:
+    rows, encoders = utterances(37), [Encoder(), Encoder(), Encoder()]
+    FeatureCache.build(tmp_path, rows[:9], WIDTH, Encoder())
+    for number, encoder in enumerate(encoders):
+        FeatureCache.build(tmp_path, rows, WIDTH, encoder, 4, number, len(encoders))
+    asked = [path for encoder in encoders for path in encoder.asked]
+    assert sorted(asked) == sorted(u.audio_filepath for u in rows[9:])
+    assert all(encoder.asked for encoder in encoders)
+    assert_holds(FeatureCache(tmp_path), rows)
+    alone = Encoder()
+    assert_holds(FeatureCache.build(tmp_path, [*rows, *utterances(3, first=50)], WIDTH, alone), rows)
+    assert len(alone.asked) == 3
+
+
 def test_an_encoder_that_returns_too_little_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
         FeatureCache.build(tmp_path, utterances(4), WIDTH, lambda batch: [features(u) for u in batch[1:]])

@@ -125,3 +125,55 @@ def test_other_strides_make_shorter_slots() -> None:
     assert slot_lengths.tolist() == [output_length(50, (2, 2)), output_length(33, (2, 2))] == [13, 9]
     assert slots.shape == (2, 13, OUTPUT) and not slots[1, 9:].any()
     torch.testing.assert_close(slots[1, :9], alone[0])
+
+
+def with_layers(scale: float | None = 7.5) -> AudioProjector:
+    """Layers that already do something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        projector = AudioProjector(INPUT, OUTPUT, HIDDEN, scale, (2, 2), layers=2, layer_width=64).eval()
+        assert projector.deep is not None
+        torch.nn.init.normal_(projector.deep.out_proj.weight)
+    return projector
+
+
+@torch.no_grad()
+def test_layers_give_a_row_of_a_batch_what_they_give_it_alone() -> None:
+    projector = with_layers()
+    lengths = [61, 7, 1, 30]
+    frames, frame_lengths = padded(lengths)
+    slots, slot_lengths = projector(frames, frame_lengths)
+    for row, n in enumerate(lengths):
+        alone, own = projector(frames[row : row + 1, :n], frame_lengths[row : row + 1])
+        s = output_length(n, (2, 2))
+        assert own.tolist() == [s] == [int(slot_lengths[row])]
+        torch.testing.assert_close(slots[row, :s], alone[0], atol=1e-4, rtol=1e-4)
+        assert not slots[row, s:].any(), "not zero behind the end"
+
+
+@torch.no_grad()
+def test_new_layers_add_nothing() -> None:
+    deep = AudioProjector(INPUT, OUTPUT, HIDDEN, None, (2, 2), layers=2, layer_width=64).eval()
+    shallow = AudioProjector(INPUT, OUTPUT, HIDDEN, None, (2, 2)).eval()
+    shallow.load_state_dict({name: value for name, value in deep.state_dict().items() if not name.startswith("deep.")})
+    frames, lengths = padded([40, 21])
+    assert torch.equal(deep(frames, lengths)[0], shallow(frames, lengths)[0])
+
+
+def test_with_layers_a_slot_hears_the_whole_utterance() -> None:
+    """Without them it hears the frames under its two convolutions."""
+    for projector, reach in ((make(7.5), 36), (with_layers(), 400)):
+        frames = torch.randn(1, 400, INPUT, requires_grad=True)
+        slots, _ = projector(frames, torch.tensor([400]))
+        slots[0, 0].sum().backward()
+        assert frames.grad is not None
+        heard = frames.grad[0].abs().sum(-1).nonzero()
+        assert heard.min() == 0 and (heard.max() == 399 if reach == 400 else heard.max() < reach)
+
+
+def test_every_weight_of_the_layers_learns() -> None:
+    projector = with_layers()
+    frames, lengths = padded([40, 21])
+    projector(frames, lengths)[0].square().mul(torch.randn(OUTPUT)).sum().backward()
+    still = [name for name, p in projector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not still

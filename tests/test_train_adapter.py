@@ -275,6 +275,18 @@ def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(
     assert all(torch.equal(after[name], weight) for name, weight in trained.items())
     assert not torch.equal(trained["projector.linear.weight"], adapter_of(whole)["projector.linear.weight"])
 
+    content["projector"] |= {"layers": 1, "layer_width": 64}  # deeper than what it starts from
+    content["train"] |= {"optimizer": "muon", "lr": 0.01, "batch_frames": 1}
+    (tmp_path / "deep.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    train_from_recipe(tmp_path / "deep.yaml", tmp_path / "deep", "cpu")
+    deep = adapter_of(tmp_path / "deep")
+    assert deep.keys() > trained.keys() and deep["projector.deep.out_proj.weight"].any()  # new ones do nothing until they learn
+    rms = {name: float(weight.square().mean().sqrt()) for name, weight in deep.items()}
+    assert rms["projector.deep.out_proj.weight"] < 0.01  # one step of Muon: 0.2 times the learning rate
+    loaded = diffusion_gemma_asr.load(tmp_path / "deep" / "checkpoint")
+    assert "1 layers" not in render(recipe) and "1 layers of width 64" in render(tmp_path / "deep.yaml")
+    assert diffusion_gemma_asr.transcribe(tone(440, 1.0), loaded).text is not None
+
     content["projector"]["hidden_size"] += 1
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"projector\.conv1\.weight is \(16, 16, 7\), but this model's projector is"):

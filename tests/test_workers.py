@@ -14,7 +14,7 @@ from torch import Tensor, multiprocessing, nn
 
 from diffusion_gemma_asr.errors import RecipeError
 from diffusion_gemma_asr.train.loop import LoopOptions, Metrics, run
-from diffusion_gemma_asr.train.workers import join_workers, rank, workers
+from diffusion_gemma_asr.train.workers import join_workers, rank, shared_rows, workers
 
 
 def train(folder: Path, options: LoopOptions) -> dict[str, Tensor]:
@@ -37,6 +37,9 @@ def work(number: int, port: int, folder: Path) -> None:
     join_workers()
     with pytest.raises(RecipeError, match="accumulation 3 for 2 workers"):
         run({}, lambda step, micro: (torch.zeros(()), {}), folder / "odd", replace(OPTIONS, accumulation=3))
+    for count in (1, 5):
+        rows = torch.randn(count, 3, generator=torch.Generator().manual_seed(count))
+        assert torch.equal(shared_rows(lambda some: some * some, rows), rows * rows)
     torch.save(train(folder / "shared", OPTIONS), folder / f"{rank()}.pt")
 
 

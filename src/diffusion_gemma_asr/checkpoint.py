@@ -164,7 +164,8 @@ def load_checkpoint(
 def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: bool = False) -> None:
     """Fill a model's projector and LoRA with those of a checkpoint.
 
-    The projector's scale stays the model's own, since it belongs to the backbone.
+    The projector's scale stays the model's own, since it belongs to the backbone. So do deep layers that the checkpoint's
+    projector lacks, which add nothing while they are new.
 
     Args:
         model: with projector and LoRA of the shapes in the checkpoint.
@@ -176,6 +177,9 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: 
     """
     path = Path(folder) / ADAPTER
     adapter = _read_adapter(path) | {"projector.scale": model.projector.scale}
+    if not _strip(adapter, "projector.deep."):
+        own = model.projector.state_dict()
+        adapter |= {f"projector.{key}": value for key, value in own.items() if key.startswith("deep.")}
     _fill_projector(model.projector, adapter, path, "this model's projector is")
     lora = _strip(adapter, "lora.")
     if lora and not projector_alone:

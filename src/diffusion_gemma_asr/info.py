@@ -54,6 +54,8 @@ def count_parts(recipe: Recipe) -> list[Part]:
     shape = "linear"
     if recipe.projector.kind == "convolutions":
         shape = f"{recipe.projector.hidden_size} channels, {math.prod(recipe.projector.strides)}x in time"
+        if recipe.projector.layers:
+            shape += f", {recipe.projector.layers} layers of width {recipe.projector.layer_width}"
     lora = sum(matrix.numel() for matrix in backbone.lora_state_dict().values())
     return [
         Part("encoder", recipe.encoder.name, _count(encoder), False),

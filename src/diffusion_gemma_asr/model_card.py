@@ -43,6 +43,7 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
     table = ["| test set | result |", "|---|---|", *results] if results else ["Not measured."]
     scaled, unscaled = "brought to the scale of the token embeddings", "as its linear layer gives it"
     scale = scaled if model.projector.scaled else unscaled
+    deep = f", {model.projector.layers} layers of width {model.projector.layer_width}" if model.projector.layers else ""
     body = [
         f"# diffusion-gemma-asr: {model.name}",
         "",
@@ -51,7 +52,7 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
         "",
         f"- encoder, frozen: `{model.encoder.name}`{_at(model.encoder.revision)}",
         f"- backbone, frozen: `{model.backbone.name}`{_at(model.backbone.revision)}",
-        f"- projector, trained: {model.projector.hidden_size} channels, output {scale}",
+        f"- projector, trained: {model.projector.hidden_size} channels{deep}, output {scale}",
         f"- LoRA, trained: rank {model.lora.rank}, alpha {model.lora.alpha}, on q, k, v, o of both stacks",
         f"- languages: {', '.join(model.languages)}",
         "",

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .encoder import length_mask
 from .recipe import ProjectorRecipe
+from .slot_layers import SlotLayers
 
 Length = TypeVar("Length", int, Tensor)
 Projector: TypeAlias = "AudioProjector | LinearProjector"
@@ -30,11 +31,12 @@ def new_projector(
     """The projector that a recipe describes; the arguments are those of the classes."""
     if recipe.kind == "linear":
         return LinearProjector(input_size, output_size, scale)
-    return AudioProjector(input_size, output_size, recipe.hidden_size, scale, recipe.strides)
+    deep = recipe.layers, recipe.layer_width
+    return AudioProjector(input_size, output_size, recipe.hidden_size, scale, recipe.strides, *deep)
 
 
 class AudioProjector(nn.Module):
-    """Two convolutions over time, then a linear layer to the backbone's width.
+    """Two convolutions over time, then a linear layer to the backbone's width, and deeper layers beside it if asked for.
 
     With `scale` the output is normalised and brought to the size of the backbone's token embeddings; without it the linear
     layer's output stays as it is, which on the real backbone is some 30 times quieter than the token rows.
@@ -45,19 +47,22 @@ class AudioProjector(nn.Module):
         hidden_size: channels between the convolutions.
         scale: root mean square of one output component; None leaves the output alone.
         strides: of the two convolutions: 4 and 2 make a slot of 8 frames, 160 ms; 2 and 2 one of 80 ms.
+        layers, layer_width: of `SlotLayers`, whose result is added to the linear layer's; with 0 layers there are none.
     """
 
     scale: Tensor
+    deep: SlotLayers | None
 
     def __init__(
         self, input_size: int, output_size: int, hidden_size: int = 1280, scale: float | None = None,
-        strides: tuple[int, int] = (4, 2),
+        strides: tuple[int, int] = (4, 2), layers: int = 0, layer_width: int = 384,
     ):  # fmt: skip
         super().__init__()
         self.strides = strides
         self.conv1 = nn.Conv1d(input_size, hidden_size, kernel_size=7, stride=strides[0], padding=3)
         self.conv2 = nn.Conv1d(hidden_size, hidden_size, kernel_size=5, stride=strides[1], padding=2)
         self.linear = nn.Linear(hidden_size, output_size)
+        self.deep = SlotLayers(hidden_size, output_size, layer_width, layers) if layers else None
         self.scaled = scale is not None
         self.register_buffer("scale", torch.tensor(1.0 if scale is None else scale))
 
@@ -75,7 +80,10 @@ class AudioProjector(nn.Module):
         x = x * length_mask(output_length(lengths, self.strides[:1]), x.shape[2])[:, None].to(x.dtype)
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, S, hidden)
         slot_lengths = self.output_length(lengths)
-        return _finish(self.linear(x), self.scale if self.scaled else None, slot_lengths), slot_lengths
+        slots = self.linear(x)
+        if self.deep is not None:
+            slots = slots + self.deep(x, length_mask(slot_lengths, x.shape[1]))
+        return _finish(slots, self.scale if self.scaled else None, slot_lengths), slot_lengths
 
     def output_length(self, frames: Tensor) -> Tensor:
         """Slots that so many frames become."""

@@ -36,10 +36,15 @@ class ProjectorRecipe:
     hidden_size: int = 1280  # channels of both convolutions
     strides: tuple[int, int] = (4, 2)  # of both in time; an audio token stands for 20 ms times both
     scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
+    layers: int = 0  # deeper layers over audio tokens, beside the linear one (slot_layers.py)
+    layer_width: int = 384  # of those, a multiple of 64
 
     def __post_init__(self) -> None:
         _require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")
         _require(min(self.strides) >= 1, "projector.strides", self.strides, "at least 1 each")
+        _require(self.layers >= 0, "projector.layers", self.layers, "at least 0")
+        fits = self.layer_width >= 64 and self.layer_width % 64 == 0
+        _require(fits, "projector.layer_width", self.layer_width, "a multiple of 64")
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,13 @@ class LossRecipe:
 
 @dataclass(frozen=True)
 class TrainRecipe:
-    """The optimiser (AdamW), its schedule (linear warm-up, then cosine), and what happens every few steps."""
+    """The optimiser, its schedule (linear warm-up, then cosine), and what happens every few steps."""
 
     steps: int  # optimiser steps
-    batch_size: int  # utterances in one forward pass
+    batch_size: int  # utterances in one forward pass, at most
+    batch_frames: int | None = None  # and encoder frames (20 ms), padding included, at most; None: any number
     accumulation: int = 1  # forward passes in one optimiser step
+    optimizer: Literal["adamw", "muon", "muon-bfloat16"] = "adamw"  # Muon: see train/muon.py
     lr: float = 1.5e-4  # peak learning rate
     betas: tuple[float, float] = (0.95, 0.99)
     weight_decay: float = 0.0
@@ -110,6 +117,7 @@ class TrainRecipe:
             _require(value >= 0, f"train.spec_augment.{item.name}", value, "at least 0")
         for key in ("lr", "clip"):
             _require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
+        _require(self.batch_frames is None or self.batch_frames >= 1, "train.batch_frames", self.batch_frames, "at least 1")
         _require(self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps")
         _require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
         _require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")

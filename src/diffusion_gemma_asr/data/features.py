@@ -16,18 +16,22 @@ from .manifest import Utterance
 
 
 class FeatureCache:
-    """Frames (n, width) of many utterances in one float16 file, read through a memory map.
+    """Frames (n, width) of many utterances in float16 files, read through memory maps.
 
     Args:
-        path: folder that holds `frames.f16` and `index.json`, as `build` writes them.
+        path: folder that holds `frames.f16` and `index.json`, as `build` writes them, and a pair more for every further
+            worker that built it (`frames-1.f16`, `index-1.json`).
     """
 
     def __init__(self, path: str | Path):
-        path = Path(path)
-        index = json.loads((path / "index.json").read_text(encoding="utf-8"))
-        self._spans: dict[str, tuple[int, int]] = {key: (start, n) for key, start, n in index["spans"]}
-        self.width: int = index["width"]
-        self._frames = np.memmap(path / "frames.f16", np.float16, "r").reshape(-1, self.width)
+        self._spans: dict[str, tuple[int, int, int]] = {}  # file, first frame, frames
+        self._files = []
+        for index_path in sorted(Path(path).glob("index*.json")):
+            index = json.loads(index_path.read_text(encoding="utf-8"))
+            self._spans |= {key: (len(self._files), start, n) for key, start, n in index["spans"]}
+            self.width: int = index["width"]
+            frames = np.memmap(_frames_of(index_path), np.float16, "r")
+            self._files.append(frames.reshape(-1, self.width))
 
     @classmethod
     def open(cls, path: str | Path, utterances: Sequence[Utterance]) -> FeatureCache:
@@ -51,12 +55,16 @@ class FeatureCache:
         width: int,
         compute: Callable[[list[Utterance]], list[np.ndarray]],
         batch_size: int = 16,
+        worker: int = 0,
+        workers: int = 1,
     ) -> FeatureCache:
         """Opens the cache in `path`, computing first what it lacks.
 
         Args:
             compute: utterances → one array (n, width) each.
             width: size of a frame.
+            worker, workers: which of how many builders of one cache this is. Each computes a share of the utterances and
+                writes files of its own; what it opens holds the others' once they are done.
 
         A cache that was interrupted while it was built keeps what is indexed; new utterances are appended.
 
@@ -66,31 +74,35 @@ class FeatureCache:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         spans: list[tuple[str, int, int]] = []
-        if (path / "index.json").exists():
-            index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+        have: set[str] = set()
+        own = path / (f"index-{worker}.json" if worker else "index.json")
+        for index_path in path.glob("index*.json"):
+            index = json.loads(index_path.read_text(encoding="utf-8"))
             if index["width"] != width:
                 raise DataError(
                     f"{path} holds frames of width {index['width']}, these are {width} wide; "
                     "give every encoder a cache folder of its own"
                 )
-            spans = [tuple(s) for s in index["spans"]]
-        have = {key for key, _, _ in spans}
-        todo = sorted((u for u in utterances if u.audio_filepath not in have), key=lambda u: u.duration)
+            have.update(key for key, _, _ in index["spans"])
+            if index_path == own:
+                spans = [tuple(s) for s in index["spans"]]
+        share = sorted(utterances, key=lambda u: u.duration)[worker::workers]
+        todo = [u for u in share if u.audio_filepath not in have]
         position = max((start + n for _, start, n in spans), default=0)
         if todo:
             mode = "r+b" if spans else "wb"
-            with (path / "frames.f16").open(mode) as file:
+            with _frames_of(own).open(mode) as file:
                 file.truncate(position * width * 2)
                 file.seek(position * width * 2)
                 batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
-                for number, batch in enumerate(track(batches, f"features → {path.name}"), 1):
+                for number, batch in enumerate(track(batches, f"features → {path.name}", disable=worker > 0), 1):
                     for utterance, frames in zip(batch, compute(batch), strict=True):
                         file.write(frames.astype(np.float16).tobytes())
                         spans.append((utterance.audio_filepath, position, len(frames)))
                         position += len(frames)
                     if number % 50 == 0 or number == len(batches):
                         file.flush()
-                        _write_index(path, width, spans)
+                        _write_index(own, width, spans)
         return cls(path)
 
     def __contains__(self, utterance: Utterance) -> bool:
@@ -98,12 +110,12 @@ class FeatureCache:
 
     def __getitem__(self, utterance: Utterance) -> np.ndarray:
         """(n, width) float16 frames of one utterance."""
-        start, n = self._spans[utterance.audio_filepath]
-        return self._frames[start : start + n]
+        file, start, n = self._spans[utterance.audio_filepath]
+        return self._files[file][start : start + n]
 
     def length(self, utterance: Utterance) -> int:
         """Frames of one utterance, without reading them."""
-        return self._spans[utterance.audio_filepath][1]
+        return self._spans[utterance.audio_filepath][2]
 
     def batch(self, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
         """Frames of several utterances: (B, T, width) float32 padded with zeros, and their lengths (B,)."""
@@ -111,7 +123,12 @@ class FeatureCache:
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
 
 
+def _frames_of(index: Path) -> Path:
+    """The file of the frames that an index is about."""
+    return index.with_name(index.name.replace("index", "frames", 1)).with_suffix(".f16")
+
+
 def _write_index(path: Path, width: int, spans: list[tuple[str, int, int]]) -> None:
-    part = path / "index.part"
+    part = path.with_suffix(".part")
     part.write_text(json.dumps({"width": width, "spans": spans}), encoding="utf-8")
-    part.replace(path / "index.json")
+    part.replace(path)

@@ -15,6 +15,7 @@ and the sound's tempo may be changed too.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from ..data.manifest import Utterance, read_manifest
 from ..data.synth import read_sound
 from ..data.text import plain_text
 from ..encoder import AcousticEncoder, length_mask
-from ..projector import AudioProjector
+from ..projector import AudioProjector, new_projector
 from ..recipe import ProjectorRecipe, from_mapping
 from .adapter import compute_dtype, computing_in, first_of
 from .loop import LoopOptions, Metrics, load_weights, run
@@ -131,12 +132,13 @@ def stretched(labels: Tensor, count: int) -> Tensor:
 @torch.no_grad()
 def folded(projector: AudioProjector, head: nn.Linear) -> AudioProjector:
     """The projector that does with a frame x what `projector` does with head(x)."""
-    conv = projector.conv1
-    scale = float(projector.scale) if projector.scaled else None
-    wide = AudioProjector(head.in_features, projector.linear.out_features, conv.out_channels, scale, projector.strides)
-    state = projector.state_dict()
-    state["conv1.weight"] = torch.einsum("oik,ij->ojk", conv.weight, head.weight)
-    wide.load_state_dict(state)
+    wide = copy.deepcopy(projector)
+    wide.conv1 = nn.Conv1d(
+        head.in_features, projector.conv1.out_channels, projector.conv1.kernel_size, projector.conv1.stride,
+        projector.conv1.padding,
+    )  # fmt: skip
+    wide.conv1.weight.copy_(torch.einsum("oik,ij->ojk", projector.conv1.weight, head.weight))
+    wide.conv1.bias.copy_(projector.conv1.bias)
     return wide
 
 
@@ -280,7 +282,7 @@ def go_on(student: Student, folder: Path) -> None:
 def _speller(recipe: dict, tokenizer: PreTrainedTokenizerBase, width: int) -> Speller:
     backbone = Backbone.from_pretrained(recipe["backbone"])
     shape = from_mapping(ProjectorRecipe, recipe["projector"])
-    projector = AudioProjector(width, backbone.hidden_size, shape.hidden_size, backbone.embedding_scale(), shape.strides)
+    projector = new_projector(shape, width, backbone.hidden_size, backbone.embedding_scale())
     saved = read_projector(recipe["projector_from"]) | {"scale": projector.scale}
     load_weights(projector.state_dict(), saved, recipe["projector_from"])
     return Speller(projector, backbone, tokenizer)

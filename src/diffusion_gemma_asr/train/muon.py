@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .workers import shared_rows
+
 # Quintic iteration whose fixed band is about [0.7, 1.2]: fast rather than exact (Jordan et al. 2024).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
@@ -56,7 +58,8 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for shape, same in by_shape.items():
-                updates = orthogonalise(torch.stack([self._momentum(p, group["momentum"]) for p in same]), self.dtype)
+                momenta = torch.stack([self._momentum(p, group["momentum"]) for p in same])
+                updates = shared_rows(lambda some: orthogonalise(some, self.dtype), momenta)
                 factor = 0.2 * max(shape[-2:]) ** 0.5  # the root mean square of AdamW's updates
                 for p, update in zip(same, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * factor)

@@ -36,7 +36,7 @@ def readers(model: DiffusionGemmaASR) -> dict[str, nn.Parameter]:
 
 
 def train_reading(recipe: Recipe, folder: str | Path) -> None:
-    """Trains by a recipe (its LoRA is left out; Muon takes the place of AdamW), resuming what a killed run left.
+    """Trains by a recipe (its LoRA is left out), resuming what a killed run left.
 
     Writes the backbone, in the real layout, to `folder/backbone` and the projector, as an adapter without LoRA, to
     `folder/projector`.
@@ -48,7 +48,7 @@ def train_reading(recipe: Recipe, folder: str | Path) -> None:
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from, projector_alone=True)
     trainer = AdapterTrainer(recipe, model, folder, dtype)
-    run(readers(model), trainer.loss_of, folder, loop_options(recipe.train, "muon"), trainer.evaluate)
+    run(readers(model), trainer.loss_of, folder, loop_options(recipe.train), trainer.evaluate)
     if rank() > 0:
         return
     save_backbone(model.backbone, model.prompts, folder / "backbone")

@@ -9,11 +9,11 @@ Every worker holds all weights; gradients are summed, so that the result is that
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def join_workers() -> None:
@@ -49,3 +49,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     joined = nn.utils.parameters_to_vector(gradients)
     dist.all_reduce(joined)
     nn.utils.vector_to_parameters(joined, gradients)
+
+
+def shared_rows(compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """compute(rows), which treats every row on its own and keeps its shape: each worker computes some, and all get all."""
+    if workers() == 1:
+        return compute(rows)
+    found = torch.zeros_like(rows)
+    own = slice(rank(), None, workers())
+    if len(rows[own]):
+        found[own] = compute(rows[own])
+    dist.all_reduce(found)
+    return found
