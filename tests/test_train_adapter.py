@@ -280,7 +280,7 @@ def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(
     (tmp_path / "deep.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     train_from_recipe(tmp_path / "deep.yaml", tmp_path / "deep", "cpu")
     deep = adapter_of(tmp_path / "deep")
-    assert deep.keys() > trained.keys() and deep["projector.deep.out_proj.weight"].any()  # new ones do nothing until they learn
+    assert deep.keys() > trained.keys() and deep["projector.deep.out_proj.weight"].any()  # 0 before it learns
     rms = {name: float(weight.square().mean().sqrt()) for name, weight in deep.items()}
     assert rms["projector.deep.out_proj.weight"] < 0.01  # one step of Muon: 0.2 times the learning rate
     loaded = diffusion_gemma_asr.load(tmp_path / "deep" / "checkpoint")
