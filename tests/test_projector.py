@@ -127,25 +127,26 @@ def test_other_strides_make_shorter_slots() -> None:
     torch.testing.assert_close(slots[1, :9], alone[0])
 
 
-def with_layers(scale: float | None = 7.5) -> AudioProjector:
+def with_layers(strides: tuple[int, int] = (2, 2), layer_stride: int = 1) -> AudioProjector:
     """Layers that already do something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        projector = AudioProjector(INPUT, OUTPUT, HIDDEN, scale, (2, 2), layers=2, layer_width=64).eval()
+        projector = AudioProjector(INPUT, OUTPUT, HIDDEN, 7.5, strides, 2, 64, layer_stride).eval()
         assert projector.deep is not None
         torch.nn.init.normal_(projector.deep.out_proj.weight)
     return projector
 
 
+@pytest.mark.parametrize(("strides", "layer_stride"), [((2, 2), 1), ((2, 1), 2), ((1, 1), 3)])
 @torch.no_grad()
-def test_layers_give_a_row_of_a_batch_what_they_give_it_alone() -> None:
-    projector = with_layers()
+def test_layers_give_a_row_of_a_batch_what_they_give_it_alone(strides: tuple[int, int], layer_stride: int) -> None:
+    projector = with_layers(strides, layer_stride)
     lengths = [61, 7, 1, 30]
     frames, frame_lengths = padded(lengths)
     slots, slot_lengths = projector(frames, frame_lengths)
     for row, n in enumerate(lengths):
         alone, own = projector(frames[row : row + 1, :n], frame_lengths[row : row + 1])
-        s = output_length(n, (2, 2))
+        s = output_length(n, strides)
         assert own.tolist() == [s] == [int(slot_lengths[row])]
         torch.testing.assert_close(slots[row, :s], alone[0], atol=1e-4, rtol=1e-4)
         assert not slots[row, s:].any(), "not zero behind the end"

@@ -31,7 +31,7 @@ def new_projector(
     """The projector that a recipe describes; the arguments are those of the classes."""
     if recipe.kind == "linear":
         return LinearProjector(input_size, output_size, scale)
-    deep = recipe.layers, recipe.layer_width
+    deep = recipe.layers, recipe.layer_width, recipe.layer_stride
     return AudioProjector(input_size, output_size, recipe.hidden_size, scale, recipe.strides, *deep)
 
 
@@ -47,7 +47,7 @@ class AudioProjector(nn.Module):
         hidden_size: channels between the convolutions.
         scale: root mean square of one output component; None leaves the output alone.
         strides: of the two convolutions: 4 and 2 make a slot of 8 frames, 160 ms; 2 and 2 one of 80 ms.
-        layers, layer_width: of `SlotLayers`, whose result is added to the linear layer's; with 0 layers there are none.
+        layers, layer_width, layer_stride: of `SlotLayers`, whose result is added to the linear layer's; if there are any.
     """
 
     scale: Tensor
@@ -55,14 +55,14 @@ class AudioProjector(nn.Module):
 
     def __init__(
         self, input_size: int, output_size: int, hidden_size: int = 1280, scale: float | None = None,
-        strides: tuple[int, int] = (4, 2), layers: int = 0, layer_width: int = 384,
+        strides: tuple[int, int] = (4, 2), layers: int = 0, layer_width: int = 384, layer_stride: int = 1,
     ):  # fmt: skip
         super().__init__()
         self.strides = strides
         self.conv1 = nn.Conv1d(input_size, hidden_size, kernel_size=7, stride=strides[0], padding=3)
         self.conv2 = nn.Conv1d(hidden_size, hidden_size, kernel_size=5, stride=strides[1], padding=2)
         self.linear = nn.Linear(hidden_size, output_size)
-        self.deep = SlotLayers(hidden_size, output_size, layer_width, layers) if layers else None
+        self.deep = SlotLayers(hidden_size, output_size, layer_width, layers, layer_stride) if layers else None
         self.scaled = scale is not None
         self.register_buffer("scale", torch.tensor(1.0 if scale is None else scale))
 
@@ -82,7 +82,7 @@ class AudioProjector(nn.Module):
         slot_lengths = self.output_length(lengths)
         slots = self.linear(x)
         if self.deep is not None:
-            slots = slots + self.deep(x, length_mask(slot_lengths, x.shape[1]))
+            slots = slots + self.deep(x, slot_lengths)
         return _finish(slots, self.scale if self.scaled else None, slot_lengths), slot_lengths
 
     def output_length(self, frames: Tensor) -> Tensor:

@@ -38,11 +38,13 @@ class ProjectorRecipe:
     scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
     layers: int = 0  # deeper layers over audio tokens, beside the linear one (slot_layers.py)
     layer_width: int = 384  # of those, a multiple of 64
+    layer_stride: int = 1  # audio tokens that one position of theirs stands for
 
     def __post_init__(self) -> None:
         _require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")
         _require(min(self.strides) >= 1, "projector.strides", self.strides, "at least 1 each")
         _require(self.layers >= 0, "projector.layers", self.layers, "at least 0")
+        _require(self.layer_stride >= 1, "projector.layer_stride", self.layer_stride, "at least 1")
         fits = self.layer_width >= 64 and self.layer_width % 64 == 0
         _require(fits, "projector.layer_width", self.layer_width, "a multiple of 64")
 

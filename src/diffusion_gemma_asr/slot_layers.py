@@ -1,8 +1,9 @@
 """Layers over audio tokens: they hear a word whole before it is spelled, at a quarter of the encoder's frame rate or less.
 
 Which tokens spell a stretch of sound depends on the word around it. A layer here is a Conformer's (Gulati et al. 2020, arXiv
-2005.08100) with one feed-forward part: a convolution over neighbours, attention over all slots, then each slot on its own.
-Order is heard by the convolutions alone.
+2005.08100) with one feed-forward part: a convolution over neighbours, attention over all positions, then each on its own.
+Order is heard by the convolutions alone. A position may stand for several slots, which it writes at once: short slots leave
+CTC room for tokens that follow each other closely, and need not make the layers dearer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KERNEL = 7  # slots that a convolution sees
+from .encoder import length_mask
+
+KERNEL = 7  # positions that a convolution sees
 HEAD_DIM = 64
 
 
@@ -19,30 +22,36 @@ class SlotLayers(nn.Module):
     """What deep layers add to the slots; nothing until training moves the last projection away from zero.
 
     Args:
-        input_size: width of what comes in.
-        output_size: width of what goes out.
+        input_size: width of a slot as it comes in.
+        output_size: width of what is added to it.
         width: of the layers; a multiple of 64.
         layers: how many.
+        stride: slots of one position.
     """
 
-    def __init__(self, input_size: int, output_size: int, width: int, layers: int):
+    def __init__(self, input_size: int, output_size: int, width: int, layers: int, stride: int = 1):
         super().__init__()
-        self.in_proj = nn.Linear(input_size, width)
+        self.stride = stride
+        self.in_proj = nn.Linear(stride * input_size, width)
         self.layers = nn.ModuleList(SlotLayer(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.out_proj = nn.Linear(width, output_size, bias=False)
+        self.out_proj = nn.Linear(width, stride * output_size, bias=False)
         nn.init.zeros_(self.out_proj.weight)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, input_size), mask (B, S) True where sound is → (B, S, output_size)."""
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S, input_size), of which lengths (B,) slots hold sound → (B, S, output_size)."""
+        batch, slots, width = x.shape
+        x = x * length_mask(lengths, slots)[..., None].to(x.dtype)  # the end may lie within a position
+        x = F.pad(x, (0, 0, 0, -slots % self.stride)).reshape(batch, -1, self.stride * width)
+        mask = length_mask((lengths + self.stride - 1) // self.stride, x.shape[1])
         x = self.in_proj(x)
         for layer in self.layers:
             x = layer(x, mask)
-        return self.out_proj(self.norm(x))
+        return self.out_proj(self.norm(x)).reshape(batch, x.shape[1] * self.stride, -1)[:, :slots]
 
 
 class SlotLayer(nn.Module):
-    """One layer of width (B, S, width)."""
+    """Convolution, attention and feed-forward, each added to what it is given."""
 
     def __init__(self, width: int):
         super().__init__()
