@@ -366,7 +366,7 @@ def test_a_hub_repository_in_the_cache_is_loaded_by_name(
 
 def test_mini_is_the_bundled_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checkpoint_module, "PRESETS", tmp_path / "presets")
-    with pytest.raises(CheckpointError, match=r"bundled model is missing.*make mini"):
+    with pytest.raises(CheckpointError, match=r"bundled model .* is missing.*reinstall"):
         load_checkpoint("mini")
     shutil.copytree(folder, tmp_path / "presets" / "mini")
     assert load_checkpoint("mini", device="cpu").backbone.hidden_size == 32

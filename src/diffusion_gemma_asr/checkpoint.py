@@ -275,7 +275,7 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None, local
     if str(name_or_path) in BUNDLED:
         folder = PRESETS / name_or_path
         if not (folder / CONFIG).is_file():
-            raise CheckpointError(f"the bundled model is missing from {folder}; reinstall, or run: make mini")
+            raise CheckpointError(f"the bundled model {name_or_path} is missing from {folder}; reinstall the package")
         return folder
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():

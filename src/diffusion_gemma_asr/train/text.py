@@ -35,6 +35,7 @@ from .backbone_config import small_config
 from .loop import LoopOptions, Metrics, load_weights, run, step_seed
 from .monitor import error_rate
 from .tokenizer import FIRST_WORD_TOKEN, read_sentences
+from .workers import join_workers, rank
 
 # So small a denoiser is sure of little, and what it draws at the real one's temperatures is mostly wrong (80 monitor
 # sentences, 8 steps from the draft: WER 51 % so, 62 % at 0.8 to 0.4 with a bound of 0.1).
@@ -162,12 +163,13 @@ def train_text(recipe: dict, folder: Path, start_from: str | Path | None = None)
         recipe["batch_size"], seed,
     )  # fmt: skip
     trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name}
+    options = LoopOptions(**recipe["loop"])
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         backbone.train()
         rng = random.Random(step_seed(seed, step, micro))
         grown = curriculum_level(step, **recipe["curriculum"])
-        chosen = mixture.at(step)
+        chosen = mixture.at(step * options.accumulation + micro)
         rows = [targets[i] for i in chosen]
         rows = [scrambled(row, len(tokenizer), rng) if rng.random() < 1 - grown else row for row in rows]
         spoken = [languages[i] for i in chosen]
@@ -189,7 +191,9 @@ def train_text(recipe: dict, folder: Path, start_from: str | Path | None = None)
         return figures
 
     start = time.time()
-    run(trained, loss_of, folder / "backbone-run", LoopOptions(**recipe["loop"]), evaluate)
+    run(trained, loss_of, folder / "backbone-run", options, evaluate)
+    if rank() > 0:
+        return
     save_backbone(backbone, prompts, folder / "backbone")
     counts = dict(Counter(languages))
     print(json.dumps({"stage": "text", "sentences": counts, "minutes": (time.time() - start) / 60}))
@@ -242,4 +246,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="run folder that holds tokenizer/")
     parser.add_argument("--start_from", help="folder of a backbone of the same shape, with any tokenizer, to go on with")
     args = parser.parse_args()
+    join_workers()
     train_text(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder), args.start_from)

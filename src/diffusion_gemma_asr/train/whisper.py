@@ -45,6 +45,7 @@ from ..projector import AudioProjector
 from .adapter import first_of
 from .loop import LoopOptions, Metrics, load_weights, run
 from .monitor import error_rate
+from .workers import join_workers, rank
 
 LOSSES = ("autoregressive", "characters", "tokens", "phonemes")
 
@@ -238,10 +239,11 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
 
     def hear(utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
         return model.acoustic.features([read_sound(u.audio_filepath) for u in utterances])
+    options = LoopOptions(**recipe["loop"])
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         model.train()
-        chosen = mixture.at(step)
+        chosen = mixture.at(step * options.accumulation + micro)
         mel, lengths = hear([train[i] for i in chosen])
         low, high = recipe["warp"]
         factors = low * (high / low) ** torch.rand(len(chosen))  # (B,), log-uniform
@@ -273,7 +275,9 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
         return figures
 
     start = time.time()
-    run(model.trained(), loss_of, folder / "whisper-run", LoopOptions(**recipe["loop"]), evaluate)
+    run(model.trained(), loss_of, folder / "whisper-run", options, evaluate)
+    if rank() > 0:
+        return
     if "autoregressive" in wanted:
         for part in (model.whisper, model.acoustic.extractor, tokenizer):
             part.save_pretrained(folder / "whisper")
@@ -305,4 +309,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", help="run folder that holds tokenizer/ and backbone/")
     parser.add_argument("--start_from", help="checkpoint folder whose encoder and projector to go on with")
     args = parser.parse_args()
+    join_workers()
     train_whisper(yaml.safe_load(Path(args.recipe).read_text(encoding="utf-8")), Path(args.folder), args.start_from)
