@@ -53,6 +53,11 @@ texts=$(for code in $codes; do echo "$shared/text/$code.txt"; done)
 made $run/tokenizer/tokenizer.json $python -m diffusion_gemma_asr.train.tokenizer $run/tokenizer $texts \
   "$shared"/speech/{en,de,zh}-train.jsonl
 
+stage "language model of drafts"
+made $run/ngram.npz $python -m diffusion_gemma_asr.train.ngram $run/tokenizer $run/ngram.npz $texts \
+  "$shared"/speech/{en,de,zh}-train.jsonl \
+  --exclude runs/mini/{heldout,dev}-{en,de,fr,es,hi,zh}/manifest.jsonl "$shared"/speech/{en,de,fr,es,hi,zh}-dev.jsonl
+
 stage "backbone, on text in six languages, from the one of mini"
 made $run/backbone/model.safetensors $python -m diffusion_gemma_asr.train.text recipes/mini6/1-backbone.yaml $run \
   --start_from $presets/mini/backbone
@@ -77,14 +82,18 @@ if [ "$front_end" = whisper-base ]; then
 else
   name=mini6 out=$run out_recipes=recipes/mini6 recipe=recipes/mini6.yaml from_hub=
   distil="$python -m diffusion_gemma_asr.train.distill"
-  both_cores="$python -m torch.distributed.run --nproc_per_node 2 -m diffusion_gemma_asr.train.distill"
+  both_cores="$python -m torch.distributed.run --nproc_per_node 2 -m diffusion_gemma_asr"
   stage "an encoder of our own: by Whisper base's frames of synthetic and real speech, then by CTC as well"
   made $run/distilled/encoder/model.safetensors $distil recipes/mini6/2-encoder.yaml $run/distilled \
     --start_from $presets/mini
   made $run/hearing/projector/adapter.safetensors $distil recipes/mini6/3-encoder-ctc.yaml $run/hearing --start_from $run/distilled
   stage "without its teacher, by CTC alone"
   OMP_NUM_THREADS=1 made $run/continued/projector/adapter.safetensors \
-    $both_cores recipes/mini6/4-encoder-continued.yaml $run/continued --start_from $run/hearing
+    $both_cores.train.distill recipes/mini6/4-encoder-continued.yaml $run/continued --start_from $run/hearing
+  stage "a deeper projector with shorter slots, by CTC on its frames; then with the backbone"
+  OMP_NUM_THREADS=1 made $run/projector/checkpoint/adapter.safetensors $both_cores train $out_recipes/5-projector.yaml
+  OMP_NUM_THREADS=1 made $run/reading/projector/adapter.safetensors \
+    $both_cores.train.reading $out_recipes/6-reading.yaml $run/reading
   stage "projector and LoRA on its frames"
   made $run/checkpoint/adapter.safetensors $train $recipe
 fi

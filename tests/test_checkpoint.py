@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion_gemma_asr import checkpoint as checkpoint_module
+from diffusion_gemma_asr.beam import DraftLM
 from diffusion_gemma_asr.checkpoint import (
     load_adapter,
     load_checkpoint,
@@ -26,6 +27,7 @@ from diffusion_gemma_asr.checkpoint_config import read_checkpoint_config
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.model_card import ModelCard
+from diffusion_gemma_asr.ngram import NgramLM
 from diffusion_gemma_asr.recipe import ModelRecipe, SourceRecipe
 
 
@@ -95,6 +97,22 @@ def test_what_canvases_start_with_is_kept(
         edit_config(lambda config, key=key: config.pop(key))(folder)  # as checkpoints were before there was a choice
     loaded = load_checkpoint(folder, device="cpu")
     assert (loaded.start, loaded.draft_weight) == ("noise", 0.0)
+
+
+def test_the_language_model_of_drafts_travels_along(
+    tmp_path: Path, model: DiffusionGemmaASR, recipe: ModelRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_checkpoint(save_checkpoint(model, tmp_path / "without", recipe), device="cpu").lm is None
+    counted = NgramLM.count([[9, 8, 7]] * 3, model.backbone.vocab_size, 2, 1, order=3)
+    monkeypatch.setattr(model, "lm", DraftLM(counted, 0.25, 1.0))
+    folder = save_checkpoint(model, tmp_path / "with", recipe)
+    lm = load_checkpoint(folder, device="cpu").lm
+    assert lm is not None and (lm.weight, lm.bonus) == (0.25, 1.0)
+    assert lm.lm.logprobs([[9, 8]], [7]) == counted.logprobs([[9, 8]], [7])
+    assert "`ngram.npz`" in (folder / "README.md").read_text(encoding="utf-8")
+    (folder / "ngram.npz").unlink()
+    with pytest.raises(CheckpointError, match=r"ngram\.npz cannot be read"):
+        load_checkpoint(folder, device="cpu")
 
 
 def test_an_adapter_fills_another_model_and_one_without_lora_fills_the_projector(

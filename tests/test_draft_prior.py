@@ -6,13 +6,15 @@ import pytest
 import torch
 from tiny_model import tiny_model
 
-from diffusion_gemma_asr.ctc import lm_head_draft
+from diffusion_gemma_asr.beam import DraftLM, draft_with_lm
+from diffusion_gemma_asr.ctc import DraftToken, lm_head_draft
 from diffusion_gemma_asr.decoding import EngineName
 from diffusion_gemma_asr.draft_prior import FLOOR, NO_SLOT, TOP, Heard, Prior, draft_prior, hear
 from diffusion_gemma_asr.edits import SPARE, edit_layout
 from diffusion_gemma_asr.lm_head import logprobs_of, predict
 from diffusion_gemma_asr.losses import soft_capped_logits
 from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.ngram import NgramLM
 
 BLANK, CAP = 0, 30.0
 
@@ -63,6 +65,42 @@ def test_every_position_takes_the_slot_that_it_stands_for() -> None:
     assert not gains[[0, 1, size - 1]].any()  # the lead and the end
     assert (draft_prior(own, draft, 2, size, BLANK, 0.5).gains == prior.gains / 2).all()
     assert draft_prior(own, draft, 2, 4, BLANK, 1.0).ids.shape == (4, 3)
+
+
+def test_a_language_model_counts_at_the_tokens_positions() -> None:
+    """Token 2 is likelier behind 1 than 1 behind 1; the blank and the gaps are as CTC heard them."""
+    lm = DraftLM(NgramLM.count([[1, 2], [1, 2], [2]], 3, 1, 2, order=2, least=1), 0.5, 1.5)
+    heard = heard_of([[0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.4, 0.25, 0.35]])
+    draft = [DraftToken(1, 0, 1, 0.8), DraftToken(2, 2, 3, 0.35)]
+    own = Heard(*(part[0] for part in heard))
+    size = len(edit_layout([1, 2], BLANK))
+    without, having = (
+        torch.zeros(size, 3).scatter_add(-1, *draft_prior(own, draft, 0, size, BLANK, 2.0, model, 1)) for model in (None, lm)
+    )
+    expected = torch.zeros(size, 3)
+    for place, before in ((1, []), (3, [1])):
+        expected[place, 1:] = 2.0 * torch.from_numpy(lm.gains(before, [1, 2], 1)).float()
+    torch.testing.assert_close(having - without, expected)
+    assert without[3].argmax() == BLANK and having[3].argmax() == 2
+
+
+def test_drafts_are_searched_with_the_models_language_model(model: DiffusionGemmaASR) -> None:
+    torch.manual_seed(0)
+    lengths = torch.tensor([6, 4])
+    slots = 2 * torch.randn(2, 6, model.backbone.hidden_size)
+    greedy = model.transcribe_slots(slots, lengths, "en", 1, start="draft")
+    tokens = sorted({token.id for row in greedy for token in row.draft_tokens})
+    special = model.prompts.special
+    said = [[tokens[0]] * 3] * 9
+    model.lm = DraftLM(NgramLM.count(said, model.backbone.vocab_size, special["bos"], special["eos"], 2), 3.0, 0.0)
+    searched = model.transcribe_slots(slots, lengths, "en", 1, start="draft")
+    heard = Heard(*(part[0] for part in model.hear(slots)))
+    expected = draft_with_lm(
+        heard.ids.numpy(), heard.logprobs.numpy(), heard.blank.numpy(), model.blank, model.lm, special["bos"], special["eos"]
+    )
+    assert list(searched[0].draft_tokens) == expected
+    assert searched[0].draft_tokens != greedy[0].draft_tokens
+    assert model.transcribe_slots(slots, lengths, "en", 1, start="noise")[0].draft_tokens == greedy[0].draft_tokens
 
 
 def test_an_empty_draft_has_gaps_alone() -> None:

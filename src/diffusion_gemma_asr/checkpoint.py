@@ -1,11 +1,12 @@
 """Checkpoints: the trained adapter alone, and by name the frozen parts that it was trained on.
 
-A checkpoint is a folder, or a hub repository, of four files:
+A checkpoint is a folder, or a hub repository, of these files:
 
 - `adapter.safetensors`: the projector and the LoRA matrices, keys `projector.*` and `lora.*`
 - `config.json`: names, revisions and shapes of encoder and backbone, settings of projector and LoRA
 - `preprocessor_config.json`: the encoder's own, for transformers' pipeline alone; a model without a Whisper has none
 - `README.md`: the model card
+- `ngram.npz`: the language model of drafts, where there is one
 
 Names of frozen parts are hub names or folders; a relative folder starts from the checkpoint.
 """
@@ -28,8 +29,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .backbone import Backbone
+from .beam import DraftLM
 from .checkpoint_config import (
     CONFIG,
+    LM,
     BackboneEntry,
     CheckpointConfig,
     EncoderEntry,
@@ -43,10 +46,11 @@ from .encoder import AcousticEncoder
 from .errors import CheckpointError
 from .model import DiffusionGemmaASR
 from .model_card import ModelCard, render_card
+from .ngram import NgramLM
 from .pretrained import first_line
 from .projector import Projector, new_projector
 from .quantization import find_quantizer
-from .recipe import ModelRecipe, SourceRecipe
+from .recipe import LmRecipe, ModelRecipe, SourceRecipe
 from .recipe_files import resolve_source
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -83,6 +87,7 @@ def save_checkpoint(
     tensors |= {f"lora.{key}": value for key, value in lora.items()}
     recipe = _relative_to(recipe, folder)
     config = describe(model, recipe)
+    recipe = replace(recipe, lm=config.lm)
     trained = sum(parameter.numel() for parameter in model.trained().values())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +97,8 @@ def save_checkpoint(
             save_file(detached, partial / ADAPTER, metadata={"format": "pt"})
             (partial / CARD).write_text(render_card(recipe, card or ModelCard(), trained), encoding="utf-8")
             (partial / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+            if model.lm is not None:
+                model.lm.lm.save(partial / LM)
             if isinstance(model.encoder, AcousticEncoder):
                 model.encoder.extractor.save_pretrained(partial)
             _move_into_place(partial, folder)
@@ -157,7 +164,8 @@ def load_checkpoint(
         loaded_backbone.merge_lora()
     parts = loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer
     trained = config.languages, config.finds_language, config.reads_context
-    model = DiffusionGemmaASR(*parts, config.drafts, config.start, *trained, config.draft_weight)
+    lm = load_lm(config.lm, folder)
+    model = DiffusionGemmaASR(*parts, config.drafts, config.start, *trained, config.draft_weight, lm)
     return model.requires_grad_(False).eval()
 
 
@@ -218,7 +226,7 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, r
     """
     config = read_checkpoint_config(Path(folder))
     _read_adapter(Path(folder) / ADAPTER)
-    patterns = [ADAPTER, CONFIG, CARD, EXTRACTOR]
+    patterns = [ADAPTER, CONFIG, CARD, EXTRACTOR, *([config.lm.file] if config.lm.file else [])]
     for part in (config.encoder, config.backbone):
         if Path(part.name).is_absolute():
             raise CheckpointError(
@@ -334,6 +342,15 @@ def _fill_projector(projector: Projector, adapter: dict[str, Tensor], path: Path
                 "the two are of different checkpoints"
             )
     projector.load_state_dict(saved)
+
+
+def load_lm(entry: LmRecipe, folder: Path) -> DraftLM | None:
+    """The language model of drafts that a recipe or a config.json names, its path taken from `folder`; None: it names none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return None if entry.file is None else DraftLM(NgramLM.load(folder / entry.file), entry.weight, entry.bonus)
 
 
 def load_tokenizer(source: SourceRecipe, local_files_only: bool = False) -> PreTrainedTokenizerBase:

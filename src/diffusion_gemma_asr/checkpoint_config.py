@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,10 @@ from .ear import WAVEFORM
 from .errors import CheckpointError, RecipeError
 from .model import DiffusionGemmaASR
 from .pretrained import first_line, read_config
-from .recipe import LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe, from_mapping
+from .recipe import LmRecipe, LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe, from_mapping
 
 CONFIG = "config.json"
+LM = "ngram.npz"  # the draft's language model
 FORMAT = 1  # of config.json and of the keys; raised when an older reader would misread them
 
 
@@ -59,6 +60,7 @@ class CheckpointConfig:
     finds_language: bool = False  # whether training asked without naming the language
     reads_context: bool = False  # whether training put context into the prompts
     draft_weight: float = 0.0  # how much CTC's log-probabilities count on canvases that start from the draft
+    lm: LmRecipe = field(default_factory=LmRecipe)  # of drafts; its file is beside this one
     model_type: Literal["diffusion_gemma_asr"] = "diffusion_gemma_asr"  # for transformers' Auto classes
 
     @property
@@ -67,7 +69,7 @@ class CheckpointConfig:
         encoder = SourceRecipe(self.encoder.name, self.encoder.revision)
         backbone = SourceRecipe(self.backbone.name, self.backbone.revision)
         parts = self.recipe, encoder, backbone, self.projector, self.lora
-        return ModelRecipe(*parts, self.languages, self.finds_language, self.reads_context)
+        return ModelRecipe(*parts, self.languages, self.finds_language, self.reads_context, self.lm)
 
 
 def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
@@ -98,6 +100,7 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
         finds_language=recipe.finds_language,
         reads_context=recipe.reads_context,
         draft_weight=model.draft_weight,
+        lm=LmRecipe() if model.lm is None else LmRecipe(LM, model.lm.weight, model.lm.bonus),
         dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
 

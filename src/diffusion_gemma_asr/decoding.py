@@ -101,9 +101,10 @@ class Decoding:
         self.context = context
         self.counts: list[int] = slot_lengths.tolist()
         self.heard: Heard | None = None
-        if start == "draft" and model.draft_weight > 0:
+        if start == "draft" and (model.draft_weight > 0 or model.lm is not None):
             self.heard = model.hear(slots)
-            self.drafts = self.heard.draft(slot_lengths, model.blank)
+            special = model.prompts.special
+            self.drafts = self.heard.draft(slot_lengths, model.blank, model.lm, special["bos"], special["eos"])
         else:
             self.drafts = model.draft(slots, slot_lengths)
         self.generators = [torch.Generator(model.device).manual_seed(seed) for _ in self.counts]
@@ -175,10 +176,12 @@ class Decoding:
         return Job(canvas[0].to(self.model.device), self.generators[row], self._prior(row, draft, canvas.shape[1]))
 
     def _prior(self, row: int, draft: Sequence[DraftToken], size: int) -> Prior | None:
-        if self.heard is None:
+        model = self.model
+        if self.heard is None or model.draft_weight == 0:
             return None
         heard = Heard(*(part[row, : self.counts[row]] for part in self.heard))
-        return draft_prior(heard, draft, self._lead_size(row), size, self.model.blank, self.model.draft_weight)
+        lead, bos = self._lead_size(row), model.prompts.special["bos"]
+        return draft_prior(heard, draft, lead, size, model.blank, model.draft_weight, model.lm, bos)
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]

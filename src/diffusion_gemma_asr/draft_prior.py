@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .beam import UNHEARD, DraftLM, draft_with_lm
 from .ctc import DraftToken, collapse
 from .edits import SPARE
 from .losses import default_chunk, over_chunks, soft_capped_logits
@@ -36,9 +37,15 @@ class Heard(NamedTuple):
     logprobs: Tensor
     blank: Tensor
 
-    def draft(self, lengths: Tensor, blank: int) -> list[list[DraftToken]]:
-        """As `ctc.greedy_draft`."""
-        return collapse(self.ids[..., 0], self.logprobs[..., 0], lengths, blank)
+    def draft(
+        self, lengths: Tensor, blank: int, lm: DraftLM | None = None, bos: int = 0, eos: int = 0
+    ) -> list[list[DraftToken]]:
+        """As `ctc.greedy_draft`; with a language model, what beam search finds (beam.py)."""
+        if lm is None:
+            return collapse(self.ids[..., 0], self.logprobs[..., 0], lengths, blank)
+        rows = zip(*(part.float().cpu().numpy() if part.is_floating_point() else part.cpu().numpy() for part in self),
+                   lengths.tolist(), strict=True)
+        return [draft_with_lm(ids[:n], logprobs[:n], blanks[:n], blank, lm, bos, eos) for ids, logprobs, blanks, n in rows]
 
 
 class Prior(NamedTuple):
@@ -77,11 +84,15 @@ def hear(slots: Tensor, weight: Tensor, softcap: float, blank: int) -> Heard:
     return Heard(*(part.view(*slots.shape[:2], *part.shape[1:]) for part in (ids, logprobs, blanks)))
 
 
-def draft_prior(heard: Heard, draft: Sequence[DraftToken], lead: int, size: int, blank: int, weight: float) -> Prior:
+def draft_prior(
+    heard: Heard, draft: Sequence[DraftToken], lead: int, size: int, blank: int, weight: float, lm: DraftLM | None = None,
+    bos: int = 0,
+) -> Prior:  # fmt: skip
     """What was heard at the positions of a canvas that holds a draft as `edits.edit_layout` lays it out.
 
     A token's position takes the slot of its run where it is likeliest, a gap the slot where the blank is least likely; in a
-    gap without a slot, and in the spare ones, a blank is expected. Nothing is known before and behind the layout.
+    gap without a slot, and in the spare ones, a blank is expected. Nothing is known before and behind the layout. Where a
+    language model took part in the draft, it also counts at the tokens' positions, behind the draft's tokens before them.
 
     Args:
         heard: of one clip's own slots, without a batch dimension.
@@ -89,21 +100,34 @@ def draft_prior(heard: Heard, draft: Sequence[DraftToken], lead: int, size: int,
         lead: positions before the layout.
         size: C, positions of the canvas; what does not fit is cut off.
         weight: factor on the log-probabilities.
+        lm, bos: the draft's language model, and what it sees at the beginning.
     """
-    worst, blanks = (-heard.logprobs[:, 0]).tolist(), heard.blank.tolist()
+    blanks = heard.blank.tolist()
     slots, end = [-2] * lead, 0  # of each position; -1: none, but a blank is expected; -2: nothing is known
     for token in draft:
-        slots += [_least(blanks, end, token.start), _least(worst, token.start, token.end)]
+        slots += [_least(blanks, end, token.start), _loudest(heard, token)]
         end = token.end
     slots += [_least(blanks, end, len(blanks)), *[-1] * SPARE]
     slots += [-2] * (size - len(slots))
     chosen = torch.tensor(slots[:size], device=heard.ids.device)  # (C,)
     at = chosen.clamp(min=0)
-    ids, gains = heard.ids[at], heard.logprobs[at].float().clamp(min=FLOOR) - FLOOR
+    ids, logprobs = heard.ids[at], heard.logprobs[at].float()  # (C, K) each
+    if lm is not None:
+        written = [token.id for token in draft]
+        for i, place in enumerate(range(lead + 1, min(size, lead + 2 * len(draft)), 2)):
+            expected = torch.from_numpy(lm.gains(written[:i], ids[place].tolist(), bos)).to(logprobs)
+            logprobs[place] += torch.where(ids[place] == blank, 0.0, expected)
+    gains = logprobs.clamp(min=FLOOR) - FLOOR
     gains[chosen < 0] = 0.0
     nothing = chosen == -1
     ids[nothing, 0], gains[nothing, 0] = blank, NO_SLOT
     return Prior(ids, weight * gains)
+
+
+def _loudest(heard: Heard, token: DraftToken) -> int:
+    """The slot of a token's run in which it is likeliest."""
+    own = heard.ids[token.start : token.end] == token.id
+    return token.start + int(heard.logprobs[token.start : token.end].masked_fill(~own, UNHEARD).amax(-1).argmax())
 
 
 def _least(values: Sequence[float], start: int, end: int) -> int:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .audio import SAMPLE_RATE, AudioSource
 from .backbone import Backbone, Prefill
+from .beam import DraftLM
 from .ctc import DraftToken, TokenSpan, lm_head_align, lm_head_ctc_loss, lm_head_draft
 from .decoding import Decoded, Decoding, EngineName, OnStep, Start
 from .denoise import DenoiseOptions
@@ -59,6 +60,7 @@ class DiffusionGemmaASR(nn.Module):
         reads_context: whether it was trained with context in the prompt.
         draft_weight: factor on CTC's log-probabilities, which are added to the denoiser's logits on canvases that start from
             the draft (see draft_prior.py); 0: they are not.
+        lm: language model that takes part in drafts that canvases start from (see beam.py); None: drafts are greedy.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class DiffusionGemmaASR(nn.Module):
         finds_language: bool = False,
         reads_context: bool = False,
         draft_weight: float = 0.0,
+        lm: DraftLM | None = None,
     ):
         super().__init__()
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
@@ -81,6 +84,7 @@ class DiffusionGemmaASR(nn.Module):
         self.drafts, self.start = drafts, start
         self.languages, self.finds_language = tuple(languages), finds_language
         self.reads_context, self.draft_weight = reads_context, draft_weight
+        self.lm = lm
 
     @property
     def device(self) -> torch.device:

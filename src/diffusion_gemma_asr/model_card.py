@@ -54,6 +54,7 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
         f"- backbone, frozen: `{model.backbone.name}`{_at(model.backbone.revision)}",
         f"- projector, trained: {model.projector.hidden_size} channels{deep}, output {scale}",
         f"- LoRA, trained: rank {model.lora.rank}, alpha {model.lora.alpha}, on q, k, v, o of both stacks",
+        *([f"- drafts: CTC and a language model of tokens, `{model.lm.file}`"] if model.lm.file else []),
         f"- languages: {', '.join(model.languages)}",
         "",
         "```python",

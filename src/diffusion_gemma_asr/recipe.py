@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from .data.augment import Masking
 from .errors import RecipeError
+from .ngram import LM_WEIGHT, TOKEN_BONUS
 from .recipe_files import find_recipe, read_yaml, resolve_source, suggest
 
 _T = TypeVar("_T")
@@ -61,6 +62,18 @@ class LoraRecipe:
         _require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
         _require(self.alpha >= 1, "lora.alpha", self.alpha, "at least 1")
         _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class LmRecipe:
+    """The language model that takes part in drafts (beam.py)."""
+
+    file: str | None = None  # of `NgramLM.save`; a relative path starts from the working directory; None: there is no model
+    weight: float = LM_WEIGHT  # factor on its log-probabilities
+    bonus: float = TOKEN_BONUS  # nats added for each token, since it favours short transcripts
+
+    def __post_init__(self) -> None:
+        _require(self.weight >= 0, "lm.weight", self.weight, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -177,6 +190,7 @@ class ModelRecipe:
     languages: tuple[str, ...]
     finds_language: bool = False  # whether training asked without naming the language
     reads_context: bool = False  # whether training put context into the prompts
+    lm: LmRecipe = field(default_factory=LmRecipe)
 
 
 @dataclass(frozen=True)
@@ -191,13 +205,14 @@ class Recipe:
     projector: ProjectorRecipe = field(default_factory=ProjectorRecipe)
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     losses: LossRecipe = field(default_factory=LossRecipe)
+    lm: LmRecipe = field(default_factory=LmRecipe)
 
     @property
     def model(self) -> ModelRecipe:
         """What a checkpoint has to remember of this recipe."""
         found, read = self.train.unnamed > 0, self.train.context > 0
         parts = self.name, self.encoder, self.backbone, self.projector, self.lora
-        return ModelRecipe(*parts, self.data.languages, found, read)
+        return ModelRecipe(*parts, self.data.languages, found, read, self.lm)
 
 
 def load_recipe(path_or_name: str | Path) -> Recipe:

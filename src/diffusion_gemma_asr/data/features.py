@@ -25,7 +25,7 @@ class FeatureCache:
 
     def __init__(self, path: str | Path):
         self._spans: dict[str, tuple[int, int, int]] = {}  # file, first frame, frames
-        self._files = []
+        self._files: list[np.ndarray] = []
         for index_path in sorted(Path(path).glob("index*.json")):
             index = json.loads(index_path.read_text(encoding="utf-8"))
             self._spans |= {key: (len(self._files), start, n) for key, start, n in index["spans"]}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backbone import Backbone
-from ..checkpoint import load_adapter, load_tokenizer, save_checkpoint
+from ..checkpoint import load_adapter, load_lm, load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
 from ..data.batches import UNLIMITED, Mixture, tempered
 from ..data.context import drawn_context
@@ -55,7 +55,8 @@ def build_model(
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
     drafts, told = recipe.losses.ctc > 0, recipe.model
     trained = told.languages, told.finds_language, told.reads_context
-    model = DiffusionGemmaASR(*parts, drafts, start, *trained, DRAFT_WEIGHT if start == "draft" else 0.0)
+    weight, lm = DRAFT_WEIGHT if start == "draft" else 0.0, load_lm(recipe.lm, Path())
+    model = DiffusionGemmaASR(*parts, drafts, start, *trained, weight, lm)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()
     return model

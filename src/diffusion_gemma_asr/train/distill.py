@@ -133,12 +133,8 @@ def stretched(labels: Tensor, count: int) -> Tensor:
 def folded(projector: AudioProjector, head: nn.Linear) -> AudioProjector:
     """The projector that does with a frame x what `projector` does with head(x)."""
     wide = copy.deepcopy(projector)
-    wide.conv1 = nn.Conv1d(
-        head.in_features, projector.conv1.out_channels, projector.conv1.kernel_size, projector.conv1.stride,
-        projector.conv1.padding,
-    )  # fmt: skip
-    wide.conv1.weight.copy_(torch.einsum("oik,ij->ojk", projector.conv1.weight, head.weight))
-    wide.conv1.bias.copy_(projector.conv1.bias)
+    wide.conv1.in_channels = head.in_features
+    wide.conv1.weight = nn.Parameter(torch.einsum("oik,ij->ojk", projector.conv1.weight, head.weight))
     return wide
 
 
@@ -283,6 +279,7 @@ def _speller(recipe: dict, tokenizer: PreTrainedTokenizerBase, width: int) -> Sp
     backbone = Backbone.from_pretrained(recipe["backbone"])
     shape = from_mapping(ProjectorRecipe, recipe["projector"])
     projector = new_projector(shape, width, backbone.hidden_size, backbone.embedding_scale())
+    assert isinstance(projector, AudioProjector)
     saved = read_projector(recipe["projector_from"]) | {"scale": projector.scale}
     load_weights(projector.state_dict(), saved, recipe["projector_from"])
     return Speller(projector, backbone, tokenizer)

@@ -1,0 +1,136 @@
+"""The draft that CTC and a language model find together: prefix beam search (Hannun et al. 2014, arXiv 1408.2873).
+
+A transcript's score is its log-probability under CTC, over all ways to spell it, plus `weight` times that of the language
+model, plus `bonus` a token, without which short transcripts would win. The greedy draft (ctc.py) takes every slot on its
+own; here a token that was heard half gets in because it follows from those before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .ctc import DraftToken, forced_align
+from .ngram import LM_WEIGHT, TOKEN_BONUS, NgramLM
+
+WIDTH = 12  # transcripts that are kept after each slot
+LEAST = -7.0  # nats; tokens that are less likely in a slot are not tried there
+NEVER = -1e30
+UNHEARD = -20.0  # nats, of tokens that are not among a slot's likely ones
+
+Prefix = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class DraftLM:
+    """A language model and how much it counts in drafts."""
+
+    lm: NgramLM
+    weight: float = LM_WEIGHT
+    bonus: float = TOKEN_BONUS  # nats a token
+
+    @property
+    def reach(self) -> int:
+        """Tokens before one that it looks at."""
+        return self.lm.order - 1
+
+    def gains(self, before: Sequence[int], tokens: Sequence[int], bos: int) -> np.ndarray:
+        """(N,) what it adds to the log-probabilities of N tokens that may follow `before`, a transcript's first ones."""
+        context = [bos, *before][-self.reach :] if self.reach else []
+        return self.weight * self.lm.logprobs([context] * len(tokens), tokens) + self.bonus
+
+
+class _Beam(NamedTuple):
+    """Log-probabilities of all paths of one transcript that end in a blank and in its last token; its language score."""
+
+    blank: float
+    token: float
+    language: float
+
+    @property
+    def heard(self) -> float:
+        return _either(self.blank, self.token)
+
+
+def draft_with_lm(
+    ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM, bos: int, eos: int
+) -> list[DraftToken]:
+    """The draft of one clip, its tokens where CTC finds them likeliest; the arguments are those of `beam_search`."""
+    found = beam_search(ids, logprobs, blanks, blank, model, bos, eos)
+    classes = {blank: 0}
+    targets = [classes.setdefault(token, len(classes)) for token in found]
+    columns = np.full((len(ids), len(classes)), UNHEARD)
+    for token, column in classes.items():
+        slots, places = np.nonzero(ids == token)
+        columns[slots, column] = logprobs[slots, places]
+    columns[:, 0] = blanks
+    spans = forced_align(torch.from_numpy(columns), targets, 0)
+    return [DraftToken(token, s.start, s.end, math.exp(s.logprob)) for token, s in zip(found, spans, strict=True)]
+
+
+def beam_search(
+    ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM, bos: int, eos: int
+) -> list[int]:
+    """The best transcript found.
+
+    Args:
+        ids: (S, K) tokens that are likely in each slot; logprobs: (S, K) of these.
+        blanks: (S,) log-probabilities of the blank.
+        bos, eos: what the language model sees at both ends.
+    """
+    known: dict[tuple[Prefix, int], float] = {}  # language scores
+
+    def context(prefix: Prefix) -> Prefix:
+        return (bos, *prefix)[-model.reach :] if model.reach else ()
+
+    def learn(pairs: set[tuple[Prefix, int]]) -> None:
+        new = list(pairs - known.keys())
+        if new:
+            scores = model.lm.logprobs([pair[0] for pair in new], [pair[1] for pair in new])
+            known.update(zip(new, (model.weight * scores).tolist(), strict=True))
+
+    beams: dict[Prefix, _Beam] = {(): _Beam(0.0, NEVER, 0.0)}
+    for row, values, silent in zip(ids.tolist(), logprobs.tolist(), blanks.tolist(), strict=True):
+        heard = [(token, value) for token, value in zip(row, values, strict=True) if token != blank and value > LEAST]
+        values_of = dict(heard)
+        learn({(context(prefix), token) for prefix in beams for token, _ in heard})
+        found: dict[Prefix, _Beam] = {}
+        for prefix, beam in beams.items():
+            total = beam.heard
+            stays = beam.token + values_of.get(prefix[-1], NEVER) if prefix else NEVER
+            old = found.get(prefix)
+            blanked = total + silent
+            found[prefix] = (
+                _Beam(blanked, stays, beam.language)
+                if old is None
+                else _Beam(_either(old.blank, blanked), _either(old.token, stays), beam.language)
+            )
+            for token, value in heard:
+                before = beam.blank if prefix and token == prefix[-1] else total
+                if before <= NEVER:
+                    continue
+                longer = (*prefix, token)
+                old = found.get(longer)
+                if old is not None:
+                    found[longer] = old._replace(token=_either(old.token, before + value))
+                else:
+                    language = beam.language + known[context(prefix), token] + model.bonus
+                    found[longer] = _Beam(NEVER, before + value, language)
+        beams = dict(nlargest(WIDTH, found.items(), key=lambda item: item[1].heard + item[1].language))
+    learn({(context(prefix), eos) for prefix in beams})
+    ended = {prefix: beam.heard + beam.language + known[context(prefix), eos] for prefix, beam in beams.items()}
+    best, _ = max(ended.items(), key=lambda item: item[1])
+    return list(best)
+
+
+def _either(a: float, b: float) -> float:
+    """log(exp(a) + exp(b))."""
+    if a < b:
+        a, b = b, a
+    return a if b <= NEVER else a + math.log1p(math.exp(b - a))

@@ -1,0 +1,144 @@
+"""A language model of tokens that is counted, not learnt: how likely a token is behind the few before it.
+
+Small CTC models hear sounds well and know few words. Millions of tokens of text, counted in a minute, know them; beam.py
+joins both. Probabilities are interpolated by absolute discounting (Ney, Essen and Kneser 1994): each sequence's count loses
+a constant, and what the counts of one context lose goes to the model of the context that is one token shorter.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CheckpointError
+
+DISCOUNT = 0.75
+CODES = 16.0  # steps a nat in which logarithms of probabilities are stored, in a byte each
+LM_WEIGHT, TOKEN_BONUS = 0.5, 3.5  # see beam.py: best of those tried on the mini models' monitor lists
+
+
+class NgramLM:
+    """Probabilities of tokens by the last `order` - 1 tokens before them.
+
+    A sequence of tokens is kept as one number whose digits, in base `vocab_size`, they are.
+
+    Args:
+        vocab_size: tokens have smaller ids.
+        sequences: for each length 1, 2, ...: the sequences that are kept, sorted uint64 (n,), and the discounted share of
+            their context's count, in codes (n,) uint8.
+        contexts: for each length 0, 1, ...: the contexts of these, sorted uint64 (m,), and the share left to the shorter
+            context, in codes (m,) uint8.
+    """
+
+    def __init__(
+        self, vocab_size: int, sequences: Sequence[tuple[np.ndarray, np.ndarray]],
+        contexts: Sequence[tuple[np.ndarray, np.ndarray]],
+    ):  # fmt: skip
+        self.vocab_size, self.sequences, self.contexts = vocab_size, list(sequences), list(contexts)
+
+    @property
+    def order(self) -> int:
+        """Length of the longest sequences."""
+        return len(self.sequences)
+
+    @classmethod
+    def count(
+        cls, sentences: Iterable[Sequence[int]], vocab_size: int, bos: int, eos: int, order: int = 5, least: int = 2
+    ) -> NgramLM:
+        """Counts the sequences in sentences of token ids, each of which begins with `bos` and ends with `eos`.
+
+        Args:
+            order: length of the longest sequences; vocab_size ** order has to be below 2 ** 64.
+            least: sequences of three and more tokens that occur less often are not kept.
+
+        Raises:
+            ValueError: such sequences do not fit into 64 bits.
+        """
+        if vocab_size**order >= 2**64:
+            raise ValueError(f"{order} of {vocab_size} tokens do not fit into 64 bits; choose a smaller order")
+        rows = [np.array([bos, *sentence, eos], dtype=np.uint64) for sentence in sentences]
+        tokens = np.concatenate(rows)
+        place = np.concatenate([np.arange(len(row)) for row in rows])  # in its sentence
+        sequences, contexts = [], []
+        base, running = np.uint64(vocab_size), np.zeros_like(tokens)
+        power = np.uint64(1)
+        for length in range(1, order + 1):
+            # The sequence that ends at each token; those that reach beyond their sentence's beginning are left out.
+            running[length - 1 :] += power * tokens[: len(tokens) - length + 1]
+            power *= base
+            ends = place >= max(1, length - 1)  # nothing predicts the beginning
+            keys, counts = np.unique(running[ends], return_counts=True)
+            heads, first, owner = np.unique(keys // base, return_index=True, return_inverse=True)
+            total = np.add.reduceat(counts, first)
+            kept = counts >= (least if length > 2 else 1)
+            taken = np.where(kept, DISCOUNT, counts)  # of each count, for the shorter context
+            left = np.add.reduceat(taken, first) / total
+            used = np.maximum.reduceat(kept, first)
+            sequences.append((keys[kept], _coded(((counts - DISCOUNT) / total[owner])[kept])))
+            contexts.append((heads[used], _coded(left[used])))
+        return cls(vocab_size, sequences, contexts)
+
+    def logprobs(self, contexts: Sequence[Sequence[int]], tokens: Sequence[int]) -> np.ndarray:
+        """(N,) log-probabilities of N tokens, each behind its context, whatever its length."""
+        found = np.full(len(tokens), 1.0 / self.vocab_size)
+        following = np.asarray(tokens, dtype=np.uint64)
+        before = np.zeros(len(tokens), dtype=np.uint64)
+        known = np.ones(len(tokens), dtype=bool)
+        base, power = np.uint64(self.vocab_size), np.uint64(1)
+        for length, (sequence, context) in enumerate(zip(self.sequences, self.contexts, strict=True)):
+            if length:
+                known &= np.array([len(row) >= length for row in contexts])
+                nearest = [row[-length] if len(row) >= length else 0 for row in contexts]
+                before += power * np.asarray(nearest, dtype=np.uint64)
+                power *= base
+            left, there = _look_up(context, before)
+            known &= there
+            share, _ = _look_up(sequence, before * base + following)
+            found = np.where(known, share + left * found, found)
+        return np.log(found)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to an .npz file, whole or not at all; the sequences as differences, which are packed better."""
+        arrays = {"vocab_size": np.array(self.vocab_size)}
+        for name, tables in (("sequences", self.sequences), ("contexts", self.contexts)):
+            for i, (keys, codes) in enumerate(tables):
+                arrays |= {f"{name}{i}": np.diff(keys, prepend=np.uint64(0)), f"{name}{i}_codes": codes}
+        part = Path(path).with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NgramLM:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or another's.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                order = sum(name.startswith("sequences") for name in file.files) // 2
+                tables = [
+                    [(np.cumsum(file[f"{name}{i}"], dtype=np.uint64), file[f"{name}{i}_codes"]) for i in range(order)]
+                    for name in ("sequences", "contexts")
+                ]
+                return cls(int(file["vocab_size"]), *tables)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path} cannot be read as a language model ({error}); fetch or save it again") from error
+
+
+def _coded(shares: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(-CODES * np.log(shares)), 0, 255).astype(np.uint8)
+
+
+def _look_up(table: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares (N,) of keys (N,), 0 where there are none, and whether there are."""
+    held, codes = table
+    if not len(held):
+        return np.zeros(len(keys)), np.zeros(len(keys), dtype=bool)
+    at = np.searchsorted(held, keys).clip(max=len(held) - 1)
+    there = held[at] == keys
+    return np.where(there, np.exp(codes[at] / -CODES), 0.0), there

@@ -1,0 +1,52 @@
+"""Counts the language model of drafts (ngram.py) in text, but for the sentences of lists that models are judged by."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from ..ngram import NgramLM
+from ..prompt import SPECIAL_TOKENS
+from .tokenizer import read_sentences
+
+
+def count_text(
+    tokenizer_folder: str | Path, text: Iterable[str | Path], exclude: Iterable[str | Path], order: int, least: int
+) -> NgramLM:
+    """The model of all sentences of `text` that are not in `exclude`, both as `read_sentences` takes them, in a tokenizer's
+    tokens.
+
+    Args:
+        order, least: see `NgramLM.count`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    kept_out = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
+    rows: list[list[int]] = []
+    for code, lines in read_sentences(text).items():
+        kept = [line for line in lines if line and line not in kept_out]
+        spelled = tokenizer(kept, add_special_tokens=False)["input_ids"]
+        print(f"{code}: {len(kept)} sentences, {sum(map(len, spelled))} tokens")
+        rows += spelled
+    bos, eos = (tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[name]) for name in ("bos", "eos"))
+    return NgramLM.count(rows, len(tokenizer), bos, eos, order, least)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Count the language model of drafts.")
+    parser.add_argument("tokenizer", help="folder of the tokenizer")
+    parser.add_argument("file", type=Path, help=".npz to write")
+    parser.add_argument("text", nargs="+", help="files CODE.txt with a sentence of that language a line, and manifests")
+    parser.add_argument("--exclude", nargs="*", default=(), help="the same, of sentences that are not counted")
+    parser.add_argument("--order", type=int, default=5, help="tokens of the longest sequences")
+    parser.add_argument("--least", type=int, default=3, help="longer sequences than two that occur less often are left out")
+    args = parser.parse_args()
+    model = count_text(args.tokenizer, args.text, args.exclude, args.order, args.least)
+    args.file.parent.mkdir(parents=True, exist_ok=True)
+    model.save(args.file)
+    print(f"{args.file}: {sum(len(keys) for keys, _ in model.sequences)} sequences, {args.file.stat().st_size / 1e6:.1f} MB")
