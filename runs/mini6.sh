@@ -56,7 +56,8 @@ made $run/tokenizer/tokenizer.json $python -m diffusion_gemma_asr.train.tokenize
 stage "language model of drafts"
 made $run/ngram.npz $python -m diffusion_gemma_asr.train.ngram $run/tokenizer $run/ngram.npz $texts \
   "$shared"/speech/{en,de,zh}-train.jsonl \
-  --exclude runs/mini/{heldout,dev}-{en,de,fr,es,hi,zh}/manifest.jsonl "$shared"/speech/{en,de,fr,es,hi,zh}-dev.jsonl
+  --exclude runs/mini/{heldout,dev}-{en,de,fr,es,hi,zh}/manifest.jsonl "$shared"/speech/{en,de,fr,es,hi,zh}-dev.jsonl \
+  examples/{en,de,fr,es,hi,zh}.txt
 
 stage "backbone, on text in six languages, from the one of mini"
 made $run/backbone/model.safetensors $python -m diffusion_gemma_asr.train.text recipes/mini6/1-backbone.yaml $run \
