@@ -35,6 +35,10 @@ stage "tokenizer"
 [ -f $run/tokenizer/tokenizer.json ] || $python -m diffusion_gemma_asr.train.tokenizer $run/tokenizer \
   "$shared/text/en.txt" --vocab_size 3072
 
+stage "language model of drafts"
+[ -f $run/ngram.npz ] || $python -m diffusion_gemma_asr.train.ngram $run/tokenizer $run/ngram.npz "$shared/text/en.txt" \
+  "$shared/speech/en-train.jsonl" --exclude $run/{heldout,dev}-en/manifest.jsonl "$shared/speech/en-dev.jsonl" examples/en.txt
+
 stage "1: backbone, on text"
 [ -f $run/backbone/model.safetensors ] || $python -m diffusion_gemma_asr.train.text recipes/mini/1-backbone.yaml $run
 

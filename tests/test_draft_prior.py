@@ -75,11 +75,12 @@ def test_a_language_model_counts_at_the_tokens_positions() -> None:
     own = Heard(*(part[0] for part in heard))
     size = len(edit_layout([1, 2], BLANK))
     without, having = (
-        torch.zeros(size, 3).scatter_add(-1, *draft_prior(own, draft, 0, size, BLANK, 2.0, model, 1)) for model in (None, lm)
+        torch.zeros(size, 3).scatter_add(-1, *draft_prior(own, draft, 0, size, BLANK, 2.0, model, 1, 2))
+        for model in (None, lm)
     )
     expected = torch.zeros(size, 3)
-    for place, before in ((1, []), (3, [1])):
-        expected[place, 1:] = 2.0 * torch.from_numpy(lm.gains(before, [1, 2], 1)).float()
+    for place, before, after in ((1, [], [2]), (3, [1], [])):
+        expected[place, 1:] = 2.0 * torch.from_numpy(lm.gains(before, after, [1, 2], 1, 2)).float()
     torch.testing.assert_close(having - without, expected)
     assert without[3].argmax() == BLANK and having[3].argmax() == 2
 

@@ -138,3 +138,18 @@ def test_text_decides_between_sounds_that_are_alike() -> None:
             probabilities[slot, token] = probability
     found = draft_with_lm(*parts(probabilities.log()), BLANK, model, BOS, EOS)
     assert [token.id for token in found] == [3, 4, 5]  # 3 4 5 was read twice, 3 4 6 once
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_what_a_token_brings_is_the_difference_between_two_transcripts(order: int) -> None:
+    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, order, 1), 0.8, 0.7)
+
+    def score(transcript: list[int]) -> float:
+        row = [*transcript, EOS]
+        contexts = [([BOS, *transcript[:i]][-order + 1 :] if order > 1 else []) for i in range(len(row))]
+        return model.weight * model.lm.logprobs(contexts, row).sum() + model.bonus * len(transcript)
+
+    for before, after in (([3], [5, 6, 7, 3, 4]), ([], [3]), ([3, 4, 5, 6, 7, 3], [])):
+        found = model.gains(before, after, [4, 6], BOS, EOS)
+        expected = [score([*before, token, *after]) - score([*before, *after]) for token in (4, 6)]
+        np.testing.assert_allclose(found, expected, atol=1e-9)

@@ -40,10 +40,18 @@ class DraftLM:
         """Tokens before one that it looks at."""
         return self.lm.order - 1
 
-    def gains(self, before: Sequence[int], tokens: Sequence[int], bos: int) -> np.ndarray:
-        """(N,) what it adds to the log-probabilities of N tokens that may follow `before`, a transcript's first ones."""
-        context = [bos, *before][-self.reach :] if self.reach else []
-        return self.weight * self.lm.logprobs([context] * len(tokens), tokens) + self.bonus
+    def gains(self, before: Sequence[int], after: Sequence[int], tokens: Sequence[int], bos: int, eos: int) -> np.ndarray:
+        """(N,) what each of N tokens adds to a transcript's score where it stands between `before` and `after`."""
+        left, right = [bos, *before][-self.reach :] if self.reach else [], [*after, eos][: self.reach]
+        rows = [[*left, *right], *([*left, token, *right] for token in tokens)]
+        contexts, scored, owner = [], [], []
+        for number, row in enumerate(rows):
+            for place in range(len(left), len(row)):
+                contexts.append(row[max(0, place - self.reach) : place])
+                scored.append(row[place])
+                owner.append(number)
+        totals = np.bincount(owner, self.lm.logprobs(contexts, scored), len(rows))
+        return self.weight * (totals[1:] - totals[0]) + self.bonus
 
 
 class _Beam(NamedTuple):

@@ -180,8 +180,8 @@ class Decoding:
         if self.heard is None or model.draft_weight == 0:
             return None
         heard = Heard(*(part[row, : self.counts[row]] for part in self.heard))
-        lead, bos = self._lead_size(row), model.prompts.special["bos"]
-        return draft_prior(heard, draft, lead, size, model.blank, model.draft_weight, model.lm, bos)
+        ends = model.prompts.special["bos"], model.prompts.special["eos"]
+        return draft_prior(heard, draft, self._lead_size(row), size, model.blank, model.draft_weight, model.lm, *ends)
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]

@@ -86,13 +86,13 @@ def hear(slots: Tensor, weight: Tensor, softcap: float, blank: int) -> Heard:
 
 def draft_prior(
     heard: Heard, draft: Sequence[DraftToken], lead: int, size: int, blank: int, weight: float, lm: DraftLM | None = None,
-    bos: int = 0,
+    bos: int = 0, eos: int = 0,
 ) -> Prior:  # fmt: skip
     """What was heard at the positions of a canvas that holds a draft as `edits.edit_layout` lays it out.
 
     A token's position takes the slot of its run where it is likeliest, a gap the slot where the blank is least likely; in a
     gap without a slot, and in the spare ones, a blank is expected. Nothing is known before and behind the layout. Where a
-    language model took part in the draft, it also counts at the tokens' positions, behind the draft's tokens before them.
+    language model took part in the draft, what a token brings among the draft's others counts too at the tokens' positions.
 
     Args:
         heard: of one clip's own slots, without a batch dimension.
@@ -100,7 +100,7 @@ def draft_prior(
         lead: positions before the layout.
         size: C, positions of the canvas; what does not fit is cut off.
         weight: factor on the log-probabilities.
-        lm, bos: the draft's language model, and what it sees at the beginning.
+        lm, bos, eos: the draft's language model, and what it sees at both ends.
     """
     blanks = heard.blank.tolist()
     slots, end = [-2] * lead, 0  # of each position; -1: none, but a blank is expected; -2: nothing is known
@@ -115,8 +115,8 @@ def draft_prior(
     if lm is not None:
         written = [token.id for token in draft]
         for i, place in enumerate(range(lead + 1, min(size, lead + 2 * len(draft)), 2)):
-            expected = torch.from_numpy(lm.gains(written[:i], ids[place].tolist(), bos)).to(logprobs)
-            logprobs[place] += torch.where(ids[place] == blank, 0.0, expected)
+            brought = torch.from_numpy(lm.gains(written[:i], written[i + 1 :], ids[place].tolist(), bos, eos)).to(logprobs)
+            logprobs[place] += torch.where(ids[place] == blank, 0.0, brought)
     gains = logprobs.clamp(min=FLOOR) - FLOOR
     gains[chosen < 0] = 0.0
     nothing = chosen == -1
