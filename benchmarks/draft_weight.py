@@ -4,7 +4,8 @@
     python benchmarks/draft_weight.py report                       fills the table of docs/results/draft_weight.md
 
 Error rates of a checkpoint at several weights (draft_prior.py), over the synthetic monitor lists of its languages: sentences
-and voices that training never meets, and other ones than those of the figures that are reported.
+and voices that training never meets, and other ones than those of the figures that are reported. Drafts are greedy
+(draft_lm.py measures their language model).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ PAGE, DATA = Path("docs/results/draft_weight.md"), Path("docs/results/draft_weig
 def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> None:
     """Adds a model's figures to the data, in place of older ones."""
     model = asr.load(checkpoint, device="cpu", encoder=encoder)
+    model.lm = None
     lists: dict[str, list[Utterance]] = {
         code: read_manifest(f"runs/mini/dev-{code}/manifest.jsonl", [code])[:COUNT] for code in model.languages
     }

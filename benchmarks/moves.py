@@ -39,8 +39,9 @@ MOVES = {  # of each front end: name, recipe, folder that the move leaves (a che
         ("2 six languages", "recipes/mini-whisper-base/4-languages.yaml", "runs/mini-whisper-base/languages"),
         ("3 real speech", "recipes/mini-whisper-base.yaml", "runs/mini-whisper-base/checkpoint"),
     ),
-    # Its first version, "3 real speech", was measured before the encoder went on: recipes/mini6/4-encoder-continued.yaml.
-    "mini6": (("continued", "recipes/mini6.yaml", "runs/mini6/checkpoint"),),
+    # Versions before had recipes of their own: "3 real speech" ended with mini6/3-encoder-ctc.yaml, "continued" with
+    # 4-encoder-continued.yaml.
+    "mini6": (("deeper", "recipes/mini6.yaml", "runs/mini6/checkpoint"),),
 }
 SYSTEMS = {"denoised": "8 steps", "draft": "CTC draft", "autoregressive": "token after token"}
 
@@ -53,6 +54,7 @@ def build(recipe_path: str, folder: Path) -> DiffusionGemmaASR:
         recipe = replace(recipe, backbone=SourceRecipe(str(folder / "backbone")))
     model = build_model(recipe, lora=not alone)
     load_adapter(model, folder / "projector" if alone else folder)
+    model.lm = None  # no move trains it
     return model.eval()
 
 
