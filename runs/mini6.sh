@@ -77,7 +77,7 @@ stage "move 3, real speech mixed in: projector by CTC"
 made $ears/real-ctc/checkpoint/adapter.safetensors $train $recipes/5-real-ctc.yaml
 if [ "$front_end" = whisper-base ]; then
   name=mini-whisper-base out=$ears out_recipes=$recipes recipe=recipes/mini-whisper-base.yaml
-  from_hub="--encoder openai/whisper-base"
+  from_hub="--encoder openai/whisper-base --lm ../mini6/ngram.npz"
   stage "move 3: projector and LoRA"
   made $out/checkpoint/adapter.safetensors $train $recipe
 else

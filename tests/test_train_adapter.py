@@ -20,11 +20,14 @@ from torch import Tensor
 
 import diffusion_gemma_asr
 from diffusion_gemma_asr.backbone import Backbone
+from diffusion_gemma_asr.checkpoint import save_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.encoder import AcousticEncoder
 from diffusion_gemma_asr.errors import CheckpointError, DataError, RecipeError
 from diffusion_gemma_asr.info import render
+from diffusion_gemma_asr.ngram import NgramLM
 from diffusion_gemma_asr.projector import LinearProjector
+from diffusion_gemma_asr.recipe import load_recipe
 from diffusion_gemma_asr.train import adapter
 from diffusion_gemma_asr.train.adapter import train_from_recipe
 from diffusion_gemma_asr.train.bundle import bundle
@@ -248,6 +251,25 @@ def test_a_bundle_may_leave_the_encoder_to_a_hub(whole: Path, recipe: Path, whis
     model = diffusion_gemma_asr.load(tmp_path / "bundle", encoder=whisper_folder, device="cpu")
     assert model.projector.conv1.weight.dtype == torch.float32
     assert isinstance(diffusion_gemma_asr.transcribe(tone(440, 1.0), model), diffusion_gemma_asr.Transcript)
+
+
+def test_bundles_may_share_a_language_model(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "checkpoint", tmp_path / "run" / "checkpoint")
+    model = diffusion_gemma_asr.load(whole / "checkpoint", merge_lora=False)
+    counted = NgramLM.count([[9, 8, 7]] * 3, model.backbone.vocab_size, 2, 1, order=3)
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    counted.save(tmp_path / "text.npz")
+    content["lm"] = {"file": str(tmp_path / "text.npz"), "weight": 0.25}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    built = adapter.build_model(load_recipe(tmp_path / "tiny.yaml"))
+    save_checkpoint(built, tmp_path / "run" / "checkpoint", load_recipe(tmp_path / "tiny.yaml").model)
+    bundle(recipe, tmp_path / "run", tmp_path / "one")
+    bundle(recipe, tmp_path / "run", tmp_path / "two", lm="../one/ngram.npz")
+    assert (tmp_path / "one" / "ngram.npz").is_file() and not (tmp_path / "two" / "ngram.npz").exists()
+    for name in ("one", "two"):
+        lm = diffusion_gemma_asr.load(tmp_path / name).lm
+        assert lm is not None and lm.weight == 0.25
+        assert lm.lm.logprobs([[9, 8]], [7]) == counted.logprobs([[9, 8]], [7])
 
 
 def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(
