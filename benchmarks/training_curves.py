@@ -58,6 +58,9 @@ SETS: dict[str, dict[str, Stage]] = {
         "encoder, CTC alone": Stage(
             "runs/mini6/continued/student-run", ("phonemes", "tokens"), tuple(f"token_wer_{c}" for c in CODES)
         ),
+        "layers, 80 ms": Stage("runs/mini6/projector80", ("ctc",), DRAFTS),
+        "layers, 40 ms": Stage("runs/mini6/projector", ("ctc",), DRAFTS),
+        "reading": Stage("runs/mini6/reading", THREE, DENOISED),
         "adapter": Stage("runs/mini6", THREE, DENOISED),
     },
 }

@@ -92,6 +92,14 @@ def test_alignment_is_the_best_of_all_paths(slots: int, tokens: list[int], seed:
     assert ctc.forced_align(log_probs, tokens, blank) == wanted
 
 
+def test_alignment_of_a_hundred_tokens() -> None:
+    tokens = [2, 3] * 50
+    log_probs = torch.full((200, 4), -9.0)
+    log_probs[torch.arange(200), torch.tensor([symbol for token in tokens for symbol in (0, token)])] = 0.0
+    spans = ctc.forced_align(log_probs, tokens, 0)
+    assert [(span.start, span.end) for span in spans] == [(2 * i + 1, 2 * i + 2) for i in range(100)]
+
+
 def test_alignment_of_nothing_and_of_the_impossible() -> None:
     log_probs = random_log_probs(3, 4, seed=0)
     assert ctc.forced_align(log_probs, [], 0) == []

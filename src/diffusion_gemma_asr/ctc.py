@@ -175,7 +175,7 @@ def _best_states(scores: np.ndarray, symbols: np.ndarray, blank: int) -> np.ndar
     states = np.empty(slots, dtype=np.int64)
     for slot in range(slots - 1, -1, -1):
         states[slot] = state
-        state -= steps[slot, state]
+        state -= int(steps[slot, state])
     return states
 
 
