@@ -134,7 +134,8 @@ def folded(projector: AudioProjector, head: nn.Linear) -> AudioProjector:
     """The projector that does with a frame x what `projector` does with head(x)."""
     wide = copy.deepcopy(projector)
     wide.conv1.in_channels = head.in_features
-    wide.conv1.weight = nn.Parameter(torch.einsum("oik,ij->ojk", projector.conv1.weight, head.weight))
+    weight = torch.einsum("oik,ij->ojk", projector.conv1.weight, head.weight)
+    wide.conv1.weight = nn.Parameter(weight.contiguous())
     return wide
 
 
