@@ -43,9 +43,11 @@ class Heard(NamedTuple):
         """As `ctc.greedy_draft`; with a language model, what beam search finds (beam.py)."""
         if lm is None:
             return collapse(self.ids[..., 0], self.logprobs[..., 0], lengths, blank)
-        rows = zip(*(part.float().cpu().numpy() if part.is_floating_point() else part.cpu().numpy() for part in self),
-                   lengths.tolist(), strict=True)
-        return [draft_with_lm(ids[:n], logprobs[:n], blanks[:n], blank, lm, bos, eos) for ids, logprobs, blanks, n in rows]
+        ids, logprobs, blanks = self.ids.cpu().numpy(), self.logprobs.float().cpu().numpy(), self.blank.float().cpu().numpy()
+        return [
+            draft_with_lm(ids[row, :n], logprobs[row, :n], blanks[row, :n], blank, lm, bos, eos)
+            for row, n in enumerate(lengths.tolist())
+        ]
 
 
 class Prior(NamedTuple):
