@@ -8,7 +8,7 @@ own; here a token that was heard half gets in because it follows from those befo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from typing import NamedTuple
@@ -93,9 +93,10 @@ def beam_search(
         bos, eos: what the language model sees at both ends.
     """
     known: dict[tuple[Prefix, int], float] = {}  # language scores
+    reach = model.reach
 
-    def context(prefix: Prefix) -> Prefix:
-        return (bos, *prefix)[-model.reach :] if model.reach else ()
+    def contexts_of(prefixes: Iterable[Prefix]) -> dict[Prefix, Prefix]:
+        return {prefix: (bos, *prefix)[-reach:] if reach else () for prefix in prefixes}
 
     def learn(pairs: set[tuple[Prefix, int]]) -> None:
         new = list(pairs - known.keys())
@@ -106,11 +107,14 @@ def beam_search(
     beams: dict[Prefix, _Beam] = {(): _Beam(0.0, NEVER, 0.0)}
     for row, values, silent in zip(ids.tolist(), logprobs.tolist(), blanks.tolist(), strict=True):
         heard = [(token, value) for token, value in zip(row, values, strict=True) if token != blank and value > LEAST]
-        values_of = dict(heard)
-        learn({(context(prefix), token) for prefix in beams for token, _ in heard})
+        if not heard:
+            beams = {prefix: _Beam(beam.heard + silent, NEVER, beam.language) for prefix, beam in beams.items()}
+            continue
+        values_of, contexts = dict(heard), contexts_of(beams)
+        learn({(context, token) for context in contexts.values() for token, _ in heard})
         found: dict[Prefix, _Beam] = {}
         for prefix, beam in beams.items():
-            total = beam.heard
+            total, context = beam.heard, contexts[prefix]
             stays = beam.token + values_of.get(prefix[-1], NEVER) if prefix else NEVER
             old = found.get(prefix)
             blanked = total + silent
@@ -128,11 +132,12 @@ def beam_search(
                 if old is not None:
                     found[longer] = old._replace(token=_either(old.token, before + value))
                 else:
-                    language = beam.language + known[context(prefix), token] + model.bonus
+                    language = beam.language + known[context, token] + model.bonus
                     found[longer] = _Beam(NEVER, before + value, language)
         beams = dict(nlargest(WIDTH, found.items(), key=lambda item: item[1].heard + item[1].language))
-    learn({(context(prefix), eos) for prefix in beams})
-    ended = {prefix: beam.heard + beam.language + known[context(prefix), eos] for prefix, beam in beams.items()}
+    contexts = contexts_of(beams)
+    learn({(context, eos) for context in contexts.values()})
+    ended = {prefix: beam.heard + beam.language + known[contexts[prefix], eos] for prefix, beam in beams.items()}
     best, _ = max(ended.items(), key=lambda item: item[1])
     return list(best)
 
