@@ -9,20 +9,18 @@ languages: other sentences than those of the figures that are reported.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pages import circumstances, fill, measured
+from checkpoints import command, error_lines, monitor_lists
+from pages import circumstances, measured
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.beam import DraftLM
-from diffusion_gemma_asr.data.manifest import read_manifest
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
-from diffusion_gemma_asr.train.adapter import frame_cache
 from diffusion_gemma_asr.train.monitor import error_rate
 
 GREEDY = "greedy"
@@ -37,9 +35,8 @@ def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> No
     model = asr.load(checkpoint, device="cpu", encoder=encoder)
     if model.lm is None:
         raise SystemExit(f"{checkpoint} has no language model")
-    lists = {code: read_manifest(f"runs/mini/dev-{code}/manifest.jsonl", [code])[:COUNT] for code in model.languages}
-    cache = frame_cache(frames, model.encoder, [u for rows in lists.values() for u in rows])
-    special, lm = model.prompts.special, model.lm.lm
+    lists, cache = monitor_lists(model, COUNT, frames)
+    lm = model.lm.lm
     errors: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}
     for code, rows in lists.items():
@@ -47,8 +44,8 @@ def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> No
         heard, said = model.hear(slots), [u.text for u in rows]
         for setting in (None, *SETTINGS):
             start = time.perf_counter()
-            chosen = None if setting is None else DraftLM(lm, *setting)
-            drafts = heard.draft(lengths, model.blank, chosen, special["bos"], special["eos"])
+            chosen = None if setting is None else replace(model.lm, weight=setting[0], bonus=setting[1])
+            drafts = heard.draft(lengths, model.blank, chosen)
             label = GREEDY if setting is None else f"{setting[0]:g} / {setting[1]:g}"
             seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - start
             texts = [model.text([token.id for token in draft]) for draft in drafts]
@@ -65,12 +62,7 @@ def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> No
 def table(held: dict[str, Any]) -> str:
     """One line a language, their mean, and the time."""
     errors = held["errors"]
-    lines = [f"| list | {' | '.join(errors)} |", "|---" * (len(errors) + 1) + "|"]
-    codes = list(errors[GREEDY])
-    for code in codes:
-        lines.append(f"| {code} ({held['count']}) | {' | '.join(f'{row[code]:.1%}' for row in errors.values())} |")
-    if len(codes) > 1:
-        lines.append(f"| mean | {' | '.join(f'{sum(row.values()) / len(codes):.1%}' for row in errors.values())} |")
+    lines = error_lines(errors, held["count"])
     took, lm = held["ms_per_s"], held["lm"]
     lines.append(f"| ms a second of sound | {' | '.join(f'{took[label]:.1f}' for label in errors)} |")
     size = f"{lm['sequences']:,} sequences of up to {lm['order']} tokens"
@@ -78,17 +70,4 @@ def table(held: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure")
-    measuring.add_argument("name", help="of the model in the tables")
-    measuring.add_argument("--checkpoint", help="folder (default: the bundled model of that name)")
-    measuring.add_argument("--encoder", help="folder of the encoder, where the checkpoint names a hub's")
-    measuring.add_argument("--frames", type=Path, help="folder of cached frames (default: a new one under runs/results)")
-    commands.add_parser("report")
-    args = parser.parse_args()
-    if args.command == "measure":
-        frames = args.frames or Path(f"runs/results/frames-{args.name}")
-        measure(args.name, args.checkpoint or args.name, args.encoder, frames)
-    else:
-        fill(PAGE, {name: table(held) for name, held in measured(DATA).items()})
+    command(__doc__, PAGE, DATA, measure, table)

@@ -10,17 +10,16 @@ and voices that training never meets, and other ones than those of the figures t
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from pages import circumstances, fill, measured
+from checkpoints import command, error_lines, monitor_lists
+from pages import circumstances, measured
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
-from diffusion_gemma_asr.train.adapter import frame_cache, transcribe_cached
+from diffusion_gemma_asr.train.adapter import transcribe_cached
 from diffusion_gemma_asr.train.monitor import error_rate
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)
@@ -32,10 +31,7 @@ def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> No
     """Adds a model's figures to the data, in place of older ones."""
     model = asr.load(checkpoint, device="cpu", encoder=encoder)
     model.lm = None
-    lists: dict[str, list[Utterance]] = {
-        code: read_manifest(f"runs/mini/dev-{code}/manifest.jsonl", [code])[:COUNT] for code in model.languages
-    }
-    cache = frame_cache(frames, model.encoder, [u for rows in lists.values() for u in rows])
+    lists, cache = monitor_lists(model, COUNT, frames)
     errors: dict[str, dict[str, float]] = {}
     for weight in WEIGHTS:
         model.draft_weight = weight
@@ -52,30 +48,10 @@ def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> No
 def table(held: dict[str, Any]) -> str:
     """One line a language, and their mean."""
     errors = held["errors"]
-    names = [*(str(weight) for weight in WEIGHTS), "draft"]
-    head = [*(f"weight {name}" for name in names[:-1]), "CTC draft"]
-    lines = [f"| list | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-    codes = list(errors["draft"])
-    for code in codes:
-        lines.append(f"| {code} ({held['count']}) | {' | '.join(f'{errors[name][code]:.1%}' for name in names)} |")
-    means = [sum(errors[name].values()) / len(codes) for name in names]
-    if len(codes) > 1:
-        lines.append(f"| mean | {' | '.join(f'{value:.1%}' for value in means)} |")
+    columns = {f"weight {weight}": errors[str(weight)] for weight in WEIGHTS} | {"CTC draft": errors["draft"]}
+    lines = error_lines(columns, held["count"])
     return "\n".join([*lines, "", f"{circumstances(held['machine'])}."])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure")
-    measuring.add_argument("name", help="of the model in the tables")
-    measuring.add_argument("--checkpoint", help="folder (default: the bundled model of that name)")
-    measuring.add_argument("--encoder", help="folder of the encoder, where the checkpoint names one of a hub")
-    measuring.add_argument("--frames", type=Path, help="cache of its frames (default: one in runs/results)")
-    commands.add_parser("report")
-    args = parser.parse_args()
-    if args.command == "measure":
-        frames = args.frames or Path("runs/results") / f"frames-{args.name}"
-        measure(args.name, args.checkpoint or args.name, args.encoder, frames)
-    else:
-        fill(PAGE, {name: table(held) for name, held in measured(DATA).items()})
+    command(__doc__, PAGE, DATA, measure, table)

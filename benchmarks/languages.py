@@ -27,6 +27,7 @@ from diffusion_gemma_asr.baselines.trained import TrainedBaseline
 from diffusion_gemma_asr.checkpoint import load_checkpoint
 from diffusion_gemma_asr.data.features import FeatureCache
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
+from diffusion_gemma_asr.data.text import error_name
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
 from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.prompt import AUTO, LANGUAGES
@@ -84,12 +85,11 @@ def measure_list(
     """Error rates of the systems, and how often the language is found."""
     code, said = rows[0].language, [u.text for u in rows]
     found = transcribe_cached(model, rows, cache)
+    lm, model.lm = model.lm, None
+    without = transcribe_cached(model, rows, cache)
+    model.lm = lm
     written = {"denoised": [d.text for d in found], "draft": [d.draft for d in found]}
-    if model.lm is not None:
-        lm, model.lm = model.lm, None
-        without = transcribe_cached(model, rows, cache)
-        written |= {"plain": [d.text for d in without], "greedy": [d.draft for d in without]}
-        model.lm = lm
+    written |= {"plain": [d.text for d in without], "greedy": [d.draft for d in without]}
     for i in range(0, len(rows), 25):
         batch = cache.batch(rows[i : i + 25])
         slots, lengths = model.projector(*batch)
@@ -142,7 +142,7 @@ def table(held: dict[str, Any]) -> str:
         systems = row["systems"]
         cells = [_cell(systems[system]) if system in systems else "–" for system in names]
         other = systems["whisper" if "whisper" in systems else "autoregressive"]
-        ratio = f"{systems.get('plain', systems['denoised'])['errors'] / other['errors']:.2f}"
+        ratio = f"{systems['plain']['errors'] / other['errors']:.2f}"
         found = f"{row['language_found']:.1%} of {row['language_count']}"
         lines.append(f"| {name} ({row['count']}) | {' | '.join(cells)} | {ratio} | {found} |")
     return "\n".join([*lines, "", f"{circumstances(held['machine'])}."])
@@ -155,8 +155,7 @@ def short_table(data: dict[str, Any]) -> str:
         for domain, told in DOMAINS.items():
             labels = {"denoised": f"`{name}`, {told}, 8 steps", "plain": "the same without its language model"}
             for system, label in labels.items():
-                lists = [held["lists"][f"{domain} {code}"]["systems"] for code in LANGUAGES]
-                found = [(systems.get(system) or systems["denoised"])["errors"] for systems in lists]
+                found = [held["lists"][f"{domain} {code}"]["systems"][system]["errors"] for code in LANGUAGES]
                 lines.append(f"| {label} | {' | '.join(f'{100 * errors:.0f}' for errors in found)} |")
     return "\n".join(lines)
 
@@ -167,10 +166,10 @@ def card_results(held: dict[str, Any]) -> str:
     for domain, told in DOMAINS.items():
         for code in LANGUAGES:
             row = held["lists"][f"{domain} {code}"]
-            names = "denoised", "greedy" if "greedy" in row["systems"] else "draft"
-            steps, draft = (f"{row['systems'][name]['errors']:.1%}".replace("%", " %") for name in names)
-            unit = "CER" if code in ("hi", "zh") else "WER"
-            lines.append(f'  {told} {code}, {row["count"]} utterances, 8 steps (CTC greedy): "{unit} {steps} ({draft})"')
+            rates = (row["systems"][name]["errors"] for name in ("denoised", "greedy"))
+            steps, draft = (f"{rate:.1%}".replace("%", " %") for rate in rates)
+            found = f"{error_name(code)} {steps} ({draft})"
+            lines.append(f'  {told} {code}, {row["count"]} utterances, 8 steps (CTC greedy): "{found}"')
     return "\n".join(lines)
 
 

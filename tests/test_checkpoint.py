@@ -104,7 +104,7 @@ def test_the_language_model_of_drafts_travels_along(
 ) -> None:
     assert load_checkpoint(save_checkpoint(model, tmp_path / "without", recipe), device="cpu").lm is None
     counted = NgramLM.count([[9, 8, 7]] * 3, model.backbone.vocab_size, 2, 1, order=3)
-    monkeypatch.setattr(model, "lm", DraftLM(counted, 0.25, 1.0))
+    monkeypatch.setattr(model, "lm", DraftLM(counted, 2, 1, 0.25, 1.0))
     folder = save_checkpoint(model, tmp_path / "with", recipe)
     lm = load_checkpoint(folder, device="cpu").lm
     assert lm is not None and (lm.weight, lm.bonus) == (0.25, 1.0)

@@ -69,18 +69,18 @@ def test_every_position_takes_the_slot_that_it_stands_for() -> None:
 
 def test_a_language_model_counts_at_the_tokens_positions() -> None:
     """Token 2 is likelier behind 1 than 1 behind 1; the blank and the gaps are as CTC heard them."""
-    lm = DraftLM(NgramLM.count([[1, 2], [1, 2], [2]], 3, 1, 2, order=2, least=1), 0.5, 1.5)
+    lm = DraftLM(NgramLM.count([[1, 2], [1, 2], [2]], 3, 1, 2, order=2, least=1), 1, 2, 0.5, 1.5)
     heard = heard_of([[0.1, 0.8, 0.1], [0.8, 0.1, 0.1], [0.4, 0.25, 0.35]])
     draft = [DraftToken(1, 0, 1, 0.8), DraftToken(2, 2, 3, 0.35)]
     own = Heard(*(part[0] for part in heard))
     size = len(edit_layout([1, 2], BLANK))
     without, having = (
-        torch.zeros(size, 3).scatter_add(-1, *draft_prior(own, draft, 0, size, BLANK, 2.0, model, 1, 2))
+        torch.zeros(size, 3).scatter_add(-1, *draft_prior(own, draft, 0, size, BLANK, 2.0, model))
         for model in (None, lm)
     )
     expected = torch.zeros(size, 3)
     for place, before, after in ((1, [], [2]), (3, [1], [])):
-        expected[place, 1:] = 2.0 * torch.from_numpy(lm.gains(before, after, [1, 2], 1, 2)).float()
+        expected[place, 1:] = 2.0 * torch.from_numpy(lm.gains(before, after, [1, 2])).float()
     torch.testing.assert_close(having - without, expected)
     assert without[3].argmax() == BLANK and having[3].argmax() == 2
 
@@ -93,12 +93,11 @@ def test_drafts_are_searched_with_the_models_language_model(model: DiffusionGemm
     tokens = sorted({token.id for row in greedy for token in row.draft_tokens})
     special = model.prompts.special
     said = [[tokens[0]] * 3] * 9
-    model.lm = DraftLM(NgramLM.count(said, model.backbone.vocab_size, special["bos"], special["eos"], 2), 3.0, 0.0)
+    ends = special["bos"], special["eos"]
+    model.lm = DraftLM(NgramLM.count(said, model.backbone.vocab_size, *ends, 2), *ends, 3.0, 0.0)
     searched = model.transcribe_slots(slots, lengths, "en", 1, start="draft")
     heard = Heard(*(part[0] for part in model.hear(slots)))
-    expected = draft_with_lm(
-        heard.ids.numpy(), heard.logprobs.numpy(), heard.blank.numpy(), model.blank, model.lm, special["bos"], special["eos"]
-    )
+    expected = draft_with_lm(heard.ids.numpy(), heard.logprobs.numpy(), heard.blank.numpy(), model.blank, model.lm)
     assert list(searched[0].draft_tokens) == expected
     assert searched[0].draft_tokens != greedy[0].draft_tokens
     assert model.transcribe_slots(slots, lengths, "en", 1, start="noise")[0].draft_tokens == greedy[0].draft_tokens

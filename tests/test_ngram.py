@@ -103,7 +103,7 @@ def ctc_logprob(logprobs: torch.Tensor, transcript: tuple[int, ...]) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_search_finds_the_best_of_all_transcripts(seed: int) -> None:
     """On slots so few that all transcripts can be scored, without dropping unlikely tokens or beams that matter."""
-    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, 3, 1), 0.8, 0.7)
+    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, 3, 1), BOS, EOS, 0.8, 0.7)
     logprobs = spoken(seed, 4)
 
     def score(transcript: tuple[int, ...]) -> float:
@@ -114,35 +114,35 @@ def test_the_search_finds_the_best_of_all_transcripts(seed: int) -> None:
 
     every = [row for size in range(5) for row in itertools.product(range(3, 7), repeat=size)]
     best = max(every, key=score)
-    assert beam_search(*parts(logprobs), BLANK, model, BOS, EOS) == list(best)
+    assert beam_search(*parts(logprobs), BLANK, model) == list(best)
 
 
 def test_without_weight_and_bonus_sure_slots_give_the_greedy_draft_and_its_spans() -> None:
-    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, 3, 1), 0.0, 0.0)
+    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, 3, 1), BOS, EOS, 0.0, 0.0)
     path = [BLANK, 3, 3, BLANK, 3, 4, BLANK, BLANK, 5]
     logprobs = torch.full((len(path), 7), -9.0)
     logprobs[torch.arange(len(path)), torch.tensor(path)] = 9.0
     logprobs = logprobs.log_softmax(-1)
     (expected,) = greedy_draft(logprobs[None], torch.tensor([len(path)]), BLANK)
-    found = draft_with_lm(*parts(logprobs), BLANK, model, BOS, EOS)
+    found = draft_with_lm(*parts(logprobs), BLANK, model)
     assert [token[:3] for token in found] == [token[:3] for token in expected]
     assert [token.probability for token in found] == pytest.approx([1.0] * 4, abs=1e-3)
-    assert draft_with_lm(*parts(spoken(0)[:0]), BLANK, model, BOS, EOS) == []
+    assert draft_with_lm(*parts(spoken(0)[:0]), BLANK, model) == []
 
 
 def test_text_decides_between_sounds_that_are_alike() -> None:
-    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, 3, 1))
+    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, 3, 1), BOS, EOS)
     probabilities = torch.full((5, 7), 1e-4)
     for slot, likely in enumerate(({3: 0.9}, {BLANK: 0.9}, {4: 0.9}, {BLANK: 0.9}, {6: 0.5, 5: 0.45})):
         for token, probability in likely.items():
             probabilities[slot, token] = probability
-    found = draft_with_lm(*parts(probabilities.log()), BLANK, model, BOS, EOS)
+    found = draft_with_lm(*parts(probabilities.log()), BLANK, model)
     assert [token.id for token in found] == [3, 4, 5]  # 3 4 5 was read twice, 3 4 6 once
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_what_a_token_brings_is_the_difference_between_two_transcripts(order: int) -> None:
-    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, order, 1), 0.8, 0.7)
+    model = DraftLM(NgramLM.count(SENTENCES, VOCAB, BOS, EOS, order, 1), BOS, EOS, 0.8, 0.7)
 
     def score(transcript: list[int]) -> float:
         row = [*transcript, EOS]
@@ -150,6 +150,6 @@ def test_what_a_token_brings_is_the_difference_between_two_transcripts(order: in
         return model.weight * model.lm.logprobs(contexts, row).sum() + model.bonus * len(transcript)
 
     for before, after in (([3], [5, 6, 7, 3, 4]), ([], [3]), ([3, 4, 5, 6, 7, 3], [])):
-        found = model.gains(before, after, [4, 6], BOS, EOS)
+        found = model.gains(before, after, [4, 6])
         expected = [score([*before, token, *after]) - score([*before, *after]) for token in (4, 6)]
         np.testing.assert_allclose(found, expected, atol=1e-9)

@@ -8,7 +8,7 @@ own; here a token that was heard half gets in because it follows from those befo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from typing import NamedTuple
@@ -29,9 +29,11 @@ Prefix = tuple[int, ...]
 
 @dataclass(frozen=True)
 class DraftLM:
-    """A language model and how much it counts in drafts."""
+    """A language model, what it sees at both ends of a transcript, and how much it counts in drafts."""
 
     lm: NgramLM
+    bos: int
+    eos: int
     weight: float = LM_WEIGHT
     bonus: float = TOKEN_BONUS  # nats a token
 
@@ -40,9 +42,13 @@ class DraftLM:
         """Tokens before one that it looks at."""
         return self.lm.order - 1
 
-    def gains(self, before: Sequence[int], after: Sequence[int], tokens: Sequence[int], bos: int, eos: int) -> np.ndarray:
+    def context(self, before: Sequence[int]) -> Prefix:
+        """What it looks at behind a transcript's first tokens."""
+        return (self.bos, *before)[-self.reach :] if self.reach else ()
+
+    def gains(self, before: Sequence[int], after: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """(N,) what each of N tokens adds to a transcript's score where it stands between `before` and `after`."""
-        left, right = [bos, *before][-self.reach :] if self.reach else [], [*after, eos][: self.reach]
+        left, right = self.context(before), [*after, self.eos][: self.reach]
         rows = [[*left, *right], *([*left, token, *right] for token in tokens)]
         contexts, scored, owner = [], [], []
         for number, row in enumerate(rows):
@@ -66,11 +72,9 @@ class _Beam(NamedTuple):
         return _either(self.blank, self.token)
 
 
-def draft_with_lm(
-    ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM, bos: int, eos: int
-) -> list[DraftToken]:
+def draft_with_lm(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM) -> list[DraftToken]:
     """The draft of one clip, its tokens where CTC finds them likeliest; the arguments are those of `beam_search`."""
-    found = beam_search(ids, logprobs, blanks, blank, model, bos, eos)
+    found = beam_search(ids, logprobs, blanks, blank, model)
     classes = {blank: 0}
     targets = [classes.setdefault(token, len(classes)) for token in found]
     columns = np.full((len(ids), len(classes)), UNHEARD)
@@ -82,21 +86,14 @@ def draft_with_lm(
     return [DraftToken(token, s.start, s.end, math.exp(s.logprob)) for token, s in zip(found, spans, strict=True)]
 
 
-def beam_search(
-    ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM, bos: int, eos: int
-) -> list[int]:
+def beam_search(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM) -> list[int]:
     """The best transcript found.
 
     Args:
         ids: (S, K) tokens that are likely in each slot; logprobs: (S, K) of these.
         blanks: (S,) log-probabilities of the blank.
-        bos, eos: what the language model sees at both ends.
     """
     known: dict[tuple[Prefix, int], float] = {}  # language scores
-    reach = model.reach
-
-    def contexts_of(prefixes: Iterable[Prefix]) -> dict[Prefix, Prefix]:
-        return {prefix: (bos, *prefix)[-reach:] if reach else () for prefix in prefixes}
 
     def learn(pairs: set[tuple[Prefix, int]]) -> None:
         new = list(pairs - known.keys())
@@ -110,7 +107,7 @@ def beam_search(
         if not heard:
             beams = {prefix: _Beam(beam.heard + silent, NEVER, beam.language) for prefix, beam in beams.items()}
             continue
-        values_of, contexts = dict(heard), contexts_of(beams)
+        values_of, contexts = dict(heard), {prefix: model.context(prefix) for prefix in beams}
         learn({(context, token) for context in contexts.values() for token, _ in heard})
         found: dict[Prefix, _Beam] = {}
         for prefix, beam in beams.items():
@@ -135,9 +132,9 @@ def beam_search(
                     language = beam.language + known[context, token] + model.bonus
                     found[longer] = _Beam(NEVER, before + value, language)
         beams = dict(nlargest(WIDTH, found.items(), key=lambda item: item[1].heard + item[1].language))
-    contexts = contexts_of(beams)
-    learn({(context, eos) for context in contexts.values()})
-    ended = {prefix: beam.heard + beam.language + known[contexts[prefix], eos] for prefix, beam in beams.items()}
+    contexts = {prefix: model.context(prefix) for prefix in beams}
+    learn({(context, model.eos) for context in contexts.values()})
+    ended = {prefix: beam.heard + beam.language + known[contexts[prefix], model.eos] for prefix, beam in beams.items()}
     best, _ = max(ended.items(), key=lambda item: item[1])
     return list(best)
 

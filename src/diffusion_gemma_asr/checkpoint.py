@@ -49,6 +49,7 @@ from .model_card import ModelCard, render_card
 from .ngram import NgramLM
 from .pretrained import first_line
 from .projector import Projector, new_projector
+from .prompt import sentence_ends
 from .quantization import find_quantizer
 from .recipe import LmRecipe, ModelRecipe, SourceRecipe
 from .recipe_files import resolve_source
@@ -164,7 +165,7 @@ def load_checkpoint(
         loaded_backbone.merge_lora()
     parts = loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer
     trained = config.languages, config.finds_language, config.reads_context
-    lm = load_lm(config.lm, folder)
+    lm = load_lm(config.lm, folder, tokenizer)
     model = DiffusionGemmaASR(*parts, config.drafts, config.start, *trained, config.draft_weight, lm)
     return model.requires_grad_(False).eval()
 
@@ -344,13 +345,15 @@ def _fill_projector(projector: Projector, adapter: dict[str, Tensor], path: Path
     projector.load_state_dict(saved)
 
 
-def load_lm(entry: LmRecipe, folder: Path) -> DraftLM | None:
+def load_lm(entry: LmRecipe, folder: Path, tokenizer: PreTrainedTokenizerBase) -> DraftLM | None:
     """The language model of drafts that a recipe or a config.json names, its path taken from `folder`; None: it names none.
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    return None if entry.file is None else DraftLM(NgramLM.load(folder / entry.file), entry.weight, entry.bonus)
+    if entry.file is None:
+        return None
+    return DraftLM(NgramLM.load(folder / entry.file), *sentence_ends(tokenizer), entry.weight, entry.bonus)
 
 
 def load_tokenizer(source: SourceRecipe, local_files_only: bool = False) -> PreTrainedTokenizerBase:

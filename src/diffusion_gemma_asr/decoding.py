@@ -103,8 +103,7 @@ class Decoding:
         self.heard: Heard | None = None
         if start == "draft" and (model.draft_weight > 0 or model.lm is not None):
             self.heard = model.hear(slots)
-            special = model.prompts.special
-            self.drafts = self.heard.draft(slot_lengths, model.blank, model.lm, special["bos"], special["eos"])
+            self.drafts = self.heard.draft(slot_lengths, model.blank, model.lm)
         else:
             self.drafts = model.draft(slots, slot_lengths)
         self.generators = [torch.Generator(model.device).manual_seed(seed) for _ in self.counts]
@@ -180,8 +179,7 @@ class Decoding:
         if self.heard is None or model.draft_weight == 0:
             return None
         heard = Heard(*(part[row, : self.counts[row]] for part in self.heard))
-        ends = model.prompts.special["bos"], model.prompts.special["eos"]
-        return draft_prior(heard, draft, self._lead_size(row), size, model.blank, model.draft_weight, model.lm, *ends)
+        return draft_prior(heard, draft, self._lead_size(row), size, model.blank, model.draft_weight, model.lm)
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]

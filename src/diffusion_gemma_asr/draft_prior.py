@@ -37,15 +37,13 @@ class Heard(NamedTuple):
     logprobs: Tensor
     blank: Tensor
 
-    def draft(
-        self, lengths: Tensor, blank: int, lm: DraftLM | None = None, bos: int = 0, eos: int = 0
-    ) -> list[list[DraftToken]]:
+    def draft(self, lengths: Tensor, blank: int, lm: DraftLM | None = None) -> list[list[DraftToken]]:
         """As `ctc.greedy_draft`; with a language model, what beam search finds (beam.py)."""
         if lm is None:
             return collapse(self.ids[..., 0], self.logprobs[..., 0], lengths, blank)
         ids, logprobs, blanks = self.ids.cpu().numpy(), self.logprobs.float().cpu().numpy(), self.blank.float().cpu().numpy()
         return [
-            draft_with_lm(ids[row, :n], logprobs[row, :n], blanks[row, :n], blank, lm, bos, eos)
+            draft_with_lm(ids[row, :n], logprobs[row, :n], blanks[row, :n], blank, lm)
             for row, n in enumerate(lengths.tolist())
         ]
 
@@ -87,9 +85,8 @@ def hear(slots: Tensor, weight: Tensor, softcap: float, blank: int) -> Heard:
 
 
 def draft_prior(
-    heard: Heard, draft: Sequence[DraftToken], lead: int, size: int, blank: int, weight: float, lm: DraftLM | None = None,
-    bos: int = 0, eos: int = 0,
-) -> Prior:  # fmt: skip
+    heard: Heard, draft: Sequence[DraftToken], lead: int, size: int, blank: int, weight: float, lm: DraftLM | None = None
+) -> Prior:
     """What was heard at the positions of a canvas that holds a draft as `edits.edit_layout` lays it out.
 
     A token's position takes the slot of its run where it is likeliest, a gap the slot where the blank is least likely; in a
@@ -102,7 +99,7 @@ def draft_prior(
         lead: positions before the layout.
         size: C, positions of the canvas; what does not fit is cut off.
         weight: factor on the log-probabilities.
-        lm, bos, eos: the draft's language model, and what it sees at both ends.
+        lm: the draft's language model.
     """
     blanks = heard.blank.tolist()
     slots, end = [-2] * lead, 0  # of each position; -1: none, but a blank is expected; -2: nothing is known
@@ -117,7 +114,7 @@ def draft_prior(
     if lm is not None:
         written = [token.id for token in draft]
         for i, place in enumerate(range(lead + 1, min(size, lead + 2 * len(draft)), 2)):
-            brought = torch.from_numpy(lm.gains(written[:i], written[i + 1 :], ids[place].tolist(), bos, eos)).to(logprobs)
+            brought = torch.from_numpy(lm.gains(written[:i], written[i + 1 :], ids[place].tolist())).to(logprobs)
             logprobs[place] += torch.where(ids[place] == blank, 0.0, brought)
     gains = logprobs.clamp(min=FLOOR) - FLOOR
     gains[chosen < 0] = 0.0

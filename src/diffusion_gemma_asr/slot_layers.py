@@ -8,7 +8,6 @@ CTC room for tokens that follow each other closely, and need not make the layers
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,6 +77,5 @@ class SlotLayer(nn.Module):
     def _attention(self, x: Tensor, mask: Tensor) -> Tensor:
         batch, slots, width = x.shape
         q, k, v = self.qkv(x).view(batch, slots, 3, self.heads, HEAD_DIM).permute(2, 0, 3, 1, 4)  # each (B, heads, S, 64)
-        seen = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -1e4)[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         return y.transpose(1, 2).reshape(batch, slots, width)

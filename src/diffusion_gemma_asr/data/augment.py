@@ -4,6 +4,7 @@ tempo."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,12 @@ class Masking:
     time_width: int = 20
     channel_bands: int = 2
     channel_width: int = 12
+
+
+def log_uniform(bounds: Sequence[float], count: int) -> Tensor:
+    """(count,) random factors between two bounds, uniform in their logarithm."""
+    low, high = bounds
+    return low * (high / low) ** torch.rand(count)
 
 
 def warp_frequencies(mel: Tensor, factors: Tensor) -> Tensor:

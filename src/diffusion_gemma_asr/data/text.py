@@ -83,6 +83,11 @@ def error_unit(language: str) -> Literal["word", "character"]:
     return "character" if language in CHARACTER_LANGUAGES else "word"
 
 
+def error_name(language: str) -> Literal["WER", "CER"]:
+    """What the rate of these errors is called."""
+    return "CER" if error_unit(language) == "character" else "WER"
+
+
 @functools.cache
 def _unaccented(character: str) -> str:
     """A letter without its marks; combining marks of their own are dropped."""

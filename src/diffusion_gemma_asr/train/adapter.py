@@ -55,7 +55,7 @@ def build_model(
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
     drafts, told = recipe.losses.ctc > 0, recipe.model
     trained = told.languages, told.finds_language, told.reads_context
-    weight, lm = DRAFT_WEIGHT if start == "draft" else 0.0, load_lm(recipe.lm, Path())
+    weight, lm = DRAFT_WEIGHT if start == "draft" else 0.0, load_lm(recipe.lm, Path(), tokenizer)
     model = DiffusionGemmaASR(*parts, drafts, start, *trained, weight, lm)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()

@@ -31,7 +31,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..backbone import Backbone
 from ..checkpoint import read_projector, save_projector
 from ..ctc import lm_head_ctc_loss, lm_head_draft
-from ..data.augment import Masking, change_tempo, mask_bands, warp_frequencies
+from ..data.augment import Masking, change_tempo, log_uniform, mask_bands, warp_frequencies
 from ..data.batches import Mixture, tempered
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance, read_manifest
@@ -116,12 +116,6 @@ class Speller(nn.Module):
         slots, slot_lengths = self.projector(frames, lengths)
         drafts = lm_head_draft(slots, self.lm_head, self.softcap, slot_lengths, self.tokenizer.pad_token_id)
         return [self.tokenizer.decode([token.id for token in draft], skip_special_tokens=True) for draft in drafts]
-
-
-def log_uniform(bounds: Sequence[float], count: int) -> Tensor:
-    """(count,) random factors between two bounds, uniform in their logarithm."""
-    low, high = bounds
-    return low * (high / low) ** torch.rand(count)
 
 
 def stretched(labels: Tensor, count: int) -> Tensor:

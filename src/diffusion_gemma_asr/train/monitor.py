@@ -8,7 +8,7 @@ from itertools import pairwise
 import jiwer
 from rich.console import Console
 
-from ..data.text import error_unit, plain_text
+from ..data.text import error_name, error_unit, plain_text
 from ..decoding import Decoded
 from .loop import Metrics
 
@@ -58,7 +58,7 @@ def report_drafts(
 ) -> float:
     """As `report`, of a model that so far has learnt nothing but to draft; returns the drafts' error rate."""
     rate = round(error_rate(references, drafts, language), 4)
-    kind = "CER" if error_unit(language) == "character" else "WER"
+    kind = error_name(language)
     console.print(f"[bold]step {step} · {name} · CTC draft {kind} {rate:.1%}[/bold]")
     for reference, draft in list(zip(references, drafts, strict=True))[:shown]:
         console.print(f"  said   {reference}\n  draft  {draft}", style="dim", markup=False)
@@ -71,7 +71,7 @@ def report(
 ) -> Metrics:  # fmt: skip
     """Prints figures, some transcripts beside their references, and warnings; returns the figures."""
     figures = judge(references, decoded, language)
-    kind = "CER" if error_unit(language) == "character" else "WER"
+    kind = error_name(language)
     console.print(f"[bold]step {step} · {name} · {kind} {figures['wer']:.1%} · CTC draft {figures['wer_draft']:.1%}[/bold]")
     for reference, row in list(zip(references, decoded, strict=True))[:shown]:
         console.print(f"  said   {reference}\n  wrote  {row.text}\n  draft  {row.draft}", style="dim", markup=False)

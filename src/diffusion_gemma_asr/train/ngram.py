@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from ..ngram import NgramLM
-from ..prompt import SPECIAL_TOKENS
+from ..prompt import sentence_ends
 from .tokenizer import read_sentences
 
 
@@ -33,8 +33,7 @@ def count_text(
         spelled = tokenizer(kept, add_special_tokens=False)["input_ids"]
         print(f"{code}: {len(kept)} sentences, {sum(map(len, spelled))} tokens")
         rows += spelled
-    bos, eos = (tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS[name]) for name in ("bos", "eos"))
-    return NgramLM.count(rows, len(tokenizer), bos, eos, order, least)
+    return NgramLM.count(rows, len(tokenizer), *sentence_ends(tokenizer), order, least)
 
 
 if __name__ == "__main__":

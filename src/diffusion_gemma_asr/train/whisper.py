@@ -34,7 +34,7 @@ from ..backbone import Backbone
 from ..baselines.whisper_decoder import write_from_frames
 from ..checkpoint import read_projector, save_projector
 from ..ctc import lm_head_ctc_loss, lm_head_draft
-from ..data.augment import Masking, mask_bands, warp_frequencies
+from ..data.augment import Masking, log_uniform, mask_bands, warp_frequencies
 from ..data.batches import Mixture
 from ..data.manifest import Utterance, read_manifest
 from ..data.synth import read_sound
@@ -239,14 +239,14 @@ def train_whisper(recipe: dict, folder: Path, start_from: str | Path | None = No
 
     def hear(utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
         return model.acoustic.features([read_sound(u.audio_filepath) for u in utterances])
+
     options = LoopOptions(**recipe["loop"])
 
     def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
         model.train()
         chosen = mixture.at(step * options.accumulation + micro)
         mel, lengths = hear([train[i] for i in chosen])
-        low, high = recipe["warp"]
-        factors = low * (high / low) ** torch.rand(len(chosen))  # (B,), log-uniform
+        factors = log_uniform(recipe["warp"], len(chosen))
         mel = mask_bands(warp_frequencies(mel.transpose(1, 2), factors), lengths, masking).transpose(1, 2)
         rows = nn.utils.rnn.pad_sequence([torch.tensor(tokens[i]) for i in chosen], True, -100)
         frames = [phonemes.frames(train[i], (n + 1) // 2) for i, n in zip(chosen, lengths.tolist(), strict=True)]
