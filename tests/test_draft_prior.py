@@ -9,7 +9,7 @@ from tiny_model import tiny_model
 from diffusion_gemma_asr.beam import DraftLM, draft_with_lm
 from diffusion_gemma_asr.ctc import DraftToken, lm_head_draft
 from diffusion_gemma_asr.decoding import EngineName
-from diffusion_gemma_asr.draft_prior import FLOOR, NO_SLOT, TOP, Heard, Prior, draft_prior, hear
+from diffusion_gemma_asr.draft_prior import FLOOR, NO_SLOT, SURE, TOP, Heard, Prior, draft_prior, hear
 from diffusion_gemma_asr.edits import SPARE, edit_layout
 from diffusion_gemma_asr.lm_head import logprobs_of, predict
 from diffusion_gemma_asr.losses import soft_capped_logits
@@ -83,6 +83,21 @@ def test_a_language_model_counts_at_the_tokens_positions() -> None:
         expected[place, 1:] = 2.0 * torch.from_numpy(lm.gains(before, after, [1, 2])).float()
     torch.testing.assert_close(having - without, expected)
     assert without[3].argmax() == BLANK and having[3].argmax() == 2
+
+
+def test_a_spellers_draft_counts_more_than_what_the_slots_say() -> None:
+    """Its second token is none that the slots know of, its third does not fit; a blank is expected in every gap."""
+    heard = Heard(*(part[0, :, :2] if part.dim() == 3 else part[0] for part in heard_of([[0.1, 0.8, 0.05, 0.05]] * 4)))
+    draft = [DraftToken(1, 0, 2, 0.8), DraftToken(3, 1, 3, 0.4), DraftToken(1, 3, 4, 0.9)]
+    prior = draft_prior(heard, draft, 1, 6, BLANK, 0.5, None, spelled=True)
+    gains = torch.zeros(6, 4).scatter_add(-1, *prior)
+    assert not gains[0].any()
+    for place in (1, 3, 5):
+        assert gains[place].tolist() == [0.5 * NO_SLOT, 0, 0, 0]
+    sure = 0.5 * (SURE - FLOOR)
+    blank = 0.5 * (float(torch.tensor(0.1).log()) - FLOOR)
+    assert gains[2].tolist() == pytest.approx([blank, sure, 0, 0])
+    assert gains[4].tolist() == pytest.approx([0, 0.5 * (float(torch.tensor(0.8).log()) - FLOOR), 0, sure])
 
 
 def test_drafts_are_searched_with_the_models_language_model(model: DiffusionGemmaASR) -> None:

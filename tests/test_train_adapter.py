@@ -20,6 +20,7 @@ from torch import Tensor
 
 import diffusion_gemma_asr
 from diffusion_gemma_asr.backbone import Backbone
+from diffusion_gemma_asr.beam import DraftLM
 from diffusion_gemma_asr.checkpoint import save_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.encoder import AcousticEncoder
@@ -313,6 +314,55 @@ def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"projector\.conv1\.weight is \(16, 16, 7\), but this model's projector is"):
         train_from_recipe(tmp_path / "other.yaml", tmp_path / "other", "cpu")
+
+
+def test_a_speller_learns_alone_and_its_drafts_are_denoised(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content["projector"] |= {"spelling_layers": 1, "spelling_width": 64}
+    content["losses"] = {"spelling": 1.0, "ctc": 0.0, "autoregressive": 0.0, "diffusion": 0.0}
+    content["train"] |= {"steps": 2, "monitor_samples": 2, "start_from": str(whole / "checkpoint"), "lr": 0.01}
+    content["data"]["cache_dir"] = str(whole / "frames")
+    (tmp_path / "spell.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    train_from_recipe(tmp_path / "spell.yaml", tmp_path / "spell", "cpu")
+    assert all(record["loss"] == record["spelling"] for record in read_log(tmp_path / "spell"))
+    before, after = adapter_of(whole), adapter_of(tmp_path / "spell")
+    assert after.keys() - before.keys() == {name for name in after if name.startswith("projector.speller.")} != set()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert "speller of 1 layers" in render(tmp_path / "spell.yaml")
+
+    content["losses"] = {"draft_share": 1.0}
+    content["train"] |= {"steps": 1, "start_from": str(tmp_path / "spell" / "checkpoint")}
+    (tmp_path / "next.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    train_from_recipe(tmp_path / "next.yaml", tmp_path / "next", "cpu")
+    learnt = adapter_of(tmp_path / "next")
+    assert {name.startswith("projector.speller.") for name in after if not torch.equal(after[name], learnt[name])} == {False}
+
+    model = diffusion_gemma_asr.load(tmp_path / "next" / "checkpoint")
+    assert model.start == "draft" and model.drafts
+    ends = model.prompts.special["bos"], model.prompts.special["eos"]
+    rows = [model.prompts.target(text)[:-1] for text in SPOKEN.values()]
+    for lm in (None, DraftLM(NgramLM.count(rows, model.backbone.vocab_size, *ends, order=2, least=1), *ends)):
+        model.lm = lm
+        alone = [model.transcribe_batch([tone(hertz, 1.0)])[0] for hertz in (440, 330)]
+        together = model.transcribe_batch([tone(hertz, 1.0) for hertz in (440, 330)])
+        assert [row.draft for row in alone] == [row.draft for row in together]
+        frames, lengths = model.encoder(*model.encoder.features([tone(440, 1.0)]))
+        (draft,) = model.listen(frames, lengths)[2] or ()
+        assert model.text([token.id for token in draft]) == together[0].draft
+        assert model.listen(frames, lengths, drafts=False)[2] is None
+
+
+@pytest.mark.parametrize(("section", "told", "named"), [
+    ("losses", {"spelling": 1.0}, "losses.spelling"),
+    ("projector", {"kind": "linear", "spelling_layers": 1}, "projector.spelling_layers"),
+    ("projector", {"spelling_width": 100}, "projector.spelling_width"),
+])  # fmt: skip
+def test_what_cannot_spell_is_named(recipe: Path, tmp_path: Path, section: str, told: dict[str, Any], named: str) -> None:
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content[section] = content.get(section, {}) | told
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(RecipeError, match=named.replace(".", r"\.")):
+        load_recipe(tmp_path / "tiny.yaml")
 
 
 def test_mistakes_are_named_before_anything_is_trained(recipe: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class _Beam(NamedTuple):
 
     @property
     def heard(self) -> float:
-        return _either(self.blank, self.token)
+        return either(self.blank, self.token)
 
 
 def draft_with_lm(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM) -> list[DraftToken]:
@@ -118,7 +118,7 @@ def beam_search(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank
             found[prefix] = (
                 _Beam(blanked, stays, beam.language)
                 if old is None
-                else _Beam(_either(old.blank, blanked), _either(old.token, stays), beam.language)
+                else _Beam(either(old.blank, blanked), either(old.token, stays), beam.language)
             )
             for token, value in heard:
                 before = beam.blank if prefix and token == prefix[-1] else total
@@ -127,7 +127,7 @@ def beam_search(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank
                 longer = (*prefix, token)
                 old = found.get(longer)
                 if old is not None:
-                    found[longer] = old._replace(token=_either(old.token, before + value))
+                    found[longer] = old._replace(token=either(old.token, before + value))
                 else:
                     language = beam.language + known[context, token] + model.bonus
                     found[longer] = _Beam(NEVER, before + value, language)
@@ -139,8 +139,8 @@ def beam_search(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank
     return list(best)
 
 
-def _either(a: float, b: float) -> float:
-    """log(exp(a) + exp(b))."""
+def either(a: float, b: float) -> float:
+    """log(exp(a) + exp(b)), of nats."""
     if a < b:
         a, b = b, a
     return a if b <= NEVER else a + math.log1p(math.exp(b - a))

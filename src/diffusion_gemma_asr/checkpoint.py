@@ -47,12 +47,14 @@ from .errors import CheckpointError
 from .model import DiffusionGemmaASR
 from .model_card import ModelCard, render_card
 from .ngram import NgramLM
+from .packing import pack, unpack
 from .pretrained import first_line
 from .projector import Projector, new_projector
 from .prompt import sentence_ends
 from .quantization import find_quantizer
 from .recipe import LmRecipe, ModelRecipe, SourceRecipe
 from .recipe_files import resolve_source
+from .speller import Alphabet
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 BUNDLED = ("mini", "mini6", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base
@@ -60,7 +62,7 @@ ADAPTER, CARD, EXTRACTOR = "adapter.safetensors", "README.md", "preprocessor_con
 
 
 def save_checkpoint(
-    model: DiffusionGemmaASR, folder: str | Path, recipe: ModelRecipe, card: ModelCard | None = None
+    model: DiffusionGemmaASR, folder: str | Path, recipe: ModelRecipe, card: ModelCard | None = None, packed: bool = False
 ) -> Path:
     """Write a model's adapter, config.json, preprocessor_config.json and model card.
 
@@ -73,6 +75,7 @@ def save_checkpoint(
         folder: where to write; made if missing.
         recipe: `Recipe.model` of the recipe that the model was built by; its names go into config.json.
         card: text for README.md beyond the settings.
+        packed: write the adapter's large matrices in 8 bits (packing.py).
 
     Returns:
         The folder, absolute.
@@ -95,7 +98,7 @@ def save_checkpoint(
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
             detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            save_file(detached, partial / ADAPTER, metadata={"format": "pt"})
+            save_file(pack(detached) if packed else detached, partial / ADAPTER, metadata={"format": "pt"})
             (partial / CARD).write_text(render_card(recipe, card or ModelCard(), trained), encoding="utf-8")
             (partial / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
             if model.lm is not None:
@@ -151,14 +154,14 @@ def load_checkpoint(
     check_encoder(config.encoder, encoder_source, local_files_only)
     check_backbone(config.backbone, backbone_source, local_files_only)
     dtype = dtype or getattr(torch, config.dtype)
-    projector = _build_projector(config, adapter, folder)
+    tokenizer = load_tokenizer(backbone_source, local_files_only)
+    projector = _build_projector(config, adapter, folder, len(Alphabet(tokenizer)))
 
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
     loaded_encoder = load_encoder(encoder_source.name, revision=encoder_source.revision, **where)
     loaded_backbone = Backbone.from_pretrained(
         backbone_source.name, revision=backbone_source.revision, quantization=quantization, **where
     )
-    tokenizer = load_tokenizer(backbone_source, local_files_only)
     loaded_backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
     loaded_backbone.load_lora_state_dict(_strip(adapter, "lora."))
     if merge_lora:
@@ -173,8 +176,8 @@ def load_checkpoint(
 def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: bool = False) -> None:
     """Fill a model's projector and LoRA with those of a checkpoint.
 
-    The projector's scale stays the model's own, since it belongs to the backbone. So do deep layers that the checkpoint's
-    projector lacks, which add nothing while they are new.
+    The projector's scale stays the model's own, since it belongs to the backbone. So do deep layers and a speller that the
+    checkpoint's projector lacks.
 
     Args:
         model: with projector and LoRA of the shapes in the checkpoint.
@@ -186,9 +189,10 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: 
     """
     path = Path(folder) / ADAPTER
     adapter = _read_adapter(path) | {"projector.scale": model.projector.scale}
-    if not _strip(adapter, "projector.deep."):
-        own = model.projector.state_dict()
-        adapter |= {f"projector.{key}": value for key, value in own.items() if key.startswith("deep.")}
+    for part in ("deep.", "speller."):
+        if not _strip(adapter, f"projector.{part}"):
+            own = model.projector.state_dict()
+            adapter |= {f"projector.{key}": value for key, value in own.items() if key.startswith(part)}
     _fill_projector(model.projector, adapter, path, "this model's projector is")
     lora = _strip(adapter, "lora.")
     if lora and not projector_alone:
@@ -306,7 +310,7 @@ def _read_adapter(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is no checkpoint: it has no {path.name}")
     try:
-        return load_file(path)
+        return unpack(load_file(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged ({first_line(error)}); fetch or save it again") from error
 
@@ -323,9 +327,11 @@ def part_source(entry: EncoderEntry | BackboneEntry, override: str | Path | None
     return SourceRecipe(resolve_source(entry.name, folder), entry.revision)
 
 
-def _build_projector(config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path) -> Projector:
+def _build_projector(
+    config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path, characters: int
+) -> Projector:
     scale = 1.0 if config.projector.scaled else None  # the value itself is among the saved tensors
-    projector = new_projector(config.projector, config.encoder.width, config.backbone.width, scale)
+    projector = new_projector(config.projector, config.encoder.width, config.backbone.width, scale, characters)
     _fill_projector(projector, adapter, folder / ADAPTER, f"{CONFIG} asks for")
     return projector
 

@@ -89,12 +89,13 @@ class Decoding:
         options, seed, canvas_length, start: see `DiffusionGemmaASR.transcribe_batch`.
         among: codes that AUTO may find.
         context: see `prompt.context_of`.
+        drafts: see `DiffusionGemmaASR.transcribe_slots`.
     """
 
     def __init__(
         self, model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, languages: Sequence[str],
         options: DenoiseOptions, seed: int, canvas_length: int | None, start: Start, among: Sequence[str] = (),
-        context: str = "",
+        context: str = "", drafts: Sequence[list[DraftToken]] | None = None,
     ):  # fmt: skip
         self.model, self.slots, self.slot_lengths, self.languages = model, slots, slot_lengths, languages
         self.options, self.canvas_length, self.start, self.among = options, canvas_length, start, among
@@ -103,6 +104,10 @@ class Decoding:
         self.heard: Heard | None = None
         if start == "draft" and (model.draft_weight > 0 or model.lm is not None):
             self.heard = model.hear(slots)
+        self.spelled = start == "draft" and drafts is not None
+        if start == "draft" and drafts is not None:
+            self.drafts = list(drafts)
+        elif self.heard is not None:
             self.drafts = self.heard.draft(slot_lengths, model.blank, model.lm)
         else:
             self.drafts = model.draft(slots, slot_lengths)
@@ -179,7 +184,8 @@ class Decoding:
         if self.heard is None or model.draft_weight == 0:
             return None
         heard = Heard(*(part[row, : self.counts[row]] for part in self.heard))
-        return draft_prior(heard, draft, self._lead_size(row), size, model.blank, model.draft_weight, model.lm)
+        told = self._lead_size(row), size, model.blank, model.draft_weight, model.lm, self.spelled
+        return draft_prior(heard, draft, *told)
 
     def _written(self, row: int) -> list[int]:
         return [token for canvas in self.canvases[row] for token in canvas.tokens]

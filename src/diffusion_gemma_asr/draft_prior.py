@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DRAFT_WEIGHT = 1.0  # of a new model that starts from drafts
 TOP = 16  # tokens a position that count; the others are as unlikely as FLOOR
 FLOOR = -20.0  # nats; log-probabilities below count as this: a whole vocabulary at it weighs nothing beside a sure token
+SURE = 3.0  # nats; see `draft_prior`
 NO_SLOT = 12.0  # nats by which a blank is likelier than any other token in a gap that no slot lies in
 
 
@@ -85,8 +86,9 @@ def hear(slots: Tensor, weight: Tensor, softcap: float, blank: int) -> Heard:
 
 
 def draft_prior(
-    heard: Heard, draft: Sequence[DraftToken], lead: int, size: int, blank: int, weight: float, lm: DraftLM | None = None
-) -> Prior:
+    heard: Heard, draft: Sequence[DraftToken], lead: int, size: int, blank: int, weight: float, lm: DraftLM | None = None,
+    spelled: bool = False,
+) -> Prior:  # fmt: skip
     """What was heard at the positions of a canvas that holds a draft as `edits.edit_layout` lays it out.
 
     A token's position takes the slot of its run where it is likeliest, a gap the slot where the blank is least likely; in a
@@ -100,6 +102,8 @@ def draft_prior(
         size: C, positions of the canvas; what does not fit is cut off.
         weight: factor on the log-probabilities.
         lm: the draft's language model.
+        spelled: whether the draft is a speller's (speller.py) and not the slots' own. Its tokens then count as SURE more
+            likely than anything that the slots are certain of, and a blank is expected in every gap.
     """
     blanks = heard.blank.tolist()
     slots, end = [-2] * lead, 0  # of each position; -1: none, but a blank is expected; -2: nothing is known
@@ -119,6 +123,13 @@ def draft_prior(
     gains = logprobs.clamp(min=FLOOR) - FLOOR
     gains[chosen < 0] = 0.0
     nothing = chosen == -1
+    if spelled:
+        nothing[lead : lead + 2 * len(draft) + 1 : 2] = True
+        for token, place in zip(draft, range(lead + 1, size, 2), strict=False):
+            own = (ids[place] == token.id).long()
+            column = int(own.argmax()) if own.any() else -1  # of those there, the least likely one gives way
+            ids[place, column], gains[place, column] = token.id, SURE - FLOOR
+        gains[nothing] = 0.0
     ids[nothing, 0], gains[nothing, 0] = blank, NO_SLOT
     return Prior(ids, weight * gains)
 

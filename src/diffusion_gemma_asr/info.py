@@ -11,6 +11,7 @@ from torch import nn
 from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
 
 from .backbone import Backbone
+from .checkpoint import load_tokenizer
 from .ear import WAVEFORM, Ear
 from .encoder import AcousticEncoder
 from .errors import CheckpointError
@@ -18,6 +19,7 @@ from .known_configs import KNOWN
 from .pretrained import read_config
 from .projector import new_projector
 from .recipe import Recipe, SourceRecipe, load_recipe
+from .speller import Alphabet
 from .waveform import WaveformFrames
 
 
@@ -45,10 +47,11 @@ def count_parts(recipe: Recipe) -> list[Part]:
         raise CheckpointError(
             f"{recipe.backbone.name} is a {backbone_config.model_type}; the backbone must be a DiffusionGemma"
         )
+    characters = len(Alphabet(load_tokenizer(recipe.backbone))) if recipe.projector.spelling_layers else 0
     with torch.device("meta"):
         encoder = _new_encoder(recipe.encoder)
         backbone = Backbone.from_config(backbone_config)
-        projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size)
+        projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, characters=characters)
         frozen = _count(backbone)
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     shape = "linear"
@@ -56,6 +59,8 @@ def count_parts(recipe: Recipe) -> list[Part]:
         shape = f"{recipe.projector.hidden_size} channels, {math.prod(recipe.projector.strides)}x in time"
         if recipe.projector.layers:
             shape += f", {recipe.projector.layers} layers of width {recipe.projector.layer_width}"
+        if recipe.projector.spelling_layers:
+            shape += f", speller of {recipe.projector.spelling_layers} layers"
     lora = sum(matrix.numel() for matrix in backbone.lora_state_dict().values())
     return [
         Part("encoder", recipe.encoder.name, _count(encoder), False),

@@ -26,6 +26,8 @@ from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import Projector
 from .prompt import AUTO, LANGUAGES, PromptBuilder
 from .results import Segment, Transcript, Word
+from .spelled_beam import SpelledSearch, placed
+from .speller import Alphabet, Spelling, spelling_loss
 from .transcribe import stream, transcribe
 from .vad import Chunk, speech_chunks
 from .words import timed_words
@@ -81,10 +83,12 @@ class DiffusionGemmaASR(nn.Module):
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
         self.tokenizer = tokenizer
         self.prompts = PromptBuilder(tokenizer)
+        self.alphabet = Alphabet(tokenizer)
         self.drafts, self.start = drafts, start
         self.languages, self.finds_language = tuple(languages), finds_language
         self.reads_context, self.draft_weight = reads_context, draft_weight
         self.lm = lm
+        self._search: SpelledSearch | None = None  # with this language model; made when it is needed
 
     @property
     def device(self) -> torch.device:
@@ -117,9 +121,45 @@ class DiffusionGemmaASR(nn.Module):
         Returns:
             slots (B, S, H), one per `slot_s`, zeros behind each end; slot_lengths (B,).
         """
+        return self.listen(*self._frames(audio), drafts=False)[:2]
+
+    def _frames(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         mel, lengths = self.encoder.features(audio)
         frames, frame_lengths = self.encoder(mel.to(self.device), lengths.to(self.device))
-        return self.projector(frames.to(self.projector.linear.weight.dtype), frame_lengths)
+        return frames, frame_lengths
+
+    @torch.no_grad()
+    def listen(
+        self, frames: Tensor, frame_lengths: Tensor, drafts: bool = True
+    ) -> tuple[Tensor, Tensor, list[list[DraftToken]] | None]:
+        """Encoder frames → audio tokens, and drafts for canvases.
+
+        Args:
+            frames: (B, F, D); frame_lengths: (B,).
+            drafts: whether drafts are wanted.
+
+        Returns:
+            slots (B, S, H), slot_lengths (B,), and what the speller finds with the language model, if there is one, as
+            `transcribe_slots` takes it; None without a speller.
+        """
+        frames = frames.to(self.projector.linear.weight.dtype)
+        slots, slot_lengths = self.projector(frames, frame_lengths)
+        if self.projector.speller is None or not drafts:
+            return slots, slot_lengths, None
+        heard = self.projector.speller.hear(frames, frame_lengths)
+        found = [self._spelled(heard.clip(row, n)) for row, n in enumerate(frame_lengths.tolist())]
+        return slots, slot_lengths, found
+
+    def _spelled(self, heard: Spelling) -> list[DraftToken]:
+        """The draft that a speller gives of one clip."""
+        if self.lm is None:
+            (text,) = self.alphabet.read(Spelling(*(part[None] for part in heard)), torch.tensor([len(heard.blank)]))
+        else:
+            if self._search is None or self._search.model is not self.lm:
+                self._search = SpelledSearch(self.alphabet, self.tokenizer, self.lm)
+            text = self.text(self._search.best(heard)[0].tokens)
+        tokens = self.prompts.target(text)[:-1]  # without the end of the turn
+        return placed(tokens, heard, self.alphabet, self.projector.frames_per_slot)
 
     def draft(self, slots: Tensor, slot_lengths: Tensor) -> list[list[DraftToken]]:
         """Greedy CTC transcripts of the slots, straight through lm_head."""
@@ -161,17 +201,33 @@ class DiffusionGemmaASR(nn.Module):
         embeds = fill_slots(self.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
         drafts = None
         if draft_share > 0:
-            drafts = self._edits([_ids(row) for row in self.draft(slots, slot_lengths)], text)
+            drafts = self._edits(self._training_drafts(batch, slots, slot_lengths), text)
         found = backbone_losses(
             self.backbone, embeds, text, self_conditioning, full_noise, autoregressive=autoregressive, drafts=drafts,
             draft_share=draft_share, unroll=unroll,
         )  # fmt: skip
         return found, self._ctc_loss(slots, slot_lengths, text)
 
+    def _training_drafts(self, batch: SpeechBatch, slots: Tensor, slot_lengths: Tensor) -> list[list[int]]:
+        """Greedy drafts, the speller's if there is one: the language model knows the text that is trained on by heart."""
+        speller = self.projector.speller
+        if speller is None:
+            return [_ids(row) for row in self.draft(slots, slot_lengths)]
+        texts = self.alphabet.read(speller.hear(batch.frames, batch.frame_lengths), batch.frame_lengths)
+        return [self.prompts.target(text)[:-1] for text in texts]
+
     def ctc_loss(self, batch: SpeechBatch) -> Tensor:
         """The CTC loss a token alone, which does not need the backbone's layers."""
         slots, slot_lengths = self.projector(batch.frames, batch.frame_lengths)
         return self._ctc_loss(slots, slot_lengths, batch.text)
+
+    def spelling_loss(self, batch: SpeechBatch) -> Tensor:
+        """The CTC loss a character of a projector that has a speller."""
+        speller = self.projector.speller
+        assert speller is not None
+        logits = speller(batch.frames, batch.frame_lengths)
+        targets, counts = self.alphabet.targets(*batch.text.spoken())
+        return spelling_loss(logits, batch.frame_lengths, targets, counts)
 
     def _ctc_loss(self, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> Tensor:
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap
@@ -266,17 +322,20 @@ class DiffusionGemmaASR(nn.Module):
         """
         order = sorted(range(len(audio)), key=lambda i: len(audio[i]))
         slots: dict[int, Tensor] = {}
+        drafts: dict[int, list[DraftToken]] = {}
         for first in range(0, len(order), rows):
             taken = order[first : first + rows]
-            encoded, lengths = self.encode_audio([audio[i] for i in taken])
+            frames, frame_lengths = self._frames([audio[i] for i in taken])
+            encoded, lengths, found = self.listen(frames, frame_lengths, (start or self.start) == "draft")
             slots.update((i, row[:n]) for i, row, n in zip(taken, encoded, lengths.tolist(), strict=True))
+            drafts.update(zip(taken, found or (), strict=found is not None))
         padded = nn.utils.rnn.pad_sequence([slots[i] for i in range(len(audio))], batch_first=True)
         slot_lengths = torch.tensor([len(slots[i]) for i in range(len(audio))], device=self.device)
-        found = self.transcribe_slots(
+        decoded = self.transcribe_slots(
             padded, slot_lengths, language, options, seed, canvas_length, on_step, start, engine, rows, on_done, among,
-            context,
+            context, [drafts[i] for i in range(len(audio))] if drafts else None,
         )  # fmt: skip
-        return [self._aligned(decoded, slots[i]) for i, decoded in enumerate(found)] if align else found
+        return [self._aligned(one, slots[i]) for i, one in enumerate(decoded)] if align else decoded
 
     def _aligned(self, decoded: Decoded, slots: Tensor) -> Decoded:
         return replace(decoded, spans=self.align_tokens(slots, decoded.tokens))
@@ -301,8 +360,13 @@ class DiffusionGemmaASR(nn.Module):
         on_done: Callable[[int], None] | None = None,
         among: Sequence[str] | None = None,
         context: str = "",
+        drafts: Sequence[list[DraftToken]] | None = None,
     ) -> list[Decoded]:
-        """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row."""
+        """`transcribe_batch` for audio tokens (B, S, H), slot_lengths (B,); `language` may be one a row.
+
+        Args:
+            drafts: a speller's, one a row, for canvases that start from drafts; None: what CTC hears in the slots.
+        """
         if not isinstance(options, DenoiseOptions):
             options = self.backbone.denoise_options(options or DenoiseOptions.steps)
         languages = [language] * len(slots) if isinstance(language, str) else list(language)
@@ -311,7 +375,9 @@ class DiffusionGemmaASR(nn.Module):
         if context and not self.reads_context:
             raise AsrError("the model was not trained to read context in its prompt; leave out initial_prompt and hotwords")
         start = start or self.start
-        decoding = Decoding(self, slots, slot_lengths, languages, options, seed, canvas_length, start, among, context)
+        decoding = Decoding(
+            self, slots, slot_lengths, languages, options, seed, canvas_length, start, among, context, drafts
+        )
         return decoding.run(engine, rows, on_step, on_done)
 
     def _asked(self, language: str, among: Sequence[str]) -> str:

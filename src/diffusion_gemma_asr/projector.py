@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .encoder import length_mask
 from .recipe import ProjectorRecipe
 from .slot_layers import SlotLayers
+from .speller import Speller
 
 Length = TypeVar("Length", int, Tensor)
 Projector: TypeAlias = "AudioProjector | LinearProjector"
@@ -26,13 +27,17 @@ def output_length(frames: Length, strides: Sequence[int] = (4, 2)) -> Length:
 
 
 def new_projector(
-    recipe: ProjectorRecipe, input_size: int, output_size: int, scale: float | None = None
+    recipe: ProjectorRecipe, input_size: int, output_size: int, scale: float | None = None, characters: int = 0
 ) -> Projector:
-    """The projector that a recipe describes; the arguments are those of the classes."""
+    """The projector that a recipe describes; the arguments are those of the classes, and the size of the alphabet that a
+    speller writes in."""
     if recipe.kind == "linear":
         return LinearProjector(input_size, output_size, scale)
     deep = recipe.layers, recipe.layer_width, recipe.layer_stride
-    return AudioProjector(input_size, output_size, recipe.hidden_size, scale, recipe.strides, *deep)
+    projector = AudioProjector(input_size, output_size, recipe.hidden_size, scale, recipe.strides, *deep)
+    if recipe.spelling_layers:
+        projector.speller = Speller(input_size, characters, recipe.spelling_layers, recipe.spelling_width)
+    return projector
 
 
 class AudioProjector(nn.Module):
@@ -58,6 +63,7 @@ class AudioProjector(nn.Module):
         strides: tuple[int, int] = (4, 2), layers: int = 0, layer_width: int = 384, layer_stride: int = 1,
     ):  # fmt: skip
         super().__init__()
+        self.speller: Speller | None = None  # a branch of its own, see `new_projector`
         self.strides = strides
         self.conv1 = nn.Conv1d(input_size, hidden_size, kernel_size=7, stride=strides[0], padding=3)
         self.conv2 = nn.Conv1d(hidden_size, hidden_size, kernel_size=5, stride=strides[1], padding=2)
@@ -105,6 +111,7 @@ class LinearProjector(nn.Module):
 
     def __init__(self, input_size: int, output_size: int, scale: float | None = None):
         super().__init__()
+        self.speller: Speller | None = None
         self.linear = nn.Linear(input_size, output_size)
         self.scaled = scale is not None
         self.register_buffer("scale", torch.tensor(1.0 if scale is None else scale))

@@ -40,14 +40,20 @@ class ProjectorRecipe:
     layers: int = 0  # deeper layers over audio tokens, beside the linear one (slot_layers.py)
     layer_width: int = 384  # of those, a multiple of 64
     layer_stride: int = 1  # audio tokens that one position of theirs stands for
+    spelling_layers: int = 0  # of a branch that spells the encoder's frames in characters (speller.py)
+    spelling_width: int = 256  # of those, a multiple of 64
 
     def __post_init__(self) -> None:
         _require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")
         _require(min(self.strides) >= 1, "projector.strides", self.strides, "at least 1 each")
         _require(self.layers >= 0, "projector.layers", self.layers, "at least 0")
         _require(self.layer_stride >= 1, "projector.layer_stride", self.layer_stride, "at least 1")
-        fits = self.layer_width >= 64 and self.layer_width % 64 == 0
-        _require(fits, "projector.layer_width", self.layer_width, "a multiple of 64")
+        _require(self.spelling_layers >= 0, "projector.spelling_layers", self.spelling_layers, "at least 0")
+        can_spell = self.kind == "convolutions" or self.spelling_layers == 0
+        _require(can_spell, "projector.spelling_layers", self.spelling_layers, "0 where projector.kind is linear")
+        for key in ("layer_width", "spelling_width"):
+            width = getattr(self, key)
+            _require(width >= 64 and width % 64 == 0, f"projector.{key}", width, "a multiple of 64")
 
 
 @dataclass(frozen=True)
@@ -78,21 +84,22 @@ class LmRecipe:
 
 @dataclass(frozen=True)
 class LossRecipe:
-    """Weights of the three losses; 0 switches a loss off."""
+    """Weights of the losses; 0 switches a loss off."""
 
     diffusion: float = 1.0
     autoregressive: float = 1.0
     ctc: float = 1.0
+    spelling: float = 0.0  # CTC of the projector's characters, where it has spelling_layers
     self_conditioning: float = 0.5  # probability of a first pass whose logits the second sees; not a weight
     full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1); not a weight
     draft_share: float = 0.0  # probability that a canvas starts from the CTC draft instead; not a weight
     unroll: float = 0.0  # probability that a second pass goes on with the canvas that the first makes; not a weight
 
     def __post_init__(self) -> None:
-        weights = {"diffusion": self.diffusion, "autoregressive": self.autoregressive, "ctc": self.ctc}
+        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc", "spelling")}
         for key, weight in weights.items():
             _require(weight >= 0, f"losses.{key}", weight, "at least 0")
-        _require(any(weights.values()), "losses", "three weights of 0", "positive for at least one of them")
+        _require(any(weights.values()), "losses", "weights of 0 alone", "positive for at least one of them")
         for key in ("self_conditioning", "full_noise", "draft_share", "unroll"):
             _require(0 <= getattr(self, key) <= 1, f"losses.{key}", getattr(self, key), "from 0 to 1")
 
@@ -206,6 +213,10 @@ class Recipe:
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     losses: LossRecipe = field(default_factory=LossRecipe)
     lm: LmRecipe = field(default_factory=LmRecipe)
+
+    def __post_init__(self) -> None:
+        can_spell = self.projector.spelling_layers > 0 or self.losses.spelling == 0
+        _require(can_spell, "losses.spelling", self.losses.spelling, "0 where projector.spelling_layers is 0")
 
     @property
     def model(self) -> ModelRecipe:

@@ -151,8 +151,8 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
         asr, (rows, _, frames) = self.asr, input_features.shape
         lengths = torch.full((rows,), frames) if attention_mask is None else attention_mask.sum(1).long()
         encoded, encoded_lengths = asr.encoder(input_features.to(asr.device), lengths.to(asr.device))
-        slots, slot_lengths = asr.projector(encoded.to(asr.projector.linear.weight.dtype), encoded_lengths)
-        decoded = asr.transcribe_slots(slots, slot_lengths, language, denoise, seed, start=start)
+        slots, slot_lengths, drafts = asr.listen(encoded, encoded_lengths)
+        decoded = asr.transcribe_slots(slots, slot_lengths, language, denoise, seed, start=start, drafts=drafts)
         ids = [torch.tensor(row.tokens, dtype=torch.long, device=asr.device) for row in decoded]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=asr.prompts.special["pad"])
 

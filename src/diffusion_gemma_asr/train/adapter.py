@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backbone import Backbone
@@ -32,6 +32,7 @@ from ..objective import text_batch
 from ..projector import new_projector
 from ..prompt import AUTO
 from ..recipe import DataRecipe, LossRecipe, Recipe, TrainRecipe, load_recipe
+from ..speller import Alphabet
 from .loop import LoopOptions, Metrics, run, step_seed
 from .monitor import error_rate, report, report_drafts
 from .workers import rank, wait_for_all, workers
@@ -50,10 +51,11 @@ def build_model(
     if lora:
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     scale = backbone.embedding_scale() if recipe.projector.scaled else None
-    projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, scale)
+    characters = len(Alphabet(tokenizer))
+    projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, scale, characters)
     parts = encoder, projector.to(device), backbone, tokenizer
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
-    drafts, told = recipe.losses.ctc > 0, recipe.model
+    drafts, told = recipe.losses.ctc > 0 or recipe.losses.spelling > 0, recipe.model
     trained = told.languages, told.finds_language, told.reads_context
     weight, lm = DRAFT_WEIGHT if start == "draft" else 0.0, load_lm(recipe.lm, Path(), tokenizer)
     model = DiffusionGemmaASR(*parts, drafts, start, *trained, weight, lm)
@@ -205,7 +207,7 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from)
     trainer = AdapterTrainer(recipe, model, folder, dtype)
-    run(model.trained(), trainer.loss_of, folder, loop_options(recipe.train), trainer.evaluate)
+    run(learning(model, recipe.losses), trainer.loss_of, folder, loop_options(recipe.train), trainer.evaluate)
     if rank() == 0:
         save_checkpoint(model.eval(), folder / "checkpoint", recipe.model)
     return folder / "checkpoint"
@@ -214,6 +216,12 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | None = None,
 def reads(losses: LossRecipe) -> bool:
     """Whether the backbone's layers take part; CTC alone needs its lm_head and no more."""
     return losses.diffusion > 0 or losses.autoregressive > 0
+
+
+def learning(model: DiffusionGemmaASR, losses: LossRecipe) -> dict[str, nn.Parameter]:
+    """The parameters that the losses train, by name: the speller has a loss of its own, and all else the others."""
+    speller, others = losses.spelling > 0, reads(losses) or losses.ctc > 0
+    return {n: p for n, p in model.trained().items() if (speller if n.startswith("projector.speller.") else others)}
 
 
 def loop_options(t: TrainRecipe) -> LoopOptions:
@@ -272,28 +280,31 @@ class AdapterTrainer:
 def weighted_loss(
     model: DiffusionGemmaASR, batch: SpeechBatch, recipe: Recipe, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Metrics]:
-    """The three losses of a batch with the recipe's weights, computed in `dtype`, and each loss on its own for the
-    log."""
-    weights = recipe.losses
+    """The losses of a batch with the recipe's weights, computed in `dtype`, and each loss on its own for the log."""
+    weights, found = recipe.losses, {}
     with computing_in(dtype, device):
-        if not reads(weights):
-            ctc = model.ctc_loss(batch)
-            return weights.ctc * ctc, {"ctc": float(ctc.detach())}
-        losses, ctc = model.losses(
-            batch, weights.self_conditioning, weights.full_noise, weights.autoregressive > 0, weights.draft_share,
-            weights.unroll,
-        )  # fmt: skip
-        total = weights.diffusion * losses.diffusion + weights.ctc * ctc
-        if weights.autoregressive > 0:
-            total = total + weights.autoregressive * losses.autoregressive
-    metrics = {name: float(value.detach()) for name, value in losses.__dict__.items()}
-    return total, metrics | {"ctc": float(ctc.detach())}
+        if reads(weights):
+            losses, found["ctc"] = model.losses(
+                batch, weights.self_conditioning, weights.full_noise, weights.autoregressive > 0, weights.draft_share,
+                weights.unroll,
+            )  # fmt: skip
+            found |= losses.__dict__
+        elif weights.ctc > 0:
+            found["ctc"] = model.ctc_loss(batch)
+        if weights.spelling > 0:
+            found["spelling"] = model.spelling_loss(batch)
+        weighted = [weight * loss for name, loss in found.items() if (weight := getattr(weights, name, 0.0)) > 0]
+        total = torch.stack(weighted).sum()
+    return total, {name: float(value.detach()) for name, value in found.items()}
 
 
 @torch.no_grad()
 def draft_cached(model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache) -> list[str]:
-    """CTC drafts of utterances whose frozen frames are cached, in their order."""
-    slots, lengths = model.projector(*(part.to(model.device) for part in cache.batch(utterances)))
+    """Greedy CTC drafts of utterances whose frozen frames are cached, in their order: the speller's, if there is one."""
+    frames, lengths = (part.to(model.device) for part in cache.batch(utterances))
+    if model.projector.speller is not None:
+        return model.alphabet.read(model.projector.speller.hear(frames, lengths), lengths)
+    slots, lengths = model.projector(frames, lengths)
     return [model.text([token.id for token in draft]) for draft in model.draft(slots, lengths)]
 
 
@@ -307,6 +318,7 @@ def transcribe_cached(
     for i in range(0, len(utterances), batch_size):
         batch = utterances[i : i + batch_size]
         frames, lengths = cache.batch(batch)
-        slots, slot_lengths = model.projector(frames.to(model.device), lengths.to(model.device))
-        decoded += model.transcribe_slots(slots, slot_lengths, [language or u.language for u in batch])
+        slots, slot_lengths, drafts = model.listen(frames.to(model.device), lengths.to(model.device))
+        languages = [language or u.language for u in batch]
+        decoded += model.transcribe_slots(slots, slot_lengths, languages, drafts=drafts)
     return decoded

@@ -20,7 +20,8 @@ def bundle(
     recipe_path: str | Path, run: Path, target: Path, card: ModelCard | None = None, encoder_name: str | None = None,
     lm: str | None = None,
 ) -> None:  # fmt: skip
-    """Copies the recipe's frozen parts into `target` and writes the adapter of `run/checkpoint` beside them, in float16.
+    """Copies the recipe's frozen parts into `target` and writes the adapter of `run/checkpoint` beside them, in float16 and
+    its large matrices in 8 bits.
 
     Args:
         encoder_name: hub repository that holds the encoder, which then is not copied.
@@ -36,7 +37,7 @@ def bundle(
     backbone = SourceRecipe(str((target / "backbone").resolve()))
     for parameter in model.trained().values():
         parameter.data = parameter.data.half()
-    save_checkpoint(model, target, replace(recipe, encoder=encoder, backbone=backbone), card)
+    save_checkpoint(model, target, replace(recipe, encoder=encoder, backbone=backbone), card, packed=True)
     if lm is not None:
         config = json.loads((target / CONFIG).read_text(encoding="utf-8"))
         config["lm"]["file"] = lm

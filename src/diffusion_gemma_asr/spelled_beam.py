@@ -1,0 +1,237 @@
+"""The words that a speller's characters and a language model of tokens find together: prefix beam search over characters.
+
+Transcripts grow by characters, each with its log-probability under CTC (Hannun et al. 2014, arXiv 1408.2873). A word counts
+in the language model, by the tokens that the tokenizer makes of it, as soon as a space ends it; until then it counts by the
+tokens that begin as it does, without its context. Where words are not spaced, as in Chinese, every character counts at once.
+Scores are weighed as in beam.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from heapq import nlargest
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .beam import NEVER, UNHEARD, DraftLM, either
+from .ctc import DraftToken, forced_align
+from .errors import DataError
+from .speller import Alphabet, Spelling, text_of
+
+WIDTH = 24  # transcripts that are kept after each frame
+LEAST = -6.0  # nats; characters that are less likely in a frame are not tried there
+BEHIND = 14.0  # nats; transcripts so much worse than the best one are dropped
+SPACE = "▁"
+
+Tokens = tuple[int, ...]
+
+
+class Spelled(NamedTuple):
+    """A transcript: its tokens, and its score in nats."""
+
+    tokens: Tokens
+    score: float
+
+
+class _Prefix:
+    """A transcript's beginning: a node of the tree of all that are tried.
+
+    character: the class of its last one; children: by class; tokens, scored: of its complete words, and their language
+    score; word: the characters behind them; language: `scored` and what the word counts so far.
+    """
+
+    __slots__ = ("character", "children", "language", "scored", "tokens", "word")
+
+    def __init__(self, character: int, tokens: Tokens, scored: float, word: tuple[str, ...], language: float):
+        self.character, self.tokens, self.scored, self.word, self.language = character, tokens, scored, word, language
+        self.children: dict[int, _Prefix] = {}
+
+
+class SpelledSearch:
+    """The search for the transcripts of one model.
+
+    Args:
+        alphabet: what the classes are.
+        tokenizer: spells words in tokens.
+        model: the language model of these tokens.
+        width: transcripts that are kept after each frame.
+    """
+
+    def __init__(self, alphabet: Alphabet, tokenizer: PreTrainedTokenizerBase, model: DraftLM, width: int = WIDTH):
+        self.characters, self.tokenizer, self.model, self.width = alphabet.characters, tokenizer, model, width
+        self._space = self.characters.index(SPACE)
+        self._unspaced = [is_unspaced(character) for character in self.characters]
+        self._before = "" if self._encode("a a") == 2 * self._encode("a") else " "  # belongs to a word behind others
+        self._tokens: dict[str, Tokens] = {"": ()}
+        self._promises: dict[str, float] = {}
+        self._words: dict[str, float] = {}
+        self._heads = self._count_heads()
+        self._least = min(self._heads.values())
+        self._known: dict[tuple[Tokens, int], float] = {}  # language scores
+
+    def best(self, heard: Spelling) -> list[Spelled]:
+        """The transcripts found in one clip, without a batch dimension, the best one first."""
+        beams: dict[_Prefix, tuple[float, float]] = {_Prefix(0, (), 0.0, (), 0.0): (0.0, NEVER)}
+        for row, values, silent in zip(*(part.tolist() for part in heard), strict=True):
+            likely = [(found, value) for found, value in zip(row, values, strict=True) if found and value > LEAST]
+            if likely:
+                beams = self._step(beams, likely, silent)
+            else:
+                beams = {prefix: (either(*paths) + silent, NEVER) for prefix, paths in beams.items()}
+        return self._ended(beams)
+
+    def _step(
+        self, beams: dict[_Prefix, tuple[float, float]], heard: list[tuple[int, float]], silent: float
+    ) -> dict[_Prefix, tuple[float, float]]:
+        values = dict(heard)
+        totals = {prefix: either(*paths) for prefix, paths in beams.items()}
+        least = max(total + prefix.language for prefix, total in totals.items()) + max(silent, heard[0][1]) - BEHIND
+        grown: list[tuple[_Prefix, int, float]] = []
+        for prefix, (blank, _) in beams.items():
+            total, language, last = totals[prefix], prefix.language, prefix.character
+            for found, value in heard:
+                path = (blank if found == last else total) + value
+                if path + language > least:
+                    grown.append((prefix, found, path))
+        self._grow([(prefix, found) for prefix, found, _ in grown if found not in prefix.children])
+        after = {
+            prefix: (totals[prefix] + silent, token + values.get(prefix.character, NEVER))
+            for prefix, (_, token) in beams.items()
+        }
+        for prefix, found, path in grown:
+            child = prefix.children[found]
+            old = after.get(child)
+            after[child] = (NEVER, path) if old is None else (old[0], either(old[1], path))
+        scores = {prefix: either(*paths) + prefix.language for prefix, paths in after.items()}
+        kept = nlargest(self.width, scores, key=scores.__getitem__)
+        return {prefix: after[prefix] for prefix in kept if scores[prefix] > scores[kept[0]] - BEHIND}
+
+    def _grow(self, wanted: list[tuple[_Prefix, int]]) -> None:
+        """Makes children, the language scores of all looked up at once."""
+        scored: list[Tokens] = []
+        for prefix, found in wanted:
+            if found == self._space:
+                scored.append(self._of(prefix, prefix.word))
+            else:
+                scored.append(self._of(prefix, (*prefix.word, self.characters[found])) if self._unspaced[found] else ())
+        scores = self._scores([(prefix.tokens, tokens) for (prefix, _), tokens in zip(wanted, scored, strict=True)])
+        for (prefix, found), tokens, score in zip(wanted, scored, scores, strict=True):
+            language = prefix.scored + score
+            if found == self._space:
+                child = _Prefix(found, (*prefix.tokens, *tokens), language, (), language)
+            else:
+                word = (*prefix.word, self.characters[found])
+                if not self._unspaced[found]:
+                    language += self._promise("".join(word))
+                child = _Prefix(found, prefix.tokens, prefix.scored, word, language)
+            prefix.children[found] = child
+
+    def _ended(self, beams: dict[_Prefix, tuple[float, float]]) -> list[Spelled]:
+        words = [self._of(prefix, prefix.word) for prefix in beams]
+        scores = self._scores(
+            [(prefix.tokens, (*word, self.model.eos)) for prefix, word in zip(beams, words, strict=True)]
+        )
+        found: dict[Tokens, float] = {}
+        for (prefix, paths), word, score in zip(beams.items(), words, scores, strict=True):
+            tokens, total = (*prefix.tokens, *word), either(*paths) + prefix.scored + score - self.model.bonus
+            found[tokens] = either(found.get(tokens, NEVER), total)
+        return sorted((Spelled(*item) for item in found.items()), key=lambda item: -item.score)
+
+    def _of(self, prefix: _Prefix, word: tuple[str, ...]) -> Tokens:
+        """The tokens of a word behind the complete ones of a prefix."""
+        text = text_of(word)
+        if text and prefix.tokens:
+            text = self._before + text
+        if text not in self._tokens:
+            self._tokens[text] = self._encode(text)
+        return self._tokens[text]
+
+    def _count_heads(self) -> dict[str, float]:
+        """How likely tokens are that begin with a string, in nats and without context, by that string."""
+        size = self.model.lm.vocab_size
+        likely = np.exp(self.model.lm.logprobs([()] * size, range(size)))
+        found: dict[str, float] = {}
+        for piece, probability in zip(self.tokenizer.convert_ids_to_tokens(range(size)), likely.tolist(), strict=True):
+            for end in range(1, len(piece) + 1):
+                found[piece[:end]] = found.get(piece[:end], 0.0) + probability
+        return {head: math.log(probability) for head, probability in found.items()}
+
+    def _promise(self, word: str) -> float:
+        """What a word that begins so may add to the score, whatever stands before it: the best that some tokens and the
+        beginning of one more come to."""
+        if word not in self._promises:
+            text, (weight, bonus) = SPACE + word, (self.model.weight, self.model.bonus)
+            ways = [weight * self._heads[text] + bonus] if text in self._heads else []
+            for end in range(1, len(word)):
+                if word[end:] in self._heads:
+                    ways.append(self._alone(word[:end]) + weight * self._heads[word[end:]] + bonus)
+            unknown = 2 * (weight * self._least + bonus)
+            self._promises[word] = max(ways, default=unknown)
+        return self._promises[word]
+
+    def _alone(self, word: str) -> float:
+        """What a word's tokens add to the score without what stands before it."""
+        if word not in self._words:
+            tokens = self._encode(word)
+            known = self.model.lm.logprobs([tokens[:i] for i in range(len(tokens))], tokens).sum()
+            self._words[word] = self.model.weight * float(known) + self.model.bonus * len(tokens)
+        return self._words[word]
+
+    def _encode(self, text: str) -> Tokens:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _scores(self, wanted: list[tuple[Tokens, Tokens]]) -> list[float]:
+        """What tokens add to the score of a transcript behind others."""
+        rows: list[list[tuple[Tokens, int]]] = []
+        new: dict[tuple[Tokens, int], None] = {}  # in order
+        for before, tokens in wanted:
+            pairs = [(self.model.context((*before, *tokens[:i])), token) for i, token in enumerate(tokens)]
+            rows.append(pairs)
+            new |= {pair: None for pair in pairs if pair not in self._known}
+        if new:
+            found = self.model.lm.logprobs([context for context, _ in new], [token for _, token in new])
+            self._known |= zip(new, (self.model.weight * found + self.model.bonus).tolist(), strict=True)
+        return [sum(self._known[pair] for pair in pairs) for pairs in rows]
+
+
+def is_unspaced(character: str) -> bool:
+    """Whether it belongs to a script without spaces between words: Chinese characters."""
+    return len(character) == 1 and "\u3400" <= character <= "\u9fff"
+
+
+def placed(tokens: Sequence[int], heard: Spelling, alphabet: Alphabet, frames_per_slot: int) -> list[DraftToken]:
+    """A transcript's tokens as a draft: where the characters of each are heard, and how likely they are there on average.
+
+    Neighbours may share a slot. Characters that do not fit into the frames are left out from the end on.
+
+    Args:
+        tokens: ids.
+        heard: one clip, without a batch dimension.
+        alphabet: what the classes are.
+        frames_per_slot: frames of one audio token.
+    """
+    spelled = [alphabet.spell([token]) for token in tokens]
+    spans = None
+    while spans is None:
+        classes = {0: 0}
+        targets = [classes.setdefault(found, len(classes)) for row in spelled for found in row]
+        columns = torch.full((len(heard.blank), len(classes)), UNHEARD)
+        for found, column in classes.items():
+            frames, places = (heard.ids == found).nonzero(as_tuple=True)
+            columns[frames, column] = heard.logprobs[frames, places]
+        columns[:, 0] = heard.blank
+        try:
+            spans = forced_align(columns, targets, 0)
+        except DataError:
+            spelled.pop()
+    draft = []
+    for token, row in zip(tokens, spelled, strict=False):
+        own, spans = spans[: len(row)], spans[len(row) :]
+        if own:
+            start, end = own[0].start // frames_per_slot, -(-own[-1].end // frames_per_slot)
+            draft.append(DraftToken(token, start, end, sum(math.exp(span.logprob) for span in own) / len(own)))
+    return draft

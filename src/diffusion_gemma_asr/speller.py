@@ -1,0 +1,126 @@
+"""The speller: a second, finer CTC beside the audio tokens, which writes single characters.
+
+How a word is spelled follows from how it sounds by rules that a few hours of speech teach; which of thousands of tokens it
+is made of has to be learnt token by token. So where a recipe asks for it the projector has a branch that spells the
+encoder's frames in characters. Its words, searched with a language model (spelled_beam.py), are the draft in place of the
+audio tokens' own. CTC over characters beside coarser units: Sanabria and Metze 2018, arXiv 1807.07104.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from .ctc import collapse
+from .slot_layers import SlotLayers
+
+STRIDE = 2  # encoder frames of one position of the layers
+TOP = 12  # characters a frame that a search looks at
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class Spelling(NamedTuple):
+    """What is likely in each frame: ids (B, F, K) long of classes, the likeliest first, and logprobs (B, F, K); blank
+    (B, F), the log-probability of the blank."""
+
+    ids: Tensor
+    logprobs: Tensor
+    blank: Tensor
+
+    def clip(self, row: int, frames: int) -> Spelling:
+        """One row's own frames, without the batch dimension, on the processor."""
+        return Spelling(*(part[row, :frames].cpu() for part in self))
+
+
+class Alphabet:
+    """The characters of a tokenizer: its tokens of one character, and those of one byte, which spell what has no token.
+
+    Class 0 is the CTC blank.
+
+    Attributes:
+        characters: what each class spells, as the tokenizer writes it: "▁" is a space; "" is the blank.
+        classes: the class of each character.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        special = set(tokenizer.all_special_ids)
+        pieces = [(piece, token) for piece, token in vocabulary if token not in special]
+        self.characters = ["", *(piece for piece, _ in pieces if len(piece) == 1 or _BYTE.fullmatch(piece))]
+        self.classes = {character: i for i, character in enumerate(self.characters) if i}
+        self._spelled = {token: self._classes_of(piece) for piece, token in pieces}
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def _classes_of(self, piece: str) -> list[int]:
+        if piece in self.classes:
+            return [self.classes[piece]]
+        return [self.classes[character] for character in piece if character in self.classes]
+
+    def spell(self, tokens: Iterable[int]) -> list[int]:
+        """The classes that spell tokens, special ones left out."""
+        return [found for token in tokens for found in self._spelled.get(token, ())]
+
+    def targets(self, tokens: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L), of meaning up to counts (B,) → classes (B, M), padded with the blank, and their counts (B,)."""
+        rows = [self.spell(row[:n]) for row, n in zip(tokens.tolist(), counts.tolist(), strict=True)]
+        padded = nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+        return padded.to(tokens.device), torch.tensor([len(row) for row in rows], device=tokens.device)
+
+    def read(self, heard: Spelling, lengths: Tensor) -> list[str]:
+        """What the likeliest path of each row spells; lengths (B,) frames."""
+        rows = collapse(heard.ids[..., 0], heard.logprobs[..., 0], lengths, blank=0)
+        return [text_of([self.characters[found.id] for found in row]) for row in rows]
+
+
+class Speller(nn.Module):
+    """Encoder frames → logits of characters for every frame.
+
+    Args:
+        input_size: width of an encoder frame.
+        classes: size of the alphabet.
+        layers, width: of `SlotLayers`, at half the frames' rate.
+    """
+
+    def __init__(self, input_size: int, classes: int, layers: int, width: int):
+        super().__init__()
+        self.deep = SlotLayers(input_size, width, width, layers, STRIDE)
+        nn.init.xavier_uniform_(self.deep.out_proj.weight)  # nothing stands beside these layers
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """(B, F, input_size), of which lengths (B,) frames hold sound → (B, F, classes)."""
+        return self.head(F.gelu(self.deep(frames, lengths)))
+
+    @torch.no_grad()
+    def hear(self, frames: Tensor, lengths: Tensor) -> Spelling:
+        """What is likely in frames as `forward` takes them."""
+        logprobs = self(frames, lengths).float().log_softmax(-1)
+        best, ids = logprobs.topk(min(TOP, logprobs.shape[-1]))
+        return Spelling(ids, best, logprobs[..., 0])
+
+
+def spelling_loss(logits: Tensor, lengths: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """CTC loss a character: the mean over rows that have room for their text.
+
+    Args:
+        logits: (B, F, classes); lengths: (B,) frames.
+        targets: (B, M) classes; counts: (B,).
+    """
+    logprobs = logits.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(logprobs, targets, lengths, counts, zero_infinity=True)
+
+
+def text_of(characters: Sequence[str]) -> str:
+    """What characters of an alphabet spell together; bytes that are no whole character are left out."""
+    found = bytearray()
+    for character in characters:
+        found += bytes([int(character[3:5], 16)]) if _BYTE.fullmatch(character) else character.encode()
+    return found.decode(errors="ignore").replace("▁", " ").strip()
