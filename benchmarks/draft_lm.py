@@ -3,8 +3,8 @@
     python benchmarks/draft_lm.py measure mini                 or mini6, mini-whisper-base --encoder FOLDER
     python benchmarks/draft_lm.py report                       fills the tables of docs/results/draft_lm.md
 
-Error rates of drafts alone (beam.py), which denoising starts from, over the synthetic monitor lists of a checkpoint's
-languages: other sentences than those of the figures that are reported.
+Error rates of drafts alone (beam.py; spelled_beam.py where the model has a speller), which denoising starts from, over the
+synthetic monitor lists of a checkpoint's languages: other sentences than those of the figures that are reported.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from checkpoints import command, error_lines, monitor_lists
 from pages import circumstances, measured
 
 import diffusion_gemma_asr as asr
+from diffusion_gemma_asr.decoding import spelled_drafts
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
+from diffusion_gemma_asr.speller import Spelling
 from diffusion_gemma_asr.train.monitor import error_rate
 
 GREEDY = "greedy"
 SETTINGS = ((0.0, 0.0), (0.35, 2.0), (0.5, 2.0), (0.5, 3.5), (0.5, 5.0), (0.65, 3.5))  # weight, bonus
+SPELLED = ((0.0, 0.0), (0.5, 1.5), (0.5, 2.5), (0.7, 1.5), (0.7, 2.5), (0.9, 2.5))  # of a model with a speller
 COUNT = 60
 PAGE, DATA = Path("docs/results/draft_lm.md"), Path("docs/results/draft_lm.json")
 
@@ -39,13 +42,18 @@ def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> No
     lm = model.lm.lm
     errors: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}
-    for code, rows in lists.items():
-        slots, lengths = model.projector(*cache.batch(rows))
-        heard, said = model.hear(slots), [u.text for u in rows]
-        for setting in (None, *SETTINGS):
+    bundled, speller = model.lm, model.projector.speller
+    for setting in (None, *(SETTINGS if speller is None else SPELLED)):
+        model.lm = None if setting is None else replace(bundled, weight=setting[0], bonus=setting[1])
+        for code, rows in lists.items():
+            said, (frames_of, frame_lengths) = [u.text for u in rows], cache.batch(rows)
+            slots, lengths = model.projector(frames_of, frame_lengths)
+            heard = model.hear(slots) if speller is None else speller.hear(frames_of, frame_lengths)
             start = time.perf_counter()
-            chosen = None if setting is None else replace(model.lm, weight=setting[0], bonus=setting[1])
-            drafts = heard.draft(lengths, model.blank, chosen)
+            if isinstance(heard, Spelling):
+                drafts = spelled_drafts(model, heard, frame_lengths, slots, lengths)
+            else:
+                drafts = heard.draft(lengths, model.blank, model.lm)
             label = GREEDY if setting is None else f"{setting[0]:g} / {setting[1]:g}"
             seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - start
             texts = [model.text([token.id for token in draft]) for draft in drafts]

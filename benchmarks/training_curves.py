@@ -61,6 +61,7 @@ SETS: dict[str, dict[str, Stage]] = {
         "layers, 80 ms": Stage("runs/mini6/projector80", ("ctc",), DRAFTS),
         "layers, 40 ms": Stage("runs/mini6/projector", ("ctc",), DRAFTS),
         "reading": Stage("runs/mini6/reading", THREE, DENOISED),
+        "speller": Stage("runs/mini6/speller", ("spelling",), DRAFTS),
         "adapter": Stage("runs/mini6", THREE, DENOISED),
     },
 }

@@ -95,6 +95,8 @@ else
   OMP_NUM_THREADS=1 made $run/projector/checkpoint/adapter.safetensors $both_cores train $out_recipes/5-projector.yaml
   OMP_NUM_THREADS=1 made $run/reading/projector/adapter.safetensors \
     $both_cores.train.reading $out_recipes/6-reading.yaml $run/reading
+  stage "a branch of the projector that spells in characters"
+  OMP_NUM_THREADS=1 made $run/speller/checkpoint/adapter.safetensors $both_cores train $out_recipes/7-speller.yaml
   stage "projector and LoRA on its frames"
   made $run/checkpoint/adapter.safetensors $train $recipe
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion_gemma_asr import ctc
+from diffusion_gemma_asr import ctc, losses
 from diffusion_gemma_asr.errors import DataError
 
 SOFTCAP = 5.0
@@ -279,3 +280,17 @@ def test_a_blank_in_the_transcript_is_refused() -> None:
         ctc.lm_head_ctc_loss(
             hidden, weight, SOFTCAP, torch.tensor([[1, 0]]), torch.tensor([4]), torch.tensor([2]), 0
         )
+
+
+def test_scores_of_transcripts_are_those_of_torch() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(6, 8), torch.randn(20, 8)
+    logprobs = losses.soft_capped_logits(hidden, weight, 30.0).log_softmax(-1)
+    transcripts = [(3, 5, 5), (), (7,), tuple(range(1, 9))]
+    found = ctc.lm_head_scores(hidden, weight, 30.0, transcripts, 0)
+    for row, score in zip(transcripts[:3], found, strict=False):
+        target = torch.tensor([row], dtype=torch.long).view(1, -1)
+        expected = -F.ctc_loss(logprobs[:, None], target, torch.tensor([6]), torch.tensor([len(row)]), reduction="sum")
+        assert score == pytest.approx(float(expected), rel=1e-4)
+    assert found[3] == -math.inf  # eight tokens in six slots
+    assert ctc.lm_head_scores(hidden[:0], weight, 30.0, [(), (3,)], 0) == [0.0, -math.inf]

@@ -7,6 +7,7 @@ The blank is the tokenizer's pad token. Spans are [start, end) in slots.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -232,6 +233,29 @@ def lm_head_align(
         return forced_align(log_probs, targets, 0)
     except DataError:
         return None
+
+
+@torch.no_grad()
+def lm_head_scores(
+    hidden: Tensor, weight: Tensor, softcap: float, transcripts: Sequence[Sequence[int]], blank: int
+) -> list[float]:
+    """Log-probabilities of transcripts, over all ways to spell each in the slots (S, H) of one clip, through the head
+    (V, H); -inf where there is none."""
+    if len(hidden) == 0:
+        return [-math.inf if len(row) else 0.0 for row in transcripts]
+    classes = {blank: 0}
+    rows = [torch.tensor([classes.setdefault(t, len(classes)) for t in row], dtype=torch.long) for row in transcripts]
+    columns = torch.tensor([list(classes)], device=hidden.device)  # (1, K)
+    everywhere = torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
+    log_probs = lm_head_log_probs(hidden[None], weight, softcap, columns, everywhere)[0].cpu()  # (S, K)
+    losses = F.ctc_loss(
+        log_probs[:, None].expand(-1, len(rows), -1).float(),
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        torch.full((len(rows),), len(hidden)),
+        torch.tensor([len(row) for row in rows]),
+        reduction="none",
+    )
+    return (-losses).tolist()
 
 
 def lm_head_ctc_loss(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .ctc import DraftToken, TokenSpan
+from .ctc import DraftToken, TokenSpan, lm_head_scores
 from .denoise import DenoiseOptions, cut_at_end
 from .draft_prior import Heard, Prior, draft_prior
 from .edits import edit_layout
@@ -19,6 +19,8 @@ from .lm_head import logprobs_of
 from .noise import uniform_canvas
 from .objective import write_canvas
 from .prompt import AUTO
+from .spelled_beam import SLOTS_WEIGHT, placed
+from .speller import Spelling
 from .words import pieces
 
 if TYPE_CHECKING:
@@ -244,6 +246,31 @@ class Decoding:
         kept = [place for place, token in enumerate(row) if token != self.model.blank]
         found = pieces([row[i] for i in kept], self.model.text)
         return [Shown(text, min(confidence[kept[i]] for i in own)) for text, own in found]
+
+
+def spelled_drafts(
+    model: DiffusionGemmaASR, heard: Spelling, frame_lengths: Tensor, slots: Tensor, slot_lengths: Tensor
+) -> list[list[DraftToken]]:
+    """Drafts of what a model's speller heard in frame_lengths (B,) frames.
+
+    With a language model: the best transcript that a search finds, where what CTC hears in the audio tokens (B, S, H) counts
+    too; without: what the likeliest characters spell.
+    """
+    search = model.search
+    clips = [heard.clip(row, n) for row, n in enumerate(frame_lengths.tolist())]
+    if search is None:
+        texts = model.alphabet.read(heard, frame_lengths)
+    else:
+        weight, softcap = model.backbone.lm_head_weight, model.backbone.softcap
+        texts = []
+        for clip, row, n in zip(clips, slots, slot_lengths.tolist(), strict=True):
+            found = search.best(clip)
+            scores = lm_head_scores(row[:n], weight, softcap, [spelled.tokens for spelled in found], model.blank)
+            totals = [spelled.score + SLOTS_WEIGHT * score for spelled, score in zip(found, scores, strict=True)]
+            texts.append(model.text(found[max(range(len(totals)), key=totals.__getitem__)].tokens))
+    written = [model.prompts.target(text)[:-1] for text in texts]  # without the end of the turn
+    per_slot = model.projector.frames_per_slot
+    return [placed(tokens, clip, model.alphabet, per_slot) for tokens, clip in zip(written, clips, strict=True)]
 
 
 def rounded(positions: int) -> int:

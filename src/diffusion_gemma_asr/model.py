@@ -15,7 +15,7 @@ from .audio import SAMPLE_RATE, AudioSource
 from .backbone import Backbone, Prefill
 from .beam import DraftLM
 from .ctc import DraftToken, TokenSpan, lm_head_align, lm_head_ctc_loss, lm_head_draft
-from .decoding import Decoded, Decoding, EngineName, OnStep, Start
+from .decoding import Decoded, Decoding, EngineName, OnStep, Start, spelled_drafts
 from .denoise import DenoiseOptions
 from .draft_prior import Heard, hear
 from .ear import Ear
@@ -26,8 +26,8 @@ from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import Projector
 from .prompt import AUTO, LANGUAGES, PromptBuilder
 from .results import Segment, Transcript, Word
-from .spelled_beam import SpelledSearch, placed
-from .speller import Alphabet, Spelling, spelling_loss
+from .spelled_beam import SpelledSearch
+from .speller import Alphabet, spelling_loss
 from .transcribe import stream, transcribe
 from .vad import Chunk, speech_chunks
 from .words import timed_words
@@ -147,19 +147,16 @@ class DiffusionGemmaASR(nn.Module):
         if self.projector.speller is None or not drafts:
             return slots, slot_lengths, None
         heard = self.projector.speller.hear(frames, frame_lengths)
-        found = [self._spelled(heard.clip(row, n)) for row, n in enumerate(frame_lengths.tolist())]
-        return slots, slot_lengths, found
+        return slots, slot_lengths, spelled_drafts(self, heard, frame_lengths, slots, slot_lengths)
 
-    def _spelled(self, heard: Spelling) -> list[DraftToken]:
-        """The draft that a speller gives of one clip."""
+    @property
+    def search(self) -> SpelledSearch | None:
+        """For the transcripts of a speller, with the language model, if there is one."""
         if self.lm is None:
-            (text,) = self.alphabet.read(Spelling(*(part[None] for part in heard)), torch.tensor([len(heard.blank)]))
-        else:
-            if self._search is None or self._search.model is not self.lm:
-                self._search = SpelledSearch(self.alphabet, self.tokenizer, self.lm)
-            text = self.text(self._search.best(heard)[0].tokens)
-        tokens = self.prompts.target(text)[:-1]  # without the end of the turn
-        return placed(tokens, heard, self.alphabet, self.projector.frames_per_slot)
+            return None
+        if self._search is None or self._search.model is not self.lm:
+            self._search = SpelledSearch(self.alphabet, self.tokenizer, self.lm)
+        return self._search
 
     def draft(self, slots: Tensor, slot_lengths: Tensor) -> list[list[DraftToken]]:
         """Greedy CTC transcripts of the slots, straight through lm_head."""

@@ -25,6 +25,7 @@ from .speller import Alphabet, Spelling, text_of
 WIDTH = 24  # transcripts that are kept after each frame
 LEAST = -6.0  # nats; characters that are less likely in a frame are not tried there
 BEHIND = 14.0  # nats; transcripts so much worse than the best one are dropped
+SLOTS_WEIGHT = 0.3  # of what CTC over audio tokens says of a transcript that was found
 SPACE = "▁"
 
 Tokens = tuple[int, ...]
