@@ -25,10 +25,10 @@ from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.edits import edit_layout
 from diffusion_gemma_asr.engine import Finished, Job, run_fast
 from diffusion_gemma_asr.errors import AsrError, AudioError
-from diffusion_gemma_asr.model import DiffusionGemmaASR, fill_slots
+from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.objective import BackboneLosses
 from diffusion_gemma_asr.projector import output_length
-from diffusion_gemma_asr.prompt import Prompt, PromptBuilder
+from diffusion_gemma_asr.prompt import Prompt, PromptBuilder, fill_slots
 
 SAMPLES = [40_000, 4000, 36_200, 320, 9000]
 STEPS = DenoiseOptions(steps=3, entropy_bound=2.0)

@@ -20,11 +20,10 @@ from .denoise import DenoiseOptions
 from .draft_prior import Heard, hear
 from .ear import Ear
 from .edits import EditCanvases, edit_canvases
-from .encoder import length_mask
 from .errors import AsrError, DataError
 from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import Projector
-from .prompt import AUTO, LANGUAGES, PromptBuilder
+from .prompt import AUTO, LANGUAGES, PromptBuilder, fill_slots
 from .results import Segment, Transcript, Word
 from .spelled_beam import SpelledSearch
 from .speller import Alphabet, spelling_loss
@@ -397,14 +396,3 @@ class DiffusionGemmaASR(nn.Module):
 
 def _ids(draft: Sequence[DraftToken]) -> list[int]:
     return [token.id for token in draft]
-
-
-def fill_slots(embeds: Tensor, slot_mask: Tensor, slots: Tensor, slot_lengths: Tensor) -> Tensor:
-    """Overwrites the placeholders of each row with its audio tokens, in order.
-
-    Args:
-        embeds: (B, P, H); slot_mask: (B, P) bool, slot_lengths[b] placeholders in row b.
-        slots: (B, S, H).
-    """
-    real = slots[length_mask(slot_lengths, slots.shape[1])]  # (sum of slot_lengths, H)
-    return embeds.masked_scatter(slot_mask[..., None], real.to(embeds.dtype))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .encoder import length_mask
 from .errors import AsrError, CheckpointError
 
 LANGUAGES = {
@@ -153,3 +154,14 @@ def pad_prompts(rows: Sequence[Sequence[int]], special: dict[str, int]) -> Promp
         ids[i, : len(row)] = torch.tensor(row)
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
     return Prompt(ids, mask, (ids == special["audio"]) & mask, lengths)
+
+
+def fill_slots(embeds: Tensor, slot_mask: Tensor, slots: Tensor, slot_lengths: Tensor) -> Tensor:
+    """Overwrites the placeholders of each row with its audio tokens, in order.
+
+    Args:
+        embeds: (B, P, H); slot_mask: (B, P) bool, slot_lengths[b] placeholders in row b.
+        slots: (B, S, H).
+    """
+    real = slots[length_mask(slot_lengths, slots.shape[1])]  # (sum of slot_lengths, H)
+    return embeds.masked_scatter(slot_mask[..., None], real.to(embeds.dtype))

@@ -22,9 +22,9 @@ from .ctc import DraftToken, forced_align
 from .errors import DataError
 from .speller import Alphabet, Spelling, text_of
 
-WIDTH = 24  # transcripts that are kept after each frame
-LEAST = -6.0  # nats; characters that are less likely in a frame are not tried there
-BEHIND = 14.0  # nats; transcripts so much worse than the best one are dropped
+WIDTH = 100  # transcripts that are kept after each frame
+LEAST = -5.0  # nats; characters that are less likely in a frame are not tried there
+BEHIND = 10.0  # nats; transcripts so much worse than the best one are dropped
 SLOTS_WEIGHT = 0.3  # of what CTC over audio tokens says of a transcript that was found
 SPACE = "▁"
 
