@@ -39,7 +39,7 @@ COUNT = 300  # of each real list, at most
 LONG_ENOUGH_S = 2.0  # for finding the language
 PAGE, DATA = Path("docs/results/mini6.md"), Path("docs/results/mini6-languages.json")
 FRONT_ENDS = {  # checkpoint, baseline's checkpoint, frames
-    "mini6": ("runs/mini6/checkpoint", "runs/mini6/whisper-decoder/checkpoint", "runs/mini6/frames"),
+    "mini6": ("mini6", "runs/mini6/whisper-decoder/checkpoint", "runs/mini6/frames"),
     "mini-whisper-base": (
         "runs/mini-whisper-base/checkpoint", "runs/mini-whisper-base/whisper-decoder/checkpoint",
         "runs/mini-whisper-base/frames",

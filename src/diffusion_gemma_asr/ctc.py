@@ -241,18 +241,24 @@ def lm_head_scores(
 ) -> list[float]:
     """Log-probabilities of transcripts, over all ways to spell each in the slots (S, H) of one clip, through the head
     (V, H); -inf where there is none."""
-    if len(hidden) == 0:
-        return [-math.inf if len(row) else 0.0 for row in transcripts]
     classes = {blank: 0}
-    rows = [torch.tensor([classes.setdefault(t, len(classes)) for t in row], dtype=torch.long) for row in transcripts]
+    rows = [[classes.setdefault(token, len(classes)) for token in row] for row in transcripts]
     columns = torch.tensor([list(classes)], device=hidden.device)  # (1, K)
     everywhere = torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
-    log_probs = lm_head_log_probs(hidden[None], weight, softcap, columns, everywhere)[0].cpu()  # (S, K)
+    return scores(lm_head_log_probs(hidden[None], weight, softcap, columns, everywhere)[0], rows)
+
+
+def scores(log_probs: Tensor, transcripts: Sequence[Sequence[int]]) -> list[float]:
+    """Log-probabilities of transcripts over all ways to spell each, by those of the classes in each slot (S, K); class 0 is
+    the blank; -inf where there is no way."""
+    if len(log_probs) == 0:
+        return [-math.inf if len(row) else 0.0 for row in transcripts]
+    targets = [torch.tensor(row, dtype=torch.long) for row in transcripts]
     losses = F.ctc_loss(
-        log_probs[:, None].expand(-1, len(rows), -1).float(),
-        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
-        torch.full((len(rows),), len(hidden)),
-        torch.tensor([len(row) for row in rows]),
+        log_probs.cpu().float()[:, None].expand(-1, len(targets), -1),
+        torch.nn.utils.rnn.pad_sequence(targets, batch_first=True),
+        torch.full((len(targets),), len(log_probs)),
+        torch.tensor([len(row) for row in targets]),
         reduction="none",
     )
     return (-losses).tolist()

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .beam import NEVER
 from .ctc import DraftToken, TokenSpan, lm_head_scores
 from .denoise import DenoiseOptions, cut_at_end
 from .draft_prior import Heard, Prior, draft_prior
 from .edits import edit_layout
 from .engine import Finished, Job, run_fast, run_reference
 from .lm_head import logprobs_of
+from .ngram import LM_WEIGHT, TOKEN_BONUS
 from .noise import uniform_canvas
 from .objective import write_canvas
 from .prompt import AUTO
-from .spelled_beam import SLOTS_WEIGHT, placed
+from .spelled_beam import CHARACTERS, SLOTS, placed, spelled_scores
 from .speller import Spelling
 from .words import pieces
 
@@ -253,21 +255,28 @@ def spelled_drafts(
 ) -> list[list[DraftToken]]:
     """Drafts of what a model's speller heard in frame_lengths (B,) frames.
 
-    With a language model: the best transcript that a search finds, where what CTC hears in the audio tokens (B, S, H) counts
-    too; without: what the likeliest characters spell.
+    With a language model: the best of the transcripts that a search over its characters and one over what CTC hears in the
+    audio tokens (B, S, H) find, where both and the language model count; without: what the likeliest characters spell.
     """
-    search = model.search
     clips = [heard.clip(row, n) for row, n in enumerate(frame_lengths.tolist())]
+    search = model.search
     if search is None:
         texts = model.alphabet.read(heard, frame_lengths)
     else:
+        counts = slot_lengths.tolist()
+        lm = replace(search.model, weight=LM_WEIGHT, bonus=TOKEN_BONUS)
+        others = model.hear(slots).draft(slot_lengths, model.blank, lm)
         weight, softcap = model.backbone.lm_head_weight, model.backbone.softcap
         texts = []
-        for clip, row, n in zip(clips, slots, slot_lengths.tolist(), strict=True):
-            found = search.best(clip)
-            scores = lm_head_scores(row[:n], weight, softcap, [spelled.tokens for spelled in found], model.blank)
-            totals = [spelled.score + SLOTS_WEIGHT * score for spelled, score in zip(found, scores, strict=True)]
-            texts.append(model.text(found[max(range(len(totals)), key=totals.__getitem__)].tokens))
+        for clip, row, n, other in zip(clips, slots, counts, others, strict=True):
+            found = list({spelled.tokens: None for spelled in search.best(clip)} | {tuple(t.id for t in other): None})
+            by_characters = spelled_scores(clip, found, model.alphabet)
+            by_slots = lm_head_scores(row[:n], weight, softcap, found, model.blank)
+            totals = [
+                CHARACTERS * max(a, NEVER) + SLOTS * max(b, NEVER) + search.language(tokens)
+                for tokens, a, b in zip(found, by_characters, by_slots, strict=True)
+            ]
+            texts.append(model.text(found[max(range(len(found)), key=totals.__getitem__)]))
     written = [model.prompts.target(text)[:-1] for text in texts]  # without the end of the turn
     per_slot = model.projector.frames_per_slot
     return [placed(tokens, clip, model.alphabet, per_slot) for tokens, clip in zip(written, clips, strict=True)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DRAFT_WEIGHT = 1.0  # of a new model that starts from drafts
 TOP = 16  # tokens a position that count; the others are as unlikely as FLOOR
 FLOOR = -20.0  # nats; log-probabilities below count as this: a whole vocabulary at it weighs nothing beside a sure token
-SURE = 3.0  # nats; see `draft_prior`
+SURE = 6.0  # nats; see `draft_prior`
 NO_SLOT = 12.0  # nats by which a blank is likelier than any other token in a gap that no slot lies in
 
 

@@ -18,14 +18,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from .beam import NEVER, UNHEARD, DraftLM, either
-from .ctc import DraftToken, forced_align
+from .ctc import DraftToken, forced_align, scores
 from .errors import DataError
 from .speller import Alphabet, Spelling, text_of
 
 WIDTH = 100  # transcripts that are kept after each frame
 LEAST = -5.0  # nats; characters that are less likely in a frame are not tried there
 BEHIND = 10.0  # nats; transcripts so much worse than the best one are dropped
-SLOTS_WEIGHT = 0.3  # of what CTC over audio tokens says of a transcript that was found
+CHARACTERS, SLOTS = 0.7, 0.5  # weights of what CTC says of a transcript that was found: by characters, by audio tokens
 SPACE = "▁"
 
 Tokens = tuple[int, ...]
@@ -85,6 +85,11 @@ class SpelledSearch:
                 beams = {prefix: (either(*paths) + silent, NEVER) for prefix, paths in beams.items()}
         return self._ended(beams)
 
+    def language(self, tokens: Sequence[int]) -> float:
+        """What the language model adds to the score of a transcript."""
+        (score,) = self._scores([((), (*tokens, self.model.eos))])
+        return score - self.model.bonus
+
     def _step(
         self, beams: dict[_Prefix, tuple[float, float]], heard: list[tuple[int, float]], silent: float
     ) -> dict[_Prefix, tuple[float, float]]:
@@ -107,9 +112,9 @@ class SpelledSearch:
             child = prefix.children[found]
             old = after.get(child)
             after[child] = (NEVER, path) if old is None else (old[0], either(old[1], path))
-        scores = {prefix: either(*paths) + prefix.language for prefix, paths in after.items()}
-        kept = nlargest(self.width, scores, key=scores.__getitem__)
-        return {prefix: after[prefix] for prefix in kept if scores[prefix] > scores[kept[0]] - BEHIND}
+        totals = {prefix: either(*paths) + prefix.language for prefix, paths in after.items()}
+        kept = nlargest(self.width, totals, key=totals.__getitem__)
+        return {prefix: after[prefix] for prefix in kept if totals[prefix] > totals[kept[0]] - BEHIND}
 
     def _grow(self, wanted: list[tuple[_Prefix, int]]) -> None:
         """Makes children, the language scores of all looked up at once."""
@@ -119,8 +124,8 @@ class SpelledSearch:
                 scored.append(self._of(prefix, prefix.word))
             else:
                 scored.append(self._of(prefix, (*prefix.word, self.characters[found])) if self._unspaced[found] else ())
-        scores = self._scores([(prefix.tokens, tokens) for (prefix, _), tokens in zip(wanted, scored, strict=True)])
-        for (prefix, found), tokens, score in zip(wanted, scored, scores, strict=True):
+        added = self._scores([(prefix.tokens, tokens) for (prefix, _), tokens in zip(wanted, scored, strict=True)])
+        for (prefix, found), tokens, score in zip(wanted, scored, added, strict=True):
             language = prefix.scored + score
             if found == self._space:
                 child = _Prefix(found, (*prefix.tokens, *tokens), language, (), language)
@@ -133,11 +138,11 @@ class SpelledSearch:
 
     def _ended(self, beams: dict[_Prefix, tuple[float, float]]) -> list[Spelled]:
         words = [self._of(prefix, prefix.word) for prefix in beams]
-        scores = self._scores(
+        added = self._scores(
             [(prefix.tokens, (*word, self.model.eos)) for prefix, word in zip(beams, words, strict=True)]
         )
         found: dict[Tokens, float] = {}
-        for (prefix, paths), word, score in zip(beams.items(), words, scores, strict=True):
+        for (prefix, paths), word, score in zip(beams.items(), words, added, strict=True):
             tokens, total = (*prefix.tokens, *word), either(*paths) + prefix.scored + score - self.model.bonus
             found[tokens] = either(found.get(tokens, NEVER), total)
         return sorted((Spelled(*item) for item in found.items()), key=lambda item: -item.score)
@@ -204,6 +209,12 @@ def is_unspaced(character: str) -> bool:
     return len(character) == 1 and "\u3400" <= character <= "\u9fff"
 
 
+def spelled_scores(heard: Spelling, transcripts: Sequence[Sequence[int]], alphabet: Alphabet) -> list[float]:
+    """Log-probabilities of transcripts, given as tokens, by their characters in one clip; see `ctc.scores`."""
+    columns, rows = _columns(heard, [alphabet.spell(tokens) for tokens in transcripts])
+    return scores(columns, rows)
+
+
 def placed(tokens: Sequence[int], heard: Spelling, alphabet: Alphabet, frames_per_slot: int) -> list[DraftToken]:
     """A transcript's tokens as a draft: where the characters of each are heard, and how likely they are there on average.
 
@@ -218,15 +229,9 @@ def placed(tokens: Sequence[int], heard: Spelling, alphabet: Alphabet, frames_pe
     spelled = [alphabet.spell([token]) for token in tokens]
     spans = None
     while spans is None:
-        classes = {0: 0}
-        targets = [classes.setdefault(found, len(classes)) for row in spelled for found in row]
-        columns = torch.full((len(heard.blank), len(classes)), UNHEARD)
-        for found, column in classes.items():
-            frames, places = (heard.ids == found).nonzero(as_tuple=True)
-            columns[frames, column] = heard.logprobs[frames, places]
-        columns[:, 0] = heard.blank
+        columns, rows = _columns(heard, spelled)
         try:
-            spans = forced_align(columns, targets, 0)
+            spans = forced_align(columns, [found for row in rows for found in row], 0)
         except DataError:
             spelled.pop()
     draft = []
@@ -236,3 +241,15 @@ def placed(tokens: Sequence[int], heard: Spelling, alphabet: Alphabet, frames_pe
             start, end = own[0].start // frames_per_slot, -(-own[-1].end // frames_per_slot)
             draft.append(DraftToken(token, start, end, sum(math.exp(span.logprob) for span in own) / len(own)))
     return draft
+
+
+def _columns(heard: Spelling, spelled: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[list[int]]]:
+    """Log-probabilities (F, K) of the classes that occur in rows, the blank's first, and the rows in numbers of columns."""
+    classes = {0: 0}
+    rows = [[classes.setdefault(found, len(classes)) for found in row] for row in spelled]
+    columns = torch.full((len(heard.blank), len(classes)), UNHEARD)
+    for found, column in classes.items():
+        frames, places = (heard.ids == found).nonzero(as_tuple=True)
+        columns[frames, column] = heard.logprobs[frames, places]
+    columns[:, 0] = heard.blank
+    return columns, rows
