@@ -26,9 +26,9 @@ from diffusion_gemma_asr.checkpoint import (
 from diffusion_gemma_asr.checkpoint_config import read_checkpoint_config
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model import DiffusionGemmaASR
-from diffusion_gemma_asr.model_card import ModelCard
+from diffusion_gemma_asr.model_card import ModelCard, render_card
 from diffusion_gemma_asr.ngram import NgramLM
-from diffusion_gemma_asr.recipe import ModelRecipe, SourceRecipe
+from diffusion_gemma_asr.recipe import ModelRecipe, ProjectorRecipe, SourceRecipe
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +191,9 @@ def test_the_model_card_has_what_a_hub_and_a_reader_need(
     assert "Not for court records." in text and "Ten hours of speech." in text and "| dev | WER 12.3 % |" in text
     trained = sum(p.numel() for p in model.trained().values())
     assert f"{trained:,} parameters" in text
+    spelling = replace(published, projector=ProjectorRecipe(spelling_layers=4))
+    told = "speller, trained: 4 layers of width 256"
+    assert told in render_card(spelling, card, trained) and told not in text
 
 
 def test_frozen_parts_inside_the_folder_move_with_it(

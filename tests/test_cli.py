@@ -192,9 +192,9 @@ def test_what_is_loaded(run: Run, model: PitchModel, sound: Path, monkeypatch: p
     run("transcribe", sound, "--model", "folder", "--device", "cpu", "--dtype", "bfloat16")
     run("transcribe", sound, "--compute_type", "float16", "--quantization", "bnb-4bit")
     assert asked == [
-        ("mini", "auto", None, None),
+        ("mini6", "auto", None, None),
         ("folder", "cpu", "bfloat16", None),
-        ("mini", "auto", "float16", "bnb-4bit"),
+        ("mini6", "auto", "float16", "bnb-4bit"),
     ]
 
 

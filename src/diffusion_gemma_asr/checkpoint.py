@@ -57,7 +57,7 @@ from .recipe_files import resolve_source
 from .speller import Alphabet
 
 PRESETS = Path(__file__).resolve().parent / "presets"
-BUNDLED = ("mini", "mini6", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base
+BUNDLED = ("mini6", "mini", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base
 ADAPTER, CARD, EXTRACTOR = "adapter.safetensors", "README.md", "preprocessor_config.json"
 
 
@@ -130,7 +130,7 @@ def load_checkpoint(
     Shapes are compared before any large file is read or fetched.
 
     Args:
-        name_or_path: "mini", "mini6" or "mini-whisper-base", which travel inside the package; a checkpoint folder; or a hub
+        name_or_path: "mini6", "mini" or "mini-whisper-base", which travel inside the package; a checkpoint folder; or a hub
             repository.
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: of all weights; None is the one of the frozen parts while training.

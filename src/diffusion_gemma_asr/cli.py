@@ -114,10 +114,10 @@ def evaluate(
         typer.Option(
             "--model",
             "--recipe",
-            help="A bundled model (mini, mini6, mini-whisper-base), a checkpoint folder or a hub repository; "
+            help="A bundled model (mini6, mini, mini-whisper-base), a checkpoint folder or a hub repository; "
             "a Whisper or a trained baseline.",
         ),
-    ] = "mini",
+    ] = asr.DEFAULT_MODEL,
     system: Annotated[
         SystemName,
         typer.Option(

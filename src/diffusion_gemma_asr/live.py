@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .audio import SAMPLE_RATE, Samples, convert_blocks
 from .errors import AsrError
-from .results import Segment, Word, compression_ratio, joiner
+from .results import DEFAULT_MODEL, Segment, Word, compression_ratio, joiner
 from .transcribe import TranscribeOptions, loaded, transcribe_chunk
 from .vad import Chunk, SpeechFinder, speech_finder
 
@@ -49,7 +49,7 @@ class LiveUpdate:
 
 def transcribe_live(
     blocks: Iterable[NDArray[np.generic]],
-    model: DiffusionGemmaASR | str = "mini",
+    model: DiffusionGemmaASR | str = DEFAULT_MODEL,
     *,
     every: float = 1.0,
     **options: Any,

@@ -43,7 +43,9 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
     table = ["| test set | result |", "|---|---|", *results] if results else ["Not measured."]
     scaled, unscaled = "brought to the scale of the token embeddings", "as its linear layer gives it"
     scale = scaled if model.projector.scaled else unscaled
-    deep = f", {model.projector.layers} layers of width {model.projector.layer_width}" if model.projector.layers else ""
+    shape = model.projector
+    deep = f", {shape.layers} layers of width {shape.layer_width}" if shape.layers else ""
+    speller = f"- speller, trained: {shape.spelling_layers} layers of width {shape.spelling_width}, characters by CTC"
     body = [
         f"# diffusion-gemma-asr: {model.name}",
         "",
@@ -52,7 +54,8 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
         "",
         f"- encoder, frozen: `{model.encoder.name}`{_at(model.encoder.revision)}",
         f"- backbone, frozen: `{model.backbone.name}`{_at(model.backbone.revision)}",
-        f"- projector, trained: {model.projector.hidden_size} channels{deep}, output {scale}",
+        f"- projector, trained: {shape.hidden_size} channels{deep}, output {scale}",
+        *([speller] if shape.spelling_layers else []),
         f"- LoRA, trained: rank {model.lora.rank}, alpha {model.lora.alpha}, on q, k, v, o of both stacks",
         *([f"- drafts: CTC and a language model of tokens, `{model.lm.file}`"] if model.lm.file else []),
         f"- languages: {', '.join(model.languages)}",

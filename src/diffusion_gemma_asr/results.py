@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+DEFAULT_MODEL = "mini6"  # the bundled model that transcribes where none is named
 
 @dataclass(frozen=True)
 class Word:

@@ -14,7 +14,7 @@ from .audio import SAMPLE_RATE, AudioSource, Samples, read_blocks
 from .errors import AsrError, AudioError
 from .memory import give_back_memory
 from .repetition import repeats
-from .results import Segment, Transcript, compression_ratio, language_of
+from .results import DEFAULT_MODEL, Segment, Transcript, compression_ratio, language_of
 from .vad import Chunk, Clips, VadOptions, speech_chunks
 from .words import timed_words
 
@@ -112,7 +112,7 @@ class End:
 
 def transcribe(
     audio: AudioSource,
-    model: DiffusionGemmaASR | str = "mini",
+    model: DiffusionGemmaASR | str = DEFAULT_MODEL,
     *,
     on_progress: ProgressCallback | None = None,
     **options: Any,
@@ -138,7 +138,7 @@ def transcribe(
 
 def stream(
     audio: AudioSource,
-    model: DiffusionGemmaASR | str = "mini",
+    model: DiffusionGemmaASR | str = DEFAULT_MODEL,
     *,
     on_progress: ProgressCallback | None = None,
     **options: Any,

@@ -57,7 +57,7 @@ class VadMethod(str, Enum):
 
 
 Defaults = asr.TranscribeOptions
-Model = Annotated[str, typer.Option(help="mini, mini6, mini-whisper-base (bundled); a checkpoint folder; a hub repository.")]
+Model = Annotated[str, typer.Option(help="mini6, mini, mini-whisper-base (bundled); a checkpoint folder; a hub repository.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 FirstCanvas = Annotated[
     Start | None, typer.Option(help="First canvas: random tokens, or the CTC draft.", show_default="the checkpoint's own")
@@ -76,7 +76,7 @@ def transcribe(
     every: Annotated[
         float, typer.Option(min=0.1, help="Seconds of sound between updates of the text from a microphone.")
     ] = 1.0,
-    model: Model = "mini",
+    model: Model = asr.DEFAULT_MODEL,
     device: Device = "auto",
     dtype: Annotated[
         str, typer.Option("--dtype", "--compute_type", help=f"auto (the model's own), {', '.join(asr.DTYPES)}.")

@@ -16,11 +16,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoP
 from transformers.pipelines import PIPELINE_REGISTRY, AutomaticSpeechRecognitionPipeline
 
 from ..checkpoint import PRESETS
+from ..results import DEFAULT_MODEL
 from .model import DiffusionGemmaASRConfig, DiffusionGemmaASRForSpeechSeq2Seq
 from .pipeline import TASK, DiffusionGemmaASRPipeline, beside
 from .processor import BackboneTokenizer, DiffusionGemmaASRProcessor
 
-MINI = str(PRESETS / "mini")  # the folder of the bundled model
+MINI = str(PRESETS / DEFAULT_MODEL)  # the folder of the bundled model
 
 __all__ = [
     "MINI",
