@@ -134,6 +134,20 @@ def test_the_search_finds_the_best_of_all_transcripts(
     assert found.score == pytest.approx(scores[found.tokens], abs=0.02)
 
 
+def test_a_search_that_forgets_finds_the_same(
+    tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = spelling_of(0.3 * clear(alphabet, "the▁sea"))
+    search = SpelledSearch(alphabet, tokenizer, language_model(tokenizer))
+    found = search.best(heard)
+    assert search.best(heard) == found
+    monkeypatch.setattr("diffusion_gemma_asr.spelled_beam.REMEMBERED", 1)
+    assert search.best(heard) == found
+    assert search.language(found[0].tokens) == pytest.approx(
+        SpelledSearch(alphabet, tokenizer, language_model(tokenizer)).language(found[0].tokens)
+    )
+
+
 def test_tokens_lie_where_their_characters_are_heard(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:
     path = "--sh-ee-▁▁-sel-ls---"
     heard = spelling_of(clear(alphabet, path))

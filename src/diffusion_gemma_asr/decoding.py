@@ -21,7 +21,7 @@ from .ngram import LM_WEIGHT, TOKEN_BONUS
 from .noise import uniform_canvas
 from .objective import write_canvas
 from .prompt import AUTO
-from .spelled_beam import CHARACTERS, SLOTS, placed, spelled_scores
+from .spelled_beam import CHARACTERS, SLOTS, SpelledSearch, placed, spelled_scores
 from .speller import Spelling
 from .words import pieces
 
@@ -263,23 +263,28 @@ def spelled_drafts(
     if search is None:
         texts = model.alphabet.read(heard, frame_lengths)
     else:
-        counts = slot_lengths.tolist()
         lm = replace(search.model, weight=LM_WEIGHT, bonus=TOKEN_BONUS)
         others = model.hear(slots).draft(slot_lengths, model.blank, lm)
-        weight, softcap = model.backbone.lm_head_weight, model.backbone.softcap
         texts = []
-        for clip, row, n, other in zip(clips, slots, counts, others, strict=True):
-            found = list({spelled.tokens: None for spelled in search.best(clip)} | {tuple(t.id for t in other): None})
-            by_characters = spelled_scores(clip, found, model.alphabet)
-            by_slots = lm_head_scores(row[:n], weight, softcap, found, model.blank)
-            totals = [
-                CHARACTERS * max(a, NEVER) + SLOTS * max(b, NEVER) + search.language(tokens)
-                for tokens, a, b in zip(found, by_characters, by_slots, strict=True)
-            ]
-            texts.append(model.text(found[max(range(len(found)), key=totals.__getitem__)]))
+        for clip, row, n, other in zip(clips, slots, slot_lengths.tolist(), others, strict=True):
+            found = [spelled.tokens for spelled in search.best(clip)]
+            texts.append(model.text(_best(model, search, [*found, tuple(token.id for token in other)], clip, row[:n])))
     written = [model.prompts.target(text)[:-1] for text in texts]  # without the end of the turn
     per_slot = model.projector.frames_per_slot
     return [placed(tokens, clip, model.alphabet, per_slot) for tokens, clip in zip(written, clips, strict=True)]
+
+
+def _best(
+    model: DiffusionGemmaASR, search: SpelledSearch, found: Sequence[tuple[int, ...]], heard: Spelling, slots: Tensor
+) -> tuple[int, ...]:
+    """The transcript of one clip that characters, audio tokens (S, H) and the language model together find likeliest."""
+    by_characters = spelled_scores(heard, found, model.alphabet)
+    by_slots = lm_head_scores(slots, model.backbone.lm_head_weight, model.backbone.softcap, found, model.blank)
+    totals = [
+        CHARACTERS * max(a, NEVER) + SLOTS * max(b, NEVER) + search.language(tokens)
+        for tokens, a, b in zip(found, by_characters, by_slots, strict=True)
+    ]
+    return found[max(range(len(found)), key=totals.__getitem__)]
 
 
 def rounded(positions: int) -> int:

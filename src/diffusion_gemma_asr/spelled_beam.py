@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from heapq import nlargest
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from .beam import NEVER, UNHEARD, DraftLM, either
 from .ctc import DraftToken, forced_align, scores
@@ -26,6 +27,7 @@ WIDTH = 100  # transcripts that are kept after each frame
 LEAST = -5.0  # nats; characters that are less likely in a frame are not tried there
 BEHIND = 10.0  # nats; transcripts so much worse than the best one are dropped
 CHARACTERS, SLOTS = 0.7, 0.5  # weights of what CTC says of a transcript that was found: by characters, by audio tokens
+REMEMBERED = 200_000  # entries at which a search forgets what it has looked up
 SPACE = "▁"
 
 Tokens = tuple[int, ...]
@@ -62,20 +64,26 @@ class SpelledSearch:
         width: transcripts that are kept after each frame.
     """
 
-    def __init__(self, alphabet: Alphabet, tokenizer: PreTrainedTokenizerBase, model: DraftLM, width: int = WIDTH):
+    def __init__(self, alphabet: Alphabet, tokenizer: PreTrainedTokenizerFast, model: DraftLM, width: int = WIDTH):
         self.characters, self.tokenizer, self.model, self.width = alphabet.characters, tokenizer, model, width
         self._space = self.characters.index(SPACE)
         self._unspaced = [is_unspaced(character) for character in self.characters]
         self._before = "" if self._encode("a a") == 2 * self._encode("a") else " "  # belongs to a word behind others
-        self._tokens: dict[str, Tokens] = {"": ()}
+        self._heads = self._count_heads()
+        self._least, self._longest = min(self._heads.values()), max(map(len, self._heads))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begins the memories anew; whoever still works with an old one keeps it."""
+        self._tokens: dict[str, Tokens] = {}  # of a word
         self._promises: dict[str, float] = {}
         self._words: dict[str, float] = {}
-        self._heads = self._count_heads()
-        self._least = min(self._heads.values())
         self._known: dict[tuple[Tokens, int], float] = {}  # language scores
 
     def best(self, heard: Spelling) -> list[Spelled]:
         """The transcripts found in one clip, without a batch dimension, the best one first."""
+        if max(len(self._tokens), len(self._promises), len(self._words), len(self._known)) > REMEMBERED:
+            self._forget()
         beams: dict[_Prefix, tuple[float, float]] = {_Prefix(0, (), 0.0, (), 0.0): (0.0, NEVER)}
         for row, values, silent in zip(*(part.tolist() for part in heard), strict=True):
             likely = [(found, value) for found, value in zip(row, values, strict=True) if found and value > LEAST]
@@ -125,14 +133,15 @@ class SpelledSearch:
             else:
                 scored.append(self._of(prefix, (*prefix.word, self.characters[found])) if self._unspaced[found] else ())
         added = self._scores([(prefix.tokens, tokens) for (prefix, _), tokens in zip(wanted, scored, strict=True)])
-        for (prefix, found), tokens, score in zip(wanted, scored, added, strict=True):
+        begun = [found != self._space and not self._unspaced[found] for _, found in wanted]
+        words = [(*prefix.word, self.characters[found]) for prefix, found in wanted]
+        promised = iter(self._promised(["".join(word) for word, promising in zip(words, begun, strict=True) if promising]))
+        for (prefix, found), tokens, score, word, promising in zip(wanted, scored, added, words, begun, strict=True):
             language = prefix.scored + score
             if found == self._space:
                 child = _Prefix(found, (*prefix.tokens, *tokens), language, (), language)
             else:
-                word = (*prefix.word, self.characters[found])
-                if not self._unspaced[found]:
-                    language += self._promise("".join(word))
+                language += next(promised) if promising else 0.0
                 child = _Prefix(found, prefix.tokens, prefix.scored, word, language)
             prefix.children[found] = child
 
@@ -149,12 +158,14 @@ class SpelledSearch:
 
     def _of(self, prefix: _Prefix, word: tuple[str, ...]) -> Tokens:
         """The tokens of a word behind the complete ones of a prefix."""
-        text = text_of(word)
-        if text and prefix.tokens:
+        text, tokens = text_of(word), self._tokens
+        if not text:
+            return ()
+        if prefix.tokens:
             text = self._before + text
-        if text not in self._tokens:
-            self._tokens[text] = self._encode(text)
-        return self._tokens[text]
+        if text not in tokens:
+            tokens[text] = self._encode(text)
+        return tokens[text]
 
     def _count_heads(self) -> dict[str, float]:
         """How likely tokens are that begin with a string, in nats and without context, by that string."""
@@ -166,42 +177,50 @@ class SpelledSearch:
                 found[piece[:end]] = found.get(piece[:end], 0.0) + probability
         return {head: math.log(probability) for head, probability in found.items()}
 
-    def _promise(self, word: str) -> float:
-        """What a word that begins so may add to the score, whatever stands before it: the best that some tokens and the
+    def _promised(self, words: Sequence[str]) -> list[float]:
+        """What words that begin so may add to the score, whatever stands before them: the best that some tokens and the
         beginning of one more come to."""
-        if word not in self._promises:
-            text, (weight, bonus) = SPACE + word, (self.model.weight, self.model.bonus)
-            ways = [weight * self._heads[text] + bonus] if text in self._heads else []
-            for end in range(1, len(word)):
-                if word[end:] in self._heads:
-                    ways.append(self._alone(word[:end]) + weight * self._heads[word[end:]] + bonus)
-            unknown = 2 * (weight * self._least + bonus)
-            self._promises[word] = max(ways, default=unknown)
-        return self._promises[word]
+        promises, alone = self._promises, self._words
+        new = [word for word in dict.fromkeys(words) if word not in promises]
+        ends = {word: range(max(1, len(word) - self._longest), len(word)) for word in new}  # where the last token may begin
+        ways = {word: [end for end in ends[word] if word[end:] in self._heads] for word in new}
+        self._weigh({word[:end] for word, found in ways.items() for end in found} - alone.keys(), alone)
+        weight, bonus = self.model.weight, self.model.bonus
+        for word in new:
+            found = [alone[word[:end]] + weight * self._heads[word[end:]] + bonus for end in ways[word]]
+            if SPACE + word in self._heads:
+                found.append(weight * self._heads[SPACE + word] + bonus)
+            promises[word] = max(found, default=2 * (weight * self._least + bonus))
+        return [promises[word] for word in words]
 
-    def _alone(self, word: str) -> float:
-        """What a word's tokens add to the score without what stands before it."""
-        if word not in self._words:
-            tokens = self._encode(word)
-            known = self.model.lm.logprobs([tokens[:i] for i in range(len(tokens))], tokens).sum()
-            self._words[word] = self.model.weight * float(known) + self.model.bonus * len(tokens)
-        return self._words[word]
+    def _weigh(self, words: set[str], known: dict[str, float]) -> None:
+        """Learns what the tokens of words add to the score without what stands before them."""
+        if not words:
+            return
+        rows = [self._encode(word) for word in sorted(words)]
+        contexts = [row[:i] for row in rows for i in range(len(row))]
+        logprobs = self.model.lm.logprobs(contexts, [token for row in rows for token in row]).tolist()
+        taken = iter(logprobs)
+        for word, row in zip(sorted(words), rows, strict=True):
+            known[word] = self.model.weight * sum(islice(taken, len(row))) + self.model.bonus * len(row)
 
     def _encode(self, text: str) -> Tokens:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _scores(self, wanted: list[tuple[Tokens, Tokens]]) -> list[float]:
         """What tokens add to the score of a transcript behind others."""
+        known, reach = self._known, max(1, self.model.reach)
         rows: list[list[tuple[Tokens, int]]] = []
         new: dict[tuple[Tokens, int], None] = {}  # in order
         for before, tokens in wanted:
-            pairs = [(self.model.context((*before, *tokens[:i])), token) for i, token in enumerate(tokens)]
+            context = self.model.context(before) if tokens else ()
+            pairs = [((*context, *tokens[:i])[-reach:], token) for i, token in enumerate(tokens)]
             rows.append(pairs)
-            new |= {pair: None for pair in pairs if pair not in self._known}
+            new |= {pair: None for pair in pairs if pair not in known}
         if new:
             found = self.model.lm.logprobs([context for context, _ in new], [token for _, token in new])
-            self._known |= zip(new, (self.model.weight * found + self.model.bonus).tolist(), strict=True)
-        return [sum(self._known[pair] for pair in pairs) for pairs in rows]
+            known |= zip(new, (self.model.weight * found + self.model.bonus).tolist(), strict=True)
+        return [sum(known[pair] for pair in pairs) for pairs in rows]
 
 
 def is_unspaced(character: str) -> bool:
