@@ -357,7 +357,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
 @pytest.mark.parametrize("name", ["./nowhere", "nowhere", "/no/where", "a/b/c"])
 def test_a_checkpoint_that_does_not_exist(name: str) -> None:
     with pytest.raises(
-        CheckpointError, match="no such checkpoint; give mini or mini6 or mini-whisper-base, an existing folder, or a hub"
+        CheckpointError, match="no such checkpoint; give mini6 or mini or mini-whisper-base, an existing folder, or a hub"
     ):
         load_checkpoint(name)
 

@@ -17,6 +17,7 @@ from .errors import CheckpointError
 
 DISCOUNT = 0.75
 CODES = 16.0  # steps a nat in which logarithms of probabilities are stored, in a byte each
+SHARES = np.exp(np.arange(256) / -CODES)  # of each code
 LM_WEIGHT, TOKEN_BONUS = 0.5, 3.5  # see beam.py: best of those tried on the mini models' monitor lists
 
 
@@ -88,11 +89,14 @@ class NgramLM:
         before = np.zeros(len(tokens), dtype=np.uint64)
         known = np.ones(len(tokens), dtype=bool)
         base, power = np.uint64(self.vocab_size), np.uint64(1)
+        reach = self.order - 1
+        cut = [row[-reach:] if reach else () for row in contexts]
+        sizes = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
+        nearest = np.array([(*(0,) * (reach - len(row)), *row) for row in cut], dtype=np.uint64).reshape(len(cut), reach)
         for length, (sequence, context) in enumerate(zip(self.sequences, self.contexts, strict=True)):
             if length:
-                known &= np.array([len(row) >= length for row in contexts])
-                nearest = [row[-length] if len(row) >= length else 0 for row in contexts]
-                before += power * np.asarray(nearest, dtype=np.uint64)
+                known &= sizes >= length
+                before += power * nearest[:, reach - length]
                 power *= base
             left, there = _look_up(context, before)
             known &= there
@@ -139,6 +143,6 @@ def _look_up(table: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> tuple[np
     held, codes = table
     if not len(held):
         return np.zeros(len(keys)), np.zeros(len(keys), dtype=bool)
-    at = np.searchsorted(held, keys).clip(max=len(held) - 1)
+    at = np.minimum(held.searchsorted(keys), len(held) - 1)
     there = held[at] == keys
-    return np.where(there, np.exp(codes[at] / -CODES), 0.0), there
+    return np.where(there, SHARES[codes[at]], 0.0), there
