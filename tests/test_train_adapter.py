@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -346,6 +347,9 @@ def test_a_speller_learns_alone_and_its_drafts_are_denoised(recipe: Path, whole:
         alone = [model.transcribe_batch([tone(hertz, 1.0)])[0] for hertz in (440, 330)]
         together = model.transcribe_batch([tone(hertz, 1.0) for hertz in (440, 330)])
         assert [row.draft for row in alone] == [row.draft for row in together]
+        for row in together:
+            for token, logprob, drafted in zip(row.tokens, row.logprobs, row.draft_tokens, strict=False):
+                assert token != drafted.id or logprob <= math.log(drafted.probability) + 1e-6  # both begin alike, or not
         frames, lengths = model.encoder(*model.encoder.features([tone(440, 1.0)]))
         (draft,) = model.listen(frames, lengths)[2] or ()
         assert model.text([token.id for token in draft]) == together[0].draft

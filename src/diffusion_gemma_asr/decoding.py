@@ -49,8 +49,9 @@ OnStep = Callable[[int, list[list[Shown]]], None]
 class Decoded:
     """What the model made of one clip.
 
-    tokens and their log-probabilities (nats, at temperature 1, in the last pass); draft: the CTC head's transcript,
-    which the canvas' length comes from, and draft_tokens, its tokens; steps: denoising passes used, over all canvases;
+    tokens and their log-probabilities (nats, at temperature 1, in the last pass; of tokens that a speller's draft had, those
+    of their characters, if they are lower); draft: the CTC head's transcript, which the canvas' length comes from, and
+    draft_tokens, its tokens; steps: denoising passes used, over all canvases;
     spans: where CTC places the tokens, None where that was not asked for or there are more tokens than slots; language: the
     code that was asked for, or the one that was found.
     """
@@ -212,6 +213,10 @@ class Decoding:
         (written,) = cut_at_end(found.canvas[None, lead:], self.model.prompts.end_ids)
         kept = [place for place, token in enumerate(written) if token != self.model.blank]
         logprobs = found.logprobs[lead:].tolist()
+        if self.spelled and not self.canvases[row]:  # with a prior so sure, the denoiser's own probabilities say little
+            for place, token in zip(range(1, len(written), 2), self.drafts[row], strict=False):
+                if written[place] == token.id:
+                    logprobs[place] = min(logprobs[place], math.log(max(token.probability, 1e-10)))
         full = 0 < len(written) == len(found.canvas) - lead and written[-1] != self.model.blank
         return _Canvas([written[i] for i in kept], [logprobs[i] for i in kept], found.steps, full)
 
