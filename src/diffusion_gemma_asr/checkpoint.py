@@ -54,7 +54,7 @@ from .prompt import sentence_ends
 from .quantization import find_quantizer
 from .recipe import LmRecipe, ModelRecipe, SourceRecipe
 from .recipe_files import resolve_source
-from .speller import Alphabet
+from .speller import alphabet_size
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 BUNDLED = ("mini6", "mini", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base
@@ -155,7 +155,7 @@ def load_checkpoint(
     check_backbone(config.backbone, backbone_source, local_files_only)
     dtype = dtype or getattr(torch, config.dtype)
     tokenizer = load_tokenizer(backbone_source, local_files_only)
-    projector = _build_projector(config, adapter, folder, len(Alphabet(tokenizer)))
+    projector = _build_projector(config, adapter, folder, alphabet_size(config.projector, tokenizer))
 
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
     loaded_encoder = load_encoder(encoder_source.name, revision=encoder_source.revision, **where)

@@ -19,7 +19,7 @@ from .known_configs import KNOWN
 from .pretrained import read_config
 from .projector import new_projector
 from .recipe import Recipe, SourceRecipe, load_recipe
-from .speller import Alphabet
+from .speller import alphabet_size
 from .waveform import WaveformFrames
 
 
@@ -47,20 +47,21 @@ def count_parts(recipe: Recipe) -> list[Part]:
         raise CheckpointError(
             f"{recipe.backbone.name} is a {backbone_config.model_type}; the backbone must be a DiffusionGemma"
         )
-    characters = len(Alphabet(load_tokenizer(recipe.backbone))) if recipe.projector.spelling_layers else 0
+    bridge = recipe.projector
+    characters = alphabet_size(bridge, load_tokenizer(recipe.backbone)) if bridge.spelling_layers else 0
     with torch.device("meta"):
         encoder = _new_encoder(recipe.encoder)
         backbone = Backbone.from_config(backbone_config)
-        projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, characters=characters)
+        projector = new_projector(bridge, encoder.hidden_size, backbone.hidden_size, characters=characters)
         frozen = _count(backbone)
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     shape = "linear"
-    if recipe.projector.kind == "convolutions":
-        shape = f"{recipe.projector.hidden_size} channels, {math.prod(recipe.projector.strides)}x in time"
-        if recipe.projector.layers:
-            shape += f", {recipe.projector.layers} layers of width {recipe.projector.layer_width}"
-        if recipe.projector.spelling_layers:
-            shape += f", speller of {recipe.projector.spelling_layers} layers"
+    if bridge.kind == "convolutions":
+        shape = f"{bridge.hidden_size} channels, {math.prod(bridge.strides)}x in time"
+        if bridge.layers:
+            shape += f", {bridge.layers} layers of width {bridge.layer_width}"
+        if bridge.spelling_layers:
+            shape += f", speller of {bridge.spelling_layers} layers"
     lora = sum(matrix.numel() for matrix in backbone.lora_state_dict().values())
     return [
         Part("encoder", recipe.encoder.name, _count(encoder), False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,6 @@ class DiffusionGemmaASR(nn.Module):
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
         self.tokenizer = tokenizer
         self.prompts = PromptBuilder(tokenizer)
-        self.alphabet = Alphabet(tokenizer)
         self.drafts, self.start = drafts, start
         self.languages, self.finds_language = tuple(languages), finds_language
         self.reads_context, self.draft_weight = reads_context, draft_weight
@@ -124,8 +124,7 @@ class DiffusionGemmaASR(nn.Module):
 
     def _frames(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         mel, lengths = self.encoder.features(audio)
-        frames, frame_lengths = self.encoder(mel.to(self.device), lengths.to(self.device))
-        return frames, frame_lengths
+        return self.encoder(mel.to(self.device), lengths.to(self.device))
 
     @torch.no_grad()
     def listen(
@@ -147,6 +146,11 @@ class DiffusionGemmaASR(nn.Module):
             return slots, slot_lengths, None
         heard = self.projector.speller.hear(frames, frame_lengths)
         return slots, slot_lengths, spelled_drafts(self, heard, frame_lengths, slots, slot_lengths)
+
+    @cached_property
+    def alphabet(self) -> Alphabet:
+        """What a speller writes in; a large vocabulary takes a second to look through."""
+        return Alphabet(self.tokenizer)
 
     @property
     def search(self) -> SpelledSearch | None:
@@ -371,10 +375,8 @@ class DiffusionGemmaASR(nn.Module):
         if context and not self.reads_context:
             raise AsrError("the model was not trained to read context in its prompt; leave out initial_prompt and hotwords")
         start = start or self.start
-        decoding = Decoding(
-            self, slots, slot_lengths, languages, options, seed, canvas_length, start, among, context, drafts
-        )
-        return decoding.run(engine, rows, on_step, on_done)
+        told = languages, options, seed, canvas_length, start, among, context, drafts
+        return Decoding(self, slots, slot_lengths, *told).run(engine, rows, on_step, on_done)
 
     def _asked(self, language: str, among: Sequence[str]) -> str:
         """What a prompt has to name; where only one language is possible there is nothing to find."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from .ctc import collapse
+from .recipe import ProjectorRecipe
 from .slot_layers import SlotLayers
 
 STRIDE = 2  # encoder frames of one position of the layers
@@ -78,6 +79,11 @@ class Alphabet:
         """What the likeliest path of each row spells; lengths (B,) frames."""
         rows = collapse(heard.ids[..., 0], heard.logprobs[..., 0], lengths, blank=0)
         return [text_of([self.characters[found.id] for found in row]) for row in rows]
+
+
+def alphabet_size(shape: ProjectorRecipe, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Classes of the speller that a recipe asks for; 0: it asks for none."""
+    return len(Alphabet(tokenizer)) if shape.spelling_layers else 0
 
 
 class Speller(nn.Module):

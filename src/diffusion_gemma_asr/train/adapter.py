@@ -32,7 +32,7 @@ from ..objective import text_batch
 from ..projector import new_projector
 from ..prompt import AUTO
 from ..recipe import DataRecipe, LossRecipe, Recipe, TrainRecipe, load_recipe
-from ..speller import Alphabet
+from ..speller import alphabet_size
 from .loop import LoopOptions, Metrics, run, step_seed
 from .monitor import error_rate, report, report_drafts
 from .workers import rank, wait_for_all, workers
@@ -51,7 +51,7 @@ def build_model(
     if lora:
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     scale = backbone.embedding_scale() if recipe.projector.scaled else None
-    characters = len(Alphabet(tokenizer))
+    characters = alphabet_size(recipe.projector, tokenizer)
     projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, scale, characters)
     parts = encoder, projector.to(device), backbone, tokenizer
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
