@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .ctc import DraftToken, forced_align
+from .ctc import DraftToken, forced_align, numbered
 from .ngram import LM_WEIGHT, TOKEN_BONUS, NgramLM
 
 WIDTH = 12  # transcripts that are kept after each slot
@@ -75,15 +75,20 @@ class _Beam(NamedTuple):
 def draft_with_lm(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM) -> list[DraftToken]:
     """The draft of one clip, its tokens where CTC finds them likeliest; the arguments are those of `beam_search`."""
     found = beam_search(ids, logprobs, blanks, blank, model)
-    classes = {blank: 0}
-    targets = [classes.setdefault(token, len(classes)) for token in found]
+    classes, (targets,) = numbered([found], blank)
+    spans = forced_align(heard_columns(ids, logprobs, blanks, classes), targets, 0)
+    return [DraftToken(token, s.start, s.end, math.exp(s.logprob)) for token, s in zip(found, spans, strict=True)]
+
+
+def heard_columns(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, classes: Sequence[int]) -> torch.Tensor:
+    """(S, C) log-probabilities of C classes, the blank first, where only the likely ones of each slot are known: ids and
+    logprobs (S, K), blanks (S,)."""
     columns = np.full((len(ids), len(classes)), UNHEARD)
-    for token, column in classes.items():
-        slots, places = np.nonzero(ids == token)
+    for column, found in enumerate(classes):
+        slots, places = np.nonzero(ids == found)
         columns[slots, column] = logprobs[slots, places]
     columns[:, 0] = blanks
-    spans = forced_align(torch.from_numpy(columns), targets, 0)
-    return [DraftToken(token, s.start, s.end, math.exp(s.logprob)) for token, s in zip(found, spans, strict=True)]
+    return torch.from_numpy(columns)
 
 
 def beam_search(ids: np.ndarray, logprobs: np.ndarray, blanks: np.ndarray, blank: int, model: DraftLM) -> list[int]:

@@ -224,13 +224,9 @@ def lm_head_align(
     hidden: Tensor, weight: Tensor, softcap: float, tokens: Sequence[int], blank: int
 ) -> list[TokenSpan] | None:
     """`forced_align` straight from the slots (S, H) of one clip, through the head (V, H); None where it is not possible."""
-    classes = {blank: 0}
-    targets = [classes.setdefault(token, len(classes)) for token in tokens]
-    columns = torch.tensor([list(classes)], device=hidden.device)  # (1, K)
-    everywhere = torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
-    log_probs = lm_head_log_probs(hidden[None], weight, softcap, columns, everywhere)[0]  # (S, K)
+    classes, (targets,) = numbered([tokens], blank)
     try:
-        return forced_align(log_probs, targets, 0)
+        return forced_align(_lm_head_columns(hidden, weight, softcap, classes), targets, 0)
     except DataError:
         return None
 
@@ -241,11 +237,22 @@ def lm_head_scores(
 ) -> list[float]:
     """Log-probabilities of transcripts, over all ways to spell each in the slots (S, H) of one clip, through the head
     (V, H); -inf where there is none."""
+    classes, rows = numbered(transcripts, blank)
+    return scores(_lm_head_columns(hidden, weight, softcap, classes), rows)
+
+
+def numbered(transcripts: Sequence[Sequence[int]], blank: int) -> tuple[list[int], list[list[int]]]:
+    """The symbols that occur in transcripts, the blank first, and the transcripts in their places among these."""
     classes = {blank: 0}
-    rows = [[classes.setdefault(token, len(classes)) for token in row] for row in transcripts]
-    columns = torch.tensor([list(classes)], device=hidden.device)  # (1, K)
+    rows = [[classes.setdefault(symbol, len(classes)) for symbol in row] for row in transcripts]
+    return list(classes), rows
+
+
+def _lm_head_columns(hidden: Tensor, weight: Tensor, softcap: float, classes: Sequence[int]) -> Tensor:
+    """(S, K) log-probabilities of K tokens in the slots (S, H) of one clip."""
+    columns = torch.tensor([classes], device=hidden.device)  # (1, K)
     everywhere = torch.ones(1, len(hidden), dtype=torch.bool, device=hidden.device)
-    return scores(lm_head_log_probs(hidden[None], weight, softcap, columns, everywhere)[0], rows)
+    return lm_head_log_probs(hidden[None], weight, softcap, columns, everywhere)[0]
 
 
 def scores(log_probs: Tensor, transcripts: Sequence[Sequence[int]]) -> list[float]:

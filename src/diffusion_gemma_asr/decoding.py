@@ -109,9 +109,10 @@ class Decoding:
         self.heard: Heard | None = None
         if start == "draft" and (model.draft_weight > 0 or model.lm is not None):
             self.heard = model.hear(slots)
-        self.spelled = start == "draft" and drafts is not None
-        if start == "draft" and drafts is not None:
-            self.drafts = list(drafts)
+        spelled = drafts if start == "draft" else None
+        self.spelled = spelled is not None
+        if spelled is not None:
+            self.drafts = list(spelled)
         elif self.heard is not None:
             self.drafts = self.heard.draft(slot_lengths, model.blank, model.lm)
         else:
@@ -286,8 +287,8 @@ def _best(
     by_characters = spelled_scores(heard, found, model.alphabet)
     by_slots = lm_head_scores(slots, model.backbone.lm_head_weight, model.backbone.softcap, found, model.blank)
     totals = [
-        CHARACTERS * max(a, NEVER) + SLOTS * max(b, NEVER) + search.language(tokens)
-        for tokens, a, b in zip(found, by_characters, by_slots, strict=True)
+        CHARACTERS * max(a, NEVER) + SLOTS * max(b, NEVER) + language
+        for a, b, language in zip(by_characters, by_slots, search.language(found), strict=True)
     ]
     return found[max(range(len(found)), key=totals.__getitem__)]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from .beam import NEVER, UNHEARD, DraftLM, either
-from .ctc import DraftToken, forced_align, scores
+from .beam import NEVER, DraftLM, either, heard_columns
+from .ctc import DraftToken, forced_align, numbered, scores
 from .errors import DataError
 from .speller import Alphabet, Spelling, text_of
 
@@ -93,10 +93,10 @@ class SpelledSearch:
                 beams = {prefix: (either(*paths) + silent, NEVER) for prefix, paths in beams.items()}
         return self._ended(beams)
 
-    def language(self, tokens: Sequence[int]) -> float:
-        """What the language model adds to the score of a transcript."""
-        (score,) = self._scores([((), (*tokens, self.model.eos))])
-        return score - self.model.bonus
+    def language(self, transcripts: Sequence[Tokens]) -> list[float]:
+        """What the language model adds to the score of each transcript."""
+        whole = self._scores([((), (*tokens, self.model.eos)) for tokens in transcripts])
+        return [score - self.model.bonus for score in whole]
 
     def _step(
         self, beams: dict[_Prefix, tuple[float, float]], heard: list[tuple[int, float]], silent: float
@@ -264,11 +264,5 @@ def placed(tokens: Sequence[int], heard: Spelling, alphabet: Alphabet, frames_pe
 
 def _columns(heard: Spelling, spelled: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[list[int]]]:
     """Log-probabilities (F, K) of the classes that occur in rows, the blank's first, and the rows in numbers of columns."""
-    classes = {0: 0}
-    rows = [[classes.setdefault(found, len(classes)) for found in row] for row in spelled]
-    columns = torch.full((len(heard.blank), len(classes)), UNHEARD)
-    for found, column in classes.items():
-        frames, places = (heard.ids == found).nonzero(as_tuple=True)
-        columns[frames, column] = heard.logprobs[frames, places]
-    columns[:, 0] = heard.blank
-    return columns, rows
+    classes, rows = numbered(spelled, 0)
+    return heard_columns(heard.ids.numpy(), heard.logprobs.numpy(), heard.blank.numpy(), classes), rows
