@@ -53,11 +53,17 @@ texts=$(for code in $codes; do echo "$shared/text/$code.txt"; done)
 made $run/tokenizer/tokenizer.json $python -m diffusion_gemma_asr.train.tokenizer $run/tokenizer $texts \
   "$shared"/speech/{en,de,zh}-train.jsonl
 
+# Sentences that models are judged by, which the next two do not see.
+judged="$(echo runs/mini/{heldout,dev}-{en,de,fr,es,hi,zh}/manifest.jsonl "$shared"/speech/{en,de,fr,es,hi,zh}-dev.jsonl \
+  examples/{en,de,fr,es,hi,zh}.txt)"
 stage "language model of drafts"
 made $run/ngram.npz $python -m diffusion_gemma_asr.train.ngram $run/tokenizer $run/ngram.npz $texts \
   "$shared"/speech/{en,de,zh}-train.jsonl \
-  --exclude runs/mini/{heldout,dev}-{en,de,fr,es,hi,zh}/manifest.jsonl "$shared"/speech/{en,de,fr,es,hi,zh}-dev.jsonl \
-  examples/{en,de,fr,es,hi,zh}.txt
+  --exclude $judged
+
+stage "pronouncing dictionary"
+made $run/lexicon.npz $python -m diffusion_gemma_asr.train.lexicon $run/lexicon.npz $texts "$shared"/speech/{en,de,zh}-train.jsonl \
+  --exclude $judged
 
 stage "backbone, on text in six languages, from the one of mini"
 made $run/backbone/model.safetensors $python -m diffusion_gemma_asr.train.text recipes/mini6/1-backbone.yaml $run \
@@ -97,6 +103,8 @@ else
     $both_cores.train.reading $out_recipes/6-reading.yaml $run/reading
   stage "a branch of the projector that spells in characters"
   OMP_NUM_THREADS=1 made $run/speller/checkpoint/adapter.safetensors $both_cores train $out_recipes/7-speller.yaml
+  stage "which spells in phonemes as well"
+  OMP_NUM_THREADS=1 made $run/phonemes/checkpoint/adapter.safetensors $both_cores train $out_recipes/8-phonemes.yaml
   stage "projector and LoRA on its frames"
   made $run/checkpoint/adapter.safetensors $train $recipe
 fi

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from diffusion_gemma_asr.beam import DraftLM
 from diffusion_gemma_asr.ngram import NgramLM
 from diffusion_gemma_asr.prompt import sentence_ends
-from diffusion_gemma_asr.spelled_beam import SPACE, SpelledSearch, is_unspaced, placed
+from diffusion_gemma_asr.spelled_beam import SPACE, SpelledSearch, placed
 from diffusion_gemma_asr.speller import Alphabet, Speller, Spelling, spelling_loss, text_of
+from diffusion_gemma_asr.token_scores import TokenScores, is_unspaced
 
 SAID = ("the sea", "the sea", "she sells")
 
@@ -33,6 +34,10 @@ def language_model(tokenizer: PreTrainedTokenizerBase, weight: float = 1.0, bonu
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in SAID]
     ends = sentence_ends(tokenizer)
     return DraftLM(NgramLM.count(rows, len(tokenizer), *ends, order=3, least=1), *ends, weight, bonus)
+
+
+def token_scores(tokenizer: PreTrainedTokenizerBase, weight: float = 1.0, bonus: float = 0.0) -> TokenScores:
+    return TokenScores(tokenizer, language_model(tokenizer, weight, bonus))
 
 
 def spelling_of(logits: torch.Tensor) -> Spelling:
@@ -56,37 +61,43 @@ def test_characters_spell_what_the_tokens_do(tokenizer: PreTrainedTokenizerBase,
     assert all(len(character) == 1 or character.startswith("<0x") for character in characters)
 
 
-def test_targets_are_padded_with_the_blank(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:
+def test_targets_spell_the_tokens_that_count(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in ("sea", "the sea shells")]
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=7)
-    targets, counts = alphabet.targets(tokens, torch.tensor([len(row) for row in rows]))
-    assert counts.tolist() == [3, 14] and targets.shape == (2, 14) and not targets[0, 3:].any()
-    assert text_of([alphabet.characters[found] for found in targets[1].tolist()]) == "the sea shells"
+    targets = alphabet.targets(tokens, torch.tensor([len(row) for row in rows]))
+    assert [text_of([alphabet.characters[found] for found in row]) for row in targets] == ["sea", "the sea shells"]
 
 
 def test_a_speller_gives_a_row_of_a_batch_what_it_gives_it_alone() -> None:
     torch.manual_seed(0)
-    speller = Speller(12, 9, layers=2, width=64).eval()
+    speller = Speller(12, 9, layers=2, width=64, phonemes=5).eval()
     frames, lengths = torch.randn(2, 11, 12), torch.tensor([11, 6])
-    logits = speller(frames, lengths)
-    assert logits.shape == (2, 11, 9) and logits.std() > 0
-    torch.testing.assert_close(speller(frames[1:, :6], lengths[1:])[0], logits[1, :6], rtol=1e-4, atol=1e-5)
+    written, alone = speller(frames, lengths), speller(frames[1:, :6], lengths[1:])
     heard = speller.hear(frames, lengths).clip(1, 6)
-    torch.testing.assert_close(heard.logprobs[:, 0], logits[1, :6].log_softmax(-1).amax(-1), rtol=1e-4, atol=1e-5)
-    assert not heard.logprobs.requires_grad
+    for logits, own, likely, classes in zip(written, alone, heard, (9, 5), strict=True):
+        assert logits.shape == (2, 11, classes) and logits.std() > 0
+        torch.testing.assert_close(own[0], logits[1, :6], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(likely.logprobs[:, 0], logits[1, :6].log_softmax(-1).amax(-1), rtol=1e-4, atol=1e-5)
+        assert not likely.logprobs.requires_grad
+    characters = Speller(12, 9, layers=1, width=64)
+    assert characters(frames, lengths)[1] is None
+    assert characters.hear(frames, lengths).clip(0, 3).phonemes is None
 
 
 def test_the_loss_falls_as_the_text_gets_likelier(alphabet: Alphabet) -> None:
-    targets = torch.tensor([[alphabet.classes[character] for character in "sea"]])
-    logits = clear(alphabet, "-s-ea-")[None]
-    sizes = torch.tensor([6]), targets, torch.tensor([3])
-    assert spelling_loss(logits, *sizes) < 1e-3 < spelling_loss(0.3 * logits, *sizes)
-    assert spelling_loss(logits, torch.tensor([2]), *sizes[1:]) == 0  # no room
-    assert alphabet.read(Spelling(*(part[None] for part in spelling_of(logits[0]))), sizes[0]) == ["sea"]
+    targets = [[alphabet.classes[character] for character in "sea"]]
+    logits, lengths = clear(alphabet, "-s-ea-")[None], torch.tensor([6])
+    assert spelling_loss(logits, lengths, targets) < 1e-3 < spelling_loss(0.3 * logits, lengths, targets)
+    assert spelling_loss(logits, torch.tensor([2]), targets) == 0  # no room
+    two = torch.cat([logits, logits])
+    longer = [*targets, 2 * targets[0]]
+    both = [float(spelling_loss(logits, lengths, [row])) for row in longer]
+    assert float(spelling_loss(two, torch.tensor([6, 6]), longer)) == pytest.approx(sum(both) / 2, rel=1e-5)
+    assert alphabet.read(Spelling(*(part[None] for part in spelling_of(logits[0]))), lengths) == ["sea"]
 
 
 def test_sure_frames_are_what_is_written(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:
-    search = SpelledSearch(alphabet, tokenizer, language_model(tokenizer, 0.0))
+    search = SpelledSearch(alphabet, token_scores(tokenizer, 0.0))
     found = search.best(spelling_of(clear(alphabet, "sh-ee-▁▁-sel-ls-")))
     assert tokenizer.decode(found[0].tokens) == "she sells"
     assert search.best(spelling_of(clear(alphabet, "----")))[0].tokens == ()
@@ -97,7 +108,7 @@ def test_text_decides_between_words_that_sound_alike(tokenizer: PreTrainedTokeni
     logits = clear(alphabet, "the▁sha")
     logits[5, alphabet.classes["e"]] = logits[5, alphabet.classes["h"]] - 0.5  # "sea" is a little less likely than "sha"
     for weight, expected in ((0.0, "the sha"), (1.0, "the sea")):
-        search = SpelledSearch(alphabet, tokenizer, language_model(tokenizer, weight))
+        search = SpelledSearch(alphabet, token_scores(tokenizer, weight))
         assert tokenizer.decode(search.best(spelling_of(logits))[0].tokens) == expected
 
 
@@ -129,7 +140,7 @@ def test_the_search_finds_the_best_of_all_transcripts(
             text = " ".join(text_of([alphabet.characters[found] for found in way]).split())
             ways.setdefault(tuple(tokenizer.encode(text, add_special_tokens=False)), set()).add(way)
     scores = {tokens: score(tokens, spelled) for tokens, spelled in ways.items()}
-    found = SpelledSearch(alphabet, tokenizer, model, width=1000).best(spelling_of(logits))[0]
+    found = SpelledSearch(alphabet, TokenScores(tokenizer, model), width=1000).best(spelling_of(logits))[0]
     assert found.tokens == max(scores, key=scores.__getitem__)
     assert found.score == pytest.approx(scores[found.tokens], abs=0.02)
 
@@ -138,14 +149,15 @@ def test_a_search_that_forgets_finds_the_same(
     tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = spelling_of(0.3 * clear(alphabet, "the▁sea"))
-    search = SpelledSearch(alphabet, tokenizer, language_model(tokenizer))
+    search = SpelledSearch(alphabet, token_scores(tokenizer))
     found = search.best(heard)
     assert search.best(heard) == found
-    monkeypatch.setattr("diffusion_gemma_asr.spelled_beam.REMEMBERED", 1)
+    for module in ("spelled_beam", "token_scores"):
+        monkeypatch.setattr(f"diffusion_gemma_asr.{module}.REMEMBERED", 1)
     assert search.best(heard) == found
     transcripts = [row.tokens for row in found]
-    fresh = SpelledSearch(alphabet, tokenizer, language_model(tokenizer))
-    assert search.language(transcripts) == pytest.approx(fresh.language(transcripts))
+    fresh = SpelledSearch(alphabet, token_scores(tokenizer))
+    assert search.language.whole(transcripts) == pytest.approx(fresh.language.whole(transcripts))
 
 
 def test_tokens_lie_where_their_characters_are_heard(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:

@@ -23,10 +23,13 @@ import diffusion_gemma_asr
 from diffusion_gemma_asr.backbone import Backbone
 from diffusion_gemma_asr.beam import DraftLM
 from diffusion_gemma_asr.checkpoint import save_checkpoint
+from diffusion_gemma_asr.data.espeak import library_name
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
+from diffusion_gemma_asr.data.phonemes import pronounced
 from diffusion_gemma_asr.encoder import AcousticEncoder
 from diffusion_gemma_asr.errors import CheckpointError, DataError, RecipeError
-from diffusion_gemma_asr.info import render
+from diffusion_gemma_asr.info import count_parts, render
+from diffusion_gemma_asr.lexicon import lexicon_of
 from diffusion_gemma_asr.ngram import NgramLM
 from diffusion_gemma_asr.projector import LinearProjector
 from diffusion_gemma_asr.recipe import load_recipe
@@ -356,8 +359,51 @@ def test_a_speller_learns_alone_and_its_drafts_are_denoised(recipe: Path, whole:
         assert model.listen(frames, lengths, drafts=False)[2] is None
 
 
+@pytest.mark.skipif(library_name() is None, reason="needs the espeak-ng library (Debian: apt-get install espeak-ng)")
+def test_a_speller_learns_phonemes_of_a_dictionary(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    texts = [*SPOKEN.values()]
+    said = {text: {tuple(way): 9} for text, way in zip(texts, pronounced(texts, "en", "en-us"), strict=True)}
+    lexicon_of({"en": said}, 1).save(tmp_path / "words.npz")
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    content["projector"] |= {"spelling_layers": 1, "spelling_width": 64}
+    content["losses"] = {"spelling": 1.0, "ctc": 0.0, "autoregressive": 0.0, "diffusion": 0.0}
+    content["train"] |= {"steps": 1, "monitor_samples": 2, "start_from": str(whole / "checkpoint"), "lr": 0.01}
+    content["data"]["cache_dir"] = str(whole / "frames")
+    (tmp_path / "spell.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    train_from_recipe(tmp_path / "spell.yaml", tmp_path / "spell", "cpu")
+
+    content["lm"] = {"lexicon": str(tmp_path / "words.npz")}
+    content["losses"] |= {"spelling": 0.5, "phonemes": 2.0}
+    content["train"] |= {"start_from": str(tmp_path / "spell" / "checkpoint")}  # which has no phonemes
+    (tmp_path / "sound.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    train_from_recipe(tmp_path / "sound.yaml", tmp_path / "sound", "cpu")
+    for record in read_log(tmp_path / "sound"):
+        assert record["loss"] == pytest.approx(0.5 * record["spelling"] + 2.0 * record["phonemes"], rel=1e-4)
+    before, after = adapter_of(tmp_path / "spell"), adapter_of(tmp_path / "sound")
+    assert after.keys() - before.keys() == {f"projector.speller.phonemes.{part}" for part in ("weight", "bias")}
+    assert not torch.equal(before["projector.speller.head.weight"], after["projector.speller.head.weight"])
+    counts = [next(p for p in count_parts(load_recipe(tmp_path / f"{name}.yaml")) if p.name == "projector").parameters
+              for name in ("spell", "sound")]  # fmt: skip
+    assert counts[1] - counts[0] == sum(after[name].numel() for name in after.keys() - before.keys())
+
+    model = diffusion_gemma_asr.load(tmp_path / "sound" / "checkpoint")
+    assert model.lexicon is not None and sorted(set(model.lexicon.words)) == sorted(SPOKEN.values())
+    ends = model.prompts.special["bos"], model.prompts.special["eos"]
+    rows = [model.prompts.target(text)[:-1] for text in SPOKEN.values()]
+    model.lm = DraftLM(NgramLM.count(rows, model.backbone.vocab_size, *ends, order=2, least=1), *ends)
+    assert model.search is not None and model.search.sounded is not None
+    assert isinstance(model.transcribe_batch([tone(440, 1.0)])[0].draft, str)
+    save_checkpoint(diffusion_gemma_asr.load(tmp_path / "sound" / "checkpoint", merge_lora=False), tmp_path / "again",
+                    load_recipe(tmp_path / "sound.yaml").model)  # fmt: skip
+    assert (tmp_path / "again" / "lexicon.npz").is_file()
+    (tmp_path / "again" / "lexicon.npz").unlink()
+    with pytest.raises(CheckpointError, match=r"lexicon\.npz cannot be read as a dictionary"):
+        diffusion_gemma_asr.load(tmp_path / "again")
+
+
 @pytest.mark.parametrize(("section", "told", "named"), [
     ("losses", {"spelling": 1.0}, "losses.spelling"),
+    ("losses", {"phonemes": 1.0}, "losses.phonemes"),
     ("projector", {"kind": "linear", "spelling_layers": 1}, "projector.spelling_layers"),
     ("projector", {"spelling_width": 100}, "projector.spelling_width"),
 ])  # fmt: skip

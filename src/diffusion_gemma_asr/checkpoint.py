@@ -6,7 +6,7 @@ A checkpoint is a folder, or a hub repository, of these files:
 - `config.json`: names, revisions and shapes of encoder and backbone, settings of projector and LoRA
 - `preprocessor_config.json`: the encoder's own, for transformers' pipeline alone; a model without a Whisper has none
 - `README.md`: the model card
-- `ngram.npz`: the language model of drafts, where there is one
+- `ngram.npz`: the language model of drafts, and `lexicon.npz`: the pronouncing dictionary, where there is one
 
 Names of frozen parts are hub names or folders; a relative folder starts from the checkpoint.
 """
@@ -32,6 +32,7 @@ from .backbone import Backbone
 from .beam import DraftLM
 from .checkpoint_config import (
     CONFIG,
+    LEXICON,
     LM,
     BackboneEntry,
     CheckpointConfig,
@@ -44,6 +45,7 @@ from .checkpoint_config import (
 from .ear import load_encoder
 from .encoder import AcousticEncoder
 from .errors import CheckpointError
+from .lexicon import Lexicon
 from .model import DiffusionGemmaASR
 from .model_card import ModelCard, render_card
 from .ngram import NgramLM
@@ -103,6 +105,8 @@ def save_checkpoint(
             (partial / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
             if model.lm is not None:
                 model.lm.lm.save(partial / LM)
+            if model.lexicon is not None:
+                model.lexicon.save(partial / LEXICON)
             if isinstance(model.encoder, AcousticEncoder):
                 model.encoder.extractor.save_pretrained(partial)
             _move_into_place(partial, folder)
@@ -155,7 +159,8 @@ def load_checkpoint(
     check_backbone(config.backbone, backbone_source, local_files_only)
     dtype = dtype or getattr(torch, config.dtype)
     tokenizer = load_tokenizer(backbone_source, local_files_only)
-    projector = _build_projector(config, adapter, folder, alphabet_size(config.projector, tokenizer))
+    lexicon = load_lexicon(config.lm, folder)
+    projector = _build_projector(config, adapter, folder, alphabet_size(config.projector, tokenizer), lexicon)
 
     where: dict[str, Any] = {"device": device, "dtype": dtype, "local_files_only": local_files_only}
     loaded_encoder = load_encoder(encoder_source.name, revision=encoder_source.revision, **where)
@@ -169,15 +174,15 @@ def load_checkpoint(
     parts = loaded_encoder, projector.to(device, dtype), loaded_backbone, tokenizer
     trained = config.languages, config.finds_language, config.reads_context
     lm = load_lm(config.lm, folder, tokenizer)
-    model = DiffusionGemmaASR(*parts, config.drafts, config.start, *trained, config.draft_weight, lm)
+    model = DiffusionGemmaASR(*parts, config.drafts, config.start, *trained, config.draft_weight, lm, lexicon)
     return model.requires_grad_(False).eval()
 
 
 def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: bool = False) -> None:
     """Fill a model's projector and LoRA with those of a checkpoint.
 
-    The projector's scale stays the model's own, since it belongs to the backbone. So do deep layers and a speller that the
-    checkpoint's projector lacks.
+    The projector's scale stays the model's own, since it belongs to the backbone. So do deep layers, a speller, and its
+    phonemes, where the checkpoint's projector lacks them.
 
     Args:
         model: with projector and LoRA of the shapes in the checkpoint.
@@ -189,7 +194,7 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: 
     """
     path = Path(folder) / ADAPTER
     adapter = _read_adapter(path) | {"projector.scale": model.projector.scale}
-    for part in ("deep.", "speller."):
+    for part in ("deep.", "speller.", "speller.phonemes."):
         if not _strip(adapter, f"projector.{part}"):
             own = model.projector.state_dict()
             adapter |= {f"projector.{key}": value for key, value in own.items() if key.startswith(part)}
@@ -231,7 +236,7 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, r
     """
     config = read_checkpoint_config(Path(folder))
     _read_adapter(Path(folder) / ADAPTER)
-    patterns = [ADAPTER, CONFIG, CARD, EXTRACTOR, *([config.lm.file] if config.lm.file else [])]
+    patterns = [ADAPTER, CONFIG, CARD, EXTRACTOR, *(file for file in (config.lm.file, config.lm.lexicon) if file)]
     for part in (config.encoder, config.backbone):
         if Path(part.name).is_absolute():
             raise CheckpointError(
@@ -328,10 +333,11 @@ def part_source(entry: EncoderEntry | BackboneEntry, override: str | Path | None
 
 
 def _build_projector(
-    config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path, characters: int
+    config: CheckpointConfig, adapter: dict[str, Tensor], folder: Path, characters: int, lexicon: Lexicon | None
 ) -> Projector:
     scale = 1.0 if config.projector.scaled else None  # the value itself is among the saved tensors
-    projector = new_projector(config.projector, config.encoder.width, config.backbone.width, scale, characters)
+    phonemes = 0 if lexicon is None else len(lexicon)
+    projector = new_projector(config.projector, config.encoder.width, config.backbone.width, scale, characters, phonemes)
     _fill_projector(projector, adapter, folder / ADAPTER, f"{CONFIG} asks for")
     return projector
 
@@ -360,6 +366,15 @@ def load_lm(entry: LmRecipe, folder: Path, tokenizer: PreTrainedTokenizerBase) -
     if entry.file is None:
         return None
     return DraftLM(NgramLM.load(folder / entry.file), *sentence_ends(tokenizer), entry.weight, entry.bonus)
+
+
+def load_lexicon(entry: LmRecipe, folder: Path) -> Lexicon | None:
+    """The pronouncing dictionary that a recipe or a config.json names, its path taken from `folder`; None: it names none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return None if entry.lexicon is None else Lexicon.load(folder / entry.lexicon)
 
 
 def load_tokenizer(source: SourceRecipe, local_files_only: bool = False) -> PreTrainedTokenizerBase:

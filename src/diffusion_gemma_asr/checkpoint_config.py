@@ -18,6 +18,7 @@ from .recipe import LmRecipe, LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRe
 
 CONFIG = "config.json"
 LM = "ngram.npz"  # the draft's language model
+LEXICON = "lexicon.npz"  # the pronouncing dictionary of a speller's phonemes
 FORMAT = 1  # of config.json and of the keys; raised when an older reader would misread them
 
 
@@ -60,7 +61,7 @@ class CheckpointConfig:
     finds_language: bool = False  # whether training asked without naming the language
     reads_context: bool = False  # whether training put context into the prompts
     draft_weight: float = 0.0  # how much CTC's log-probabilities count on canvases that start from the draft
-    lm: LmRecipe = field(default_factory=LmRecipe)  # of drafts; its file is beside this one
+    lm: LmRecipe = field(default_factory=LmRecipe)  # of drafts; its files are beside this one
     model_type: Literal["diffusion_gemma_asr"] = "diffusion_gemma_asr"  # for transformers' Auto classes
 
     @property
@@ -100,9 +101,14 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
         finds_language=recipe.finds_language,
         reads_context=recipe.reads_context,
         draft_weight=model.draft_weight,
-        lm=LmRecipe() if model.lm is None else LmRecipe(LM, model.lm.weight, model.lm.bonus),
+        lm=_describe_lm(model),
         dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
+
+
+def _describe_lm(model: DiffusionGemmaASR) -> LmRecipe:
+    lexicon = None if model.lexicon is None else LEXICON
+    return LmRecipe(lexicon=lexicon) if model.lm is None else LmRecipe(LM, model.lm.weight, model.lm.bonus, lexicon)
 
 
 def read_checkpoint_config(folder: Path) -> CheckpointConfig:

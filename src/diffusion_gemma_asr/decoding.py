@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .beam import NEVER
-from .ctc import DraftToken, TokenSpan, lm_head_scores
+from .ctc import DraftToken, TokenSpan
 from .denoise import DenoiseOptions, cut_at_end
 from .draft_prior import Heard, Prior, draft_prior
 from .edits import edit_layout
 from .engine import Finished, Job, run_fast, run_reference
 from .lm_head import logprobs_of
-from .ngram import LM_WEIGHT, TOKEN_BONUS
 from .noise import uniform_canvas
 from .objective import write_canvas
 from .prompt import AUTO
-from .spelled_beam import CHARACTERS, SLOTS, SpelledSearch, placed, spelled_scores
-from .speller import Spelling
 from .words import pieces
 
 if TYPE_CHECKING:
@@ -254,43 +250,6 @@ class Decoding:
         kept = [place for place, token in enumerate(row) if token != self.model.blank]
         found = pieces([row[i] for i in kept], self.model.text)
         return [Shown(text, min(confidence[kept[i]] for i in own)) for text, own in found]
-
-
-def spelled_drafts(
-    model: DiffusionGemmaASR, heard: Spelling, frame_lengths: Tensor, slots: Tensor, slot_lengths: Tensor
-) -> list[list[DraftToken]]:
-    """Drafts of what a model's speller heard in frame_lengths (B,) frames.
-
-    With a language model: the best of the transcripts that a search over its characters and one over what CTC hears in the
-    audio tokens (B, S, H) find, where both and the language model count; without: what the likeliest characters spell.
-    """
-    clips = [heard.clip(row, n) for row, n in enumerate(frame_lengths.tolist())]
-    search = model.search
-    if search is None:
-        texts = model.alphabet.read(heard, frame_lengths)
-    else:
-        lm = replace(search.model, weight=LM_WEIGHT, bonus=TOKEN_BONUS)
-        others = model.hear(slots).draft(slot_lengths, model.blank, lm)
-        texts = []
-        for clip, row, n, other in zip(clips, slots, slot_lengths.tolist(), others, strict=True):
-            found = [spelled.tokens for spelled in search.best(clip)]
-            texts.append(model.text(_best(model, search, [*found, tuple(token.id for token in other)], clip, row[:n])))
-    written = [model.prompts.target(text)[:-1] for text in texts]  # without the end of the turn
-    per_slot = model.projector.frames_per_slot
-    return [placed(tokens, clip, model.alphabet, per_slot) for tokens, clip in zip(written, clips, strict=True)]
-
-
-def _best(
-    model: DiffusionGemmaASR, search: SpelledSearch, found: Sequence[tuple[int, ...]], heard: Spelling, slots: Tensor
-) -> tuple[int, ...]:
-    """The transcript of one clip that characters, audio tokens (S, H) and the language model together find likeliest."""
-    by_characters = spelled_scores(heard, found, model.alphabet)
-    by_slots = lm_head_scores(slots, model.backbone.lm_head_weight, model.backbone.softcap, found, model.blank)
-    totals = [
-        CHARACTERS * max(a, NEVER) + SLOTS * max(b, NEVER) + language
-        for a, b, language in zip(by_characters, by_slots, search.language(found), strict=True)
-    ]
-    return found[max(range(len(found)), key=totals.__getitem__)]
 
 
 def rounded(positions: int) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
 
 from .backbone import Backbone
-from .checkpoint import load_tokenizer
+from .checkpoint import load_lexicon, load_tokenizer
 from .ear import WAVEFORM, Ear
 from .encoder import AcousticEncoder
 from .errors import CheckpointError
@@ -49,10 +49,12 @@ def count_parts(recipe: Recipe) -> list[Part]:
         )
     bridge = recipe.projector
     characters = alphabet_size(bridge, load_tokenizer(recipe.backbone)) if bridge.spelling_layers else 0
+    lexicon = load_lexicon(recipe.lm, Path()) if bridge.spelling_layers else None
     with torch.device("meta"):
         encoder = _new_encoder(recipe.encoder)
         backbone = Backbone.from_config(backbone_config)
-        projector = new_projector(bridge, encoder.hidden_size, backbone.hidden_size, characters=characters)
+        written = characters, 0 if lexicon is None else len(lexicon)
+        projector = new_projector(bridge, encoder.hidden_size, backbone.hidden_size, None, *written)
         frozen = _count(backbone)
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     shape = "linear"

@@ -16,18 +16,20 @@ from .audio import SAMPLE_RATE, AudioSource
 from .backbone import Backbone, Prefill
 from .beam import DraftLM
 from .ctc import DraftToken, TokenSpan, lm_head_align, lm_head_ctc_loss, lm_head_draft
-from .decoding import Decoded, Decoding, EngineName, OnStep, Start, spelled_drafts
+from .decoding import Decoded, Decoding, EngineName, OnStep, Start
 from .denoise import DenoiseOptions
 from .draft_prior import Heard, hear
+from .draft_search import DraftSearch, spelled_drafts
 from .ear import Ear
 from .edits import EditCanvases, edit_canvases
 from .errors import AsrError, DataError
+from .lexicon import Lexicon
 from .objective import BackboneLosses, TextBatch, backbone_losses
 from .projector import Projector
 from .prompt import AUTO, LANGUAGES, PromptBuilder, fill_slots
 from .results import Segment, Transcript, Word
-from .spelled_beam import SpelledSearch
 from .speller import Alphabet, spelling_loss
+from .token_scores import TokenScores
 from .transcribe import stream, transcribe
 from .vad import Chunk, speech_chunks
 from .words import timed_words
@@ -36,15 +38,16 @@ from .words import timed_words
 @dataclass(frozen=True)
 class SpeechBatch:
     """Training examples: frames (B, F, D) of the frozen encoder, frame_lengths (B,), and the text side of the same
-    rows."""
+    rows; phonemes: the classes of each row's (lexicon.py), for a speller that writes them."""
 
     frames: Tensor
     frame_lengths: Tensor
     text: TextBatch
+    phonemes: Sequence[Sequence[int]] = ()
 
     def to(self, device: torch.device) -> SpeechBatch:
         """The same batch on another device."""
-        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device))
+        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device), self.phonemes)
 
 
 class DiffusionGemmaASR(nn.Module):
@@ -63,6 +66,7 @@ class DiffusionGemmaASR(nn.Module):
         draft_weight: factor on CTC's log-probabilities, which are added to the denoiser's logits on canvases that start from
             the draft (see draft_prior.py); 0: they are not.
         lm: language model that takes part in drafts that canvases start from (see beam.py); None: drafts are greedy.
+        lexicon: pronouncing dictionary of the phonemes that a speller writes; None: it writes none.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class DiffusionGemmaASR(nn.Module):
         reads_context: bool = False,
         draft_weight: float = 0.0,
         lm: DraftLM | None = None,
+        lexicon: Lexicon | None = None,
     ):
         super().__init__()
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
@@ -86,8 +91,8 @@ class DiffusionGemmaASR(nn.Module):
         self.drafts, self.start = drafts, start
         self.languages, self.finds_language = tuple(languages), finds_language
         self.reads_context, self.draft_weight = reads_context, draft_weight
-        self.lm = lm
-        self._search: SpelledSearch | None = None  # with this language model; made when it is needed
+        self.lm, self.lexicon = lm, lexicon
+        self._search: DraftSearch | None = None  # with this language model; made when it is needed
 
     @property
     def device(self) -> torch.device:
@@ -153,12 +158,12 @@ class DiffusionGemmaASR(nn.Module):
         return Alphabet(self.tokenizer)
 
     @property
-    def search(self) -> SpelledSearch | None:
+    def search(self) -> DraftSearch | None:
         """For the transcripts of a speller, with the language model, if there is one."""
         if self.lm is None:
             return None
-        if self._search is None or self._search.model is not self.lm:
-            self._search = SpelledSearch(self.alphabet, self.tokenizer, self.lm)
+        if self._search is None or self._search.language.model is not self.lm:
+            self._search = DraftSearch(self.alphabet, TokenScores(self.tokenizer, self.lm), self.lexicon)
         return self._search
 
     def draft(self, slots: Tensor, slot_lengths: Tensor) -> list[list[DraftToken]]:
@@ -213,7 +218,7 @@ class DiffusionGemmaASR(nn.Module):
         speller = self.projector.speller
         if speller is None:
             return [_ids(row) for row in self.draft(slots, slot_lengths)]
-        texts = self.alphabet.read(speller.hear(batch.frames, batch.frame_lengths), batch.frame_lengths)
+        texts = self.alphabet.read(speller.hear(batch.frames, batch.frame_lengths).characters, batch.frame_lengths)
         return [self.prompts.target(text)[:-1] for text in texts]
 
     def ctc_loss(self, batch: SpeechBatch) -> Tensor:
@@ -221,13 +226,16 @@ class DiffusionGemmaASR(nn.Module):
         slots, slot_lengths = self.projector(batch.frames, batch.frame_lengths)
         return self._ctc_loss(slots, slot_lengths, batch.text)
 
-    def spelling_loss(self, batch: SpeechBatch) -> Tensor:
-        """The CTC loss a character of a projector that has a speller."""
+    def spelling_losses(self, batch: SpeechBatch) -> dict[str, Tensor]:
+        """The CTC losses a character and a phoneme of a projector that has a speller."""
         speller = self.projector.speller
         assert speller is not None
-        logits = speller(batch.frames, batch.frame_lengths)
-        targets, counts = self.alphabet.targets(*batch.text.spoken())
-        return spelling_loss(logits, batch.frame_lengths, targets, counts)
+        characters, phonemes = speller(batch.frames, batch.frame_lengths)
+        targets = self.alphabet.targets(*batch.text.spoken())
+        found = {"spelling": spelling_loss(characters, batch.frame_lengths, targets)}
+        if batch.phonemes and phonemes is not None:
+            found["phonemes"] = spelling_loss(phonemes, batch.frame_lengths, batch.phonemes)
+        return found
 
     def _ctc_loss(self, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> Tensor:
         weight, softcap = self.backbone.lm_head_weight, self.backbone.softcap

@@ -27,16 +27,17 @@ def output_length(frames: Length, strides: Sequence[int] = (4, 2)) -> Length:
 
 
 def new_projector(
-    recipe: ProjectorRecipe, input_size: int, output_size: int, scale: float | None = None, characters: int = 0
-) -> Projector:
-    """The projector that a recipe describes; the arguments are those of the classes, and the size of the alphabet that a
-    speller writes in."""
+    recipe: ProjectorRecipe, input_size: int, output_size: int, scale: float | None = None, characters: int = 0,
+    phonemes: int = 0,
+) -> Projector:  # fmt: skip
+    """The projector that a recipe describes; the arguments are those of the classes, and how many characters and phonemes
+    there are for a speller to write."""
     if recipe.kind == "linear":
         return LinearProjector(input_size, output_size, scale)
     deep = recipe.layers, recipe.layer_width, recipe.layer_stride
     projector = AudioProjector(input_size, output_size, recipe.hidden_size, scale, recipe.strides, *deep)
     if recipe.spelling_layers:
-        projector.speller = Speller(input_size, characters, recipe.spelling_layers, recipe.spelling_width)
+        projector.speller = Speller(input_size, characters, recipe.spelling_layers, recipe.spelling_width, phonemes)
     return projector
 
 

@@ -72,11 +72,12 @@ class LoraRecipe:
 
 @dataclass(frozen=True)
 class LmRecipe:
-    """The language model that takes part in drafts (beam.py)."""
+    """The language model that takes part in drafts (beam.py), and a speller's pronouncing dictionary."""
 
     file: str | None = None  # of `NgramLM.save`; a relative path starts from the working directory; None: there is no model
     weight: float = LM_WEIGHT  # factor on its log-probabilities
     bonus: float = TOKEN_BONUS  # nats added for each token, since it favours short transcripts
+    lexicon: str | None = None  # file of `Lexicon.save`: what a speller's phonemes mean; None: it writes characters alone
 
     def __post_init__(self) -> None:
         _require(self.weight >= 0, "lm.weight", self.weight, "at least 0")
@@ -90,13 +91,14 @@ class LossRecipe:
     autoregressive: float = 1.0
     ctc: float = 1.0
     spelling: float = 0.0  # CTC of the projector's characters, where it has spelling_layers
+    phonemes: float = 0.0  # and of its phonemes, where there is a dictionary as well (lm.lexicon)
     self_conditioning: float = 0.5  # probability of a first pass whose logits the second sees; not a weight
     full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1); not a weight
     draft_share: float = 0.0  # probability that a canvas starts from the CTC draft instead; not a weight
     unroll: float = 0.0  # probability that a second pass goes on with the canvas that the first makes; not a weight
 
     def __post_init__(self) -> None:
-        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc", "spelling")}
+        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc", "spelling", "phonemes")}
         for key, weight in weights.items():
             _require(weight >= 0, f"losses.{key}", weight, "at least 0")
         _require(any(weights.values()), "losses", "weights of 0 alone", "positive for at least one of them")
@@ -217,6 +219,8 @@ class Recipe:
     def __post_init__(self) -> None:
         can_spell = self.projector.spelling_layers > 0 or self.losses.spelling == 0
         _require(can_spell, "losses.spelling", self.losses.spelling, "0 where projector.spelling_layers is 0")
+        can_hear = self.losses.phonemes == 0 or (self.projector.spelling_layers > 0 and self.lm.lexicon is not None)
+        _require(can_hear, "losses.phonemes", self.losses.phonemes, "0 without projector.spelling_layers and lm.lexicon")
 
     @property
     def model(self) -> ModelRecipe:

@@ -16,21 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
 
-from .beam import NEVER, DraftLM, either, heard_columns
-from .ctc import DraftToken, forced_align, numbered, scores
+from .beam import NEVER, either, heard_columns
+from .ctc import DraftToken, forced_align, numbered
 from .errors import DataError
 from .speller import Alphabet, Spelling, text_of
+from .token_scores import REMEMBERED, Tokens, TokenScores, is_unspaced
 
 WIDTH = 100  # transcripts that are kept after each frame
 LEAST = -5.0  # nats; characters that are less likely in a frame are not tried there
 BEHIND = 10.0  # nats; transcripts so much worse than the best one are dropped
-CHARACTERS, SLOTS = 0.7, 0.5  # weights of what CTC says of a transcript that was found: by characters, by audio tokens
-REMEMBERED = 200_000  # entries at which a search forgets what it has looked up
 SPACE = "▁"
 
-Tokens = tuple[int, ...]
 
 
 class Spelled(NamedTuple):
@@ -59,30 +56,27 @@ class SpelledSearch:
 
     Args:
         alphabet: what the classes are.
-        tokenizer: spells words in tokens.
-        model: the language model of these tokens.
+        language: what words count.
         width: transcripts that are kept after each frame.
     """
 
-    def __init__(self, alphabet: Alphabet, tokenizer: PreTrainedTokenizerFast, model: DraftLM, width: int = WIDTH):
-        self.characters, self.tokenizer, self.model, self.width = alphabet.characters, tokenizer, model, width
+    def __init__(self, alphabet: Alphabet, language: TokenScores, width: int = WIDTH):
+        self.characters, self.language, self.model, self.width = alphabet.characters, language, language.model, width
         self._space = self.characters.index(SPACE)
         self._unspaced = [is_unspaced(character) for character in self.characters]
-        self._before = "" if self._encode("a a") == 2 * self._encode("a") else " "  # belongs to a word behind others
         self._heads = self._count_heads()
         self._least, self._longest = min(self._heads.values()), max(map(len, self._heads))
         self._forget()
 
     def _forget(self) -> None:
         """Begins the memories anew; whoever still works with an old one keeps it."""
-        self._tokens: dict[str, Tokens] = {}  # of a word
         self._promises: dict[str, float] = {}
         self._words: dict[str, float] = {}
-        self._known: dict[tuple[Tokens, int], float] = {}  # language scores
 
     def best(self, heard: Spelling) -> list[Spelled]:
         """The transcripts found in one clip, without a batch dimension, the best one first."""
-        if max(len(self._tokens), len(self._promises), len(self._words), len(self._known)) > REMEMBERED:
+        self.language.tidy()
+        if max(len(self._promises), len(self._words)) > REMEMBERED:
             self._forget()
         beams: dict[_Prefix, tuple[float, float]] = {_Prefix(0, (), 0.0, (), 0.0): (0.0, NEVER)}
         for row, values, silent in zip(*(part.tolist() for part in heard), strict=True):
@@ -92,11 +86,6 @@ class SpelledSearch:
             else:
                 beams = {prefix: (either(*paths) + silent, NEVER) for prefix, paths in beams.items()}
         return self._ended(beams)
-
-    def language(self, transcripts: Sequence[Tokens]) -> list[float]:
-        """What the language model adds to the score of each transcript."""
-        whole = self._scores([((), (*tokens, self.model.eos)) for tokens in transcripts])
-        return [score - self.model.bonus for score in whole]
 
     def _step(
         self, beams: dict[_Prefix, tuple[float, float]], heard: list[tuple[int, float]], silent: float
@@ -132,7 +121,7 @@ class SpelledSearch:
                 scored.append(self._of(prefix, prefix.word))
             else:
                 scored.append(self._of(prefix, (*prefix.word, self.characters[found])) if self._unspaced[found] else ())
-        added = self._scores([(prefix.tokens, tokens) for (prefix, _), tokens in zip(wanted, scored, strict=True)])
+        added = self.language.scores([(prefix.tokens, tokens) for (prefix, _), tokens in zip(wanted, scored, strict=True)])
         begun = [found != self._space and not self._unspaced[found] for _, found in wanted]
         words = [(*prefix.word, self.characters[found]) for prefix, found in wanted]
         promised = iter(self._promised(["".join(word) for word, promising in zip(words, begun, strict=True) if promising]))
@@ -147,7 +136,7 @@ class SpelledSearch:
 
     def _ended(self, beams: dict[_Prefix, tuple[float, float]]) -> list[Spelled]:
         words = [self._of(prefix, prefix.word) for prefix in beams]
-        added = self._scores(
+        added = self.language.scores(
             [(prefix.tokens, (*word, self.model.eos)) for prefix, word in zip(beams, words, strict=True)]
         )
         found: dict[Tokens, float] = {}
@@ -158,21 +147,16 @@ class SpelledSearch:
 
     def _of(self, prefix: _Prefix, word: tuple[str, ...]) -> Tokens:
         """The tokens of a word behind the complete ones of a prefix."""
-        text, tokens = text_of(word), self._tokens
-        if not text:
-            return ()
-        if prefix.tokens:
-            text = self._before + text
-        if text not in tokens:
-            tokens[text] = self._encode(text)
-        return tokens[text]
+        text = text_of(word)
+        return self.language.tokens(text, not prefix.tokens) if text else ()
 
     def _count_heads(self) -> dict[str, float]:
         """How likely tokens are that begin with a string, in nats and without context, by that string."""
         size = self.model.lm.vocab_size
         likely = np.exp(self.model.lm.logprobs([()] * size, range(size)))
         found: dict[str, float] = {}
-        for piece, probability in zip(self.tokenizer.convert_ids_to_tokens(range(size)), likely.tolist(), strict=True):
+        pieces = self.language.tokenizer.convert_ids_to_tokens(range(size))
+        for piece, probability in zip(pieces, likely.tolist(), strict=True):
             for end in range(1, len(piece) + 1):
                 found[piece[:end]] = found.get(piece[:end], 0.0) + probability
         return {head: math.log(probability) for head, probability in found.items()}
@@ -197,41 +181,12 @@ class SpelledSearch:
         """Learns what the tokens of words add to the score without what stands before them."""
         if not words:
             return
-        rows = [self._encode(word) for word in sorted(words)]
+        rows = [self.language.tokens(word, True) for word in sorted(words)]
         contexts = [row[:i] for row in rows for i in range(len(row))]
         logprobs = self.model.lm.logprobs(contexts, [token for row in rows for token in row]).tolist()
         taken = iter(logprobs)
         for word, row in zip(sorted(words), rows, strict=True):
             known[word] = self.model.weight * sum(islice(taken, len(row))) + self.model.bonus * len(row)
-
-    def _encode(self, text: str) -> Tokens:
-        return tuple(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def _scores(self, wanted: list[tuple[Tokens, Tokens]]) -> list[float]:
-        """What tokens add to the score of a transcript behind others."""
-        known, reach = self._known, max(1, self.model.reach)
-        rows: list[list[tuple[Tokens, int]]] = []
-        new: dict[tuple[Tokens, int], None] = {}  # in order
-        for before, tokens in wanted:
-            context = self.model.context(before) if tokens else ()
-            pairs = [((*context, *tokens[:i])[-reach:], token) for i, token in enumerate(tokens)]
-            rows.append(pairs)
-            new |= {pair: None for pair in pairs if pair not in known}
-        if new:
-            found = self.model.lm.logprobs([context for context, _ in new], [token for _, token in new])
-            known |= zip(new, (self.model.weight * found + self.model.bonus).tolist(), strict=True)
-        return [sum(known[pair] for pair in pairs) for pairs in rows]
-
-
-def is_unspaced(character: str) -> bool:
-    """Whether it belongs to a script without spaces between words: Chinese characters."""
-    return len(character) == 1 and "\u3400" <= character <= "\u9fff"
-
-
-def spelled_scores(heard: Spelling, transcripts: Sequence[Sequence[int]], alphabet: Alphabet) -> list[float]:
-    """Log-probabilities of transcripts, given as tokens, by their characters in one clip; see `ctc.scores`."""
-    columns, rows = _columns(heard, [alphabet.spell(tokens) for tokens in transcripts])
-    return scores(columns, rows)
 
 
 def placed(tokens: Sequence[int], heard: Spelling, alphabet: Alphabet, frames_per_slot: int) -> list[DraftToken]:
@@ -248,7 +203,7 @@ def placed(tokens: Sequence[int], heard: Spelling, alphabet: Alphabet, frames_pe
     spelled = [alphabet.spell([token]) for token in tokens]
     spans = None
     while spans is None:
-        columns, rows = _columns(heard, spelled)
+        columns, rows = columns_of(heard, spelled)
         try:
             spans = forced_align(columns, [found for row in rows for found in row], 0)
         except DataError:
@@ -262,7 +217,7 @@ def placed(tokens: Sequence[int], heard: Spelling, alphabet: Alphabet, frames_pe
     return draft
 
 
-def _columns(heard: Spelling, spelled: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[list[int]]]:
+def columns_of(heard: Spelling, spelled: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[list[int]]]:
     """Log-probabilities (F, K) of the classes that occur in rows, the blank's first, and the rows in numbers of columns."""
     classes, rows = numbered(spelled, 0)
     return heard_columns(heard.ids.numpy(), heard.logprobs.numpy(), heard.blank.numpy(), classes), rows

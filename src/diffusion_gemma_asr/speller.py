@@ -39,6 +39,18 @@ class Spelling(NamedTuple):
         return Spelling(*(part[row, :frames].cpu() for part in self))
 
 
+class Spellings(NamedTuple):
+    """What a speller hears: its characters, and its phonemes, if it writes these."""
+
+    characters: Spelling
+    phonemes: Spelling | None
+
+    def clip(self, row: int, frames: int) -> Spellings:
+        """See `Spelling.clip`."""
+        phonemes = None if self.phonemes is None else self.phonemes.clip(row, frames)
+        return Spellings(self.characters.clip(row, frames), phonemes)
+
+
 class Alphabet:
     """The characters of a tokenizer: its tokens of one character, and those of one byte, which spell what has no token.
 
@@ -69,11 +81,9 @@ class Alphabet:
         """The classes that spell tokens, special ones left out."""
         return [found for token in tokens for found in self._spelled.get(token, ())]
 
-    def targets(self, tokens: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L), of meaning up to counts (B,) → classes (B, M), padded with the blank, and their counts (B,)."""
-        rows = [self.spell(row[:n]) for row, n in zip(tokens.tolist(), counts.tolist(), strict=True)]
-        padded = nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
-        return padded.to(tokens.device), torch.tensor([len(row) for row in rows], device=tokens.device)
+    def targets(self, tokens: Tensor, counts: Tensor) -> list[list[int]]:
+        """Tokens (B, L), of meaning up to counts (B,) → the classes of each row."""
+        return [self.spell(row[:n]) for row, n in zip(tokens.tolist(), counts.tolist(), strict=True)]
 
     def read(self, heard: Spelling, lengths: Tensor) -> list[str]:
         """What the likeliest path of each row spells; lengths (B,) frames."""
@@ -87,41 +97,55 @@ def alphabet_size(shape: ProjectorRecipe, tokenizer: PreTrainedTokenizerBase) ->
 
 
 class Speller(nn.Module):
-    """Encoder frames → logits of characters for every frame.
+    """Encoder frames → logits of characters for every frame, and of phonemes.
 
     Args:
         input_size: width of an encoder frame.
         classes: size of the alphabet.
+        phonemes: classes of the second head, which writes phonemes (lexicon.py); 0: there is none.
         layers, width: of `SlotLayers`, at half the frames' rate.
     """
 
-    def __init__(self, input_size: int, classes: int, layers: int, width: int):
+    def __init__(self, input_size: int, classes: int, layers: int, width: int, phonemes: int = 0):
         super().__init__()
         self.deep = SlotLayers(input_size, width, width, layers, STRIDE)
         nn.init.xavier_uniform_(self.deep.out_proj.weight)  # nothing stands beside these layers
         self.head = nn.Linear(width, classes)
+        self.phonemes = nn.Linear(width, phonemes) if phonemes else None
 
-    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """(B, F, input_size), of which lengths (B,) frames hold sound → (B, F, classes)."""
-        return self.head(F.gelu(self.deep(frames, lengths)))
+    def forward(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of characters (B, F, classes) and of phonemes (B, F, phonemes), if it writes these.
+
+        Args:
+            frames: (B, F, input_size), of which lengths (B,) hold sound.
+        """
+        x = F.gelu(self.deep(frames, lengths))
+        return self.head(x), None if self.phonemes is None else self.phonemes(x)
 
     @torch.no_grad()
-    def hear(self, frames: Tensor, lengths: Tensor) -> Spelling:
+    def hear(self, frames: Tensor, lengths: Tensor) -> Spellings:
         """What is likely in frames as `forward` takes them."""
-        logprobs = self(frames, lengths).float().log_softmax(-1)
-        best, ids = logprobs.topk(min(TOP, logprobs.shape[-1]))
-        return Spelling(ids, best, logprobs[..., 0])
+        characters, phonemes = self(frames, lengths)
+        return Spellings(_likely(characters), None if phonemes is None else _likely(phonemes))
 
 
-def spelling_loss(logits: Tensor, lengths: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """CTC loss a character: the mean over rows that have room for their text.
+def spelling_loss(logits: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
+    """CTC loss a class: the mean over rows that have room for their text.
 
     Args:
         logits: (B, F, classes); lengths: (B,) frames.
-        targets: (B, M) classes; counts: (B,).
+        targets: the classes of each row.
     """
+    counts = torch.tensor([len(row) for row in targets], device=logits.device)
+    rows = [torch.tensor(row, dtype=torch.long, device=logits.device) for row in targets]
     logprobs = logits.float().log_softmax(-1).transpose(0, 1)
-    return F.ctc_loss(logprobs, targets, lengths, counts, zero_infinity=True)
+    return F.ctc_loss(logprobs, nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, counts, zero_infinity=True)
+
+
+def _likely(logits: Tensor) -> Spelling:
+    logprobs = logits.float().log_softmax(-1)
+    best, ids = logprobs.topk(min(TOP, logprobs.shape[-1]))
+    return Spelling(ids, best, logprobs[..., 0])
 
 
 def text_of(characters: Sequence[str]) -> str:

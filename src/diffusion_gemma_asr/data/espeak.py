@@ -16,7 +16,7 @@ import ctypes.util
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +132,24 @@ def speak(text: str, voice: str, rate: int, pitch: int) -> Speech:
     return Speech(samples, sample_rate, _spans(marks, len(samples), sample_rate))
 
 
+def phonemes_of(texts: Iterable[str], voice: str) -> list[str]:
+    """How `voice` says each text, without saying it, in espeak-ng's notation: phonemes parted by "_", words by spaces.
+
+    Raises:
+        SynthesisError: see `speak`.
+    """
+    found = []
+    with _one_at_a_time, _fresh_library() as (library, _):
+        _set_voice(library, voice)
+        for text in texts:
+            rest, clauses = ctypes.c_char_p(text.encode()), []
+            while rest.value:
+                said = library.espeak_TextToPhonemes(ctypes.byref(rest), _CHARS_UTF8, ord("_") << 8)
+                clauses.append((said or b"").decode("utf-8", errors="replace"))
+            found.append(" ".join(clauses))
+    return found
+
+
 def _spans(marks: list[tuple[str, int]], count: int, sample_rate: int) -> list[tuple[str, float, float]]:
     """Turns the first sample of each phoneme into spans in seconds; marks without length are left out."""
     ends = [min(start, count) for _, start in marks[1:]] + [count]
@@ -224,6 +242,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.espeak_Info.argtypes = (ctypes.POINTER(text),)
     library.espeak_Info.restype = text
     library.espeak_SetParameter.argtypes = (number, number, number)
+    library.espeak_TextToPhonemes.argtypes = (ctypes.POINTER(text), number, number)
+    library.espeak_TextToPhonemes.restype = text
     library.espeak_Synth.argtypes = (
         text, ctypes.c_size_t, unsigned, number, unsigned, unsigned, pointer, pointer,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backbone import Backbone
-from ..checkpoint import load_adapter, load_lm, load_tokenizer, save_checkpoint
+from ..checkpoint import load_adapter, load_lexicon, load_lm, load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
 from ..data.batches import UNLIMITED, Mixture, tempered
 from ..data.context import drawn_context
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance
+from ..data.phonemes import pronunciations
 from ..data.sources import read_source
 from ..data.synth import read_sound
 from ..data.text import plain_text
@@ -52,13 +53,15 @@ def build_model(
         backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
     scale = backbone.embedding_scale() if recipe.projector.scaled else None
     characters = alphabet_size(recipe.projector, tokenizer)
-    projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, scale, characters)
+    lexicon = load_lexicon(recipe.lm, Path())
+    written = characters, 0 if lexicon is None else len(lexicon)
+    projector = new_projector(recipe.projector, encoder.hidden_size, backbone.hidden_size, scale, *written)
     parts = encoder, projector.to(device), backbone, tokenizer
     start: Start = "draft" if recipe.losses.draft_share > 0 else "noise"
-    drafts, told = recipe.losses.ctc > 0 or recipe.losses.spelling > 0, recipe.model
+    drafts, told = recipe.losses.ctc > 0 or spells(recipe.losses), recipe.model
     trained = told.languages, told.finds_language, told.reads_context
     weight, lm = DRAFT_WEIGHT if start == "draft" else 0.0, load_lm(recipe.lm, Path(), tokenizer)
-    model = DiffusionGemmaASR(*parts, drafts, start, *trained, weight, lm)
+    model = DiffusionGemmaASR(*parts, drafts, start, *trained, weight, lm, lexicon)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()
     return model
@@ -71,6 +74,7 @@ class Examples:
     utterances: Sequence[Utterance]
     cache: FeatureCache
     targets: list[list[int]]
+    phonemes: list[list[int]]  # or none
 
     def batch(
         self, model: DiffusionGemmaASR, chosen: Sequence[int], margin: int, unnamed: Sequence[bool] | None = None,
@@ -88,7 +92,7 @@ class Examples:
             unnamed,
             contexts,
         )
-        return SpeechBatch(frames, lengths, text)
+        return SpeechBatch(frames, lengths, text, [self.phonemes[i] for i in chosen] if self.phonemes else ())
 
 
 def frame_cache(folder: Path, encoder: Ear, utterances: Sequence[Utterance]) -> FeatureCache:
@@ -218,9 +222,14 @@ def reads(losses: LossRecipe) -> bool:
     return losses.diffusion > 0 or losses.autoregressive > 0
 
 
+def spells(losses: LossRecipe) -> bool:
+    """Whether the speller learns."""
+    return losses.spelling > 0 or losses.phonemes > 0
+
+
 def learning(model: DiffusionGemmaASR, losses: LossRecipe) -> dict[str, nn.Parameter]:
     """The parameters that the losses train, by name: the speller has a loss of its own, and all else the others."""
-    speller, others = losses.spelling > 0, reads(losses) or losses.ctc > 0
+    speller, others = spells(losses), reads(losses) or losses.ctc > 0
     return {n: p for n, p in model.trained().items() if (speller if n.startswith("projector.speller.") else others)}
 
 
@@ -241,7 +250,15 @@ class AdapterTrainer:
         self.console = Console(stderr=True)
         self.data = SpeechData(recipe.data, recipe.train, model.encoder, folder)
         targets = [model.prompts.target(text) for text in self.data.texts]
-        self.examples = Examples(self.data.utterances, self.data.cache, targets)
+        self.examples = Examples(self.data.utterances, self.data.cache, targets, self._phonemes())
+
+    def _phonemes(self) -> list[list[int]]:
+        """Of each utterance to train on, in classes; none where no loss asks for them."""
+        lexicon = self.model.lexicon
+        if lexicon is None or self.recipe.losses.phonemes == 0:
+            return []
+        rows = self.data.utterances
+        return [lexicon.classes_of(said, u.language) for u, said in zip(rows, pronunciations(rows), strict=True)]
 
     def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
         """The weighted loss of one micro-batch, and its parts."""
@@ -254,7 +271,7 @@ class AdapterTrainer:
         contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < t.context else "" for i in chosen]
         batch = self.examples.batch(self.model, chosen, margin, unnamed, contexts)
         masked = mask_bands(batch.frames, batch.frame_lengths, t.spec_augment)
-        batch = SpeechBatch(masked, batch.frame_lengths, batch.text).to(self.model.device)
+        batch = replace(batch, frames=masked).to(self.model.device)
         return weighted_loss(self.model, batch, self.recipe, self.model.device, self.dtype)
 
     def evaluate(self, step: int) -> Metrics:
@@ -291,8 +308,8 @@ def weighted_loss(
             found |= losses.__dict__
         elif weights.ctc > 0:
             found["ctc"] = model.ctc_loss(batch)
-        if weights.spelling > 0:
-            found["spelling"] = model.spelling_loss(batch)
+        if spells(weights):
+            found |= model.spelling_losses(batch)
         weighted = [weight * loss for name, loss in found.items() if (weight := getattr(weights, name, 0.0)) > 0]
         total = torch.stack(weighted).sum()
     return total, {name: float(value.detach()) for name, value in found.items()}
@@ -303,7 +320,7 @@ def draft_cached(model: DiffusionGemmaASR, utterances: Sequence[Utterance], cach
     """Greedy CTC drafts of utterances whose frozen frames are cached, in their order: the speller's, if there is one."""
     frames, lengths = (part.to(model.device) for part in cache.batch(utterances))
     if model.projector.speller is not None:
-        return model.alphabet.read(model.projector.speller.hear(frames, lengths), lengths)
+        return model.alphabet.read(model.projector.speller.hear(frames, lengths).characters, lengths)
     slots, lengths = model.projector(frames, lengths)
     return [model.text([token.id for token in draft]) for draft in model.draft(slots, lengths)]
 

@@ -1,0 +1,122 @@
+"""A pronouncing dictionary: which words sound like a string of phonemes.
+
+Each phoneme is a class of the speller's second head (speller.py), one for each language that has it, so that what is heard
+says the language as well. The dictionary is made from text by train/lexicon.py.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CheckpointError
+
+CODES = 8.0  # steps a nat in which frequencies are stored, in a byte each
+
+
+class Lexicon:
+    """Words and their pronunciations.
+
+    A pronunciation is a string whose characters' numbers are classes; class 0 is the CTC blank.
+
+    Args:
+        symbols: what each class stands for: language and phoneme, as in "fr:y"; "" is the blank.
+        entries: (pronunciation, word, log-frequency among the language's words in nats), in any order.
+    """
+
+    def __init__(self, symbols: Sequence[str], entries: Iterable[tuple[str, str, float]]):
+        self.symbols = list(symbols)
+        self.classes = {symbol: i for i, symbol in enumerate(self.symbols) if i}
+        rows = sorted(entries)
+        self.said = [row[0] for row in rows]
+        self.words = [row[1] for row in rows]
+        self.frequency = np.array([row[2] for row in rows], dtype=np.float32)
+        self._own: dict[str, list[str]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def classes_of(self, phonemes: Iterable[str], language: str) -> list[int]:
+        """Phonemes of a language (data/phonemes.py) as classes; those that it hardly has are left out."""
+        found = (self.classes.get(f"{language}:{phoneme}") for phoneme in phonemes)
+        return [one for one in found if one is not None]
+
+    def narrowed(self, low: int, high: int, depth: int, found: int) -> tuple[int, int]:
+        """Of the entries from low to high, all alike in their first depth phonemes, those that go on with class found."""
+        head = self.said[low][:depth]
+        first = bisect_left(self.said, head + chr(found), low, high)
+        return first, bisect_left(self.said, head + chr(found + 1), first, high)
+
+    def pronunciations(self, word: str) -> list[str]:
+        """All of a word's, in whichever language."""
+        if self._own is None:
+            self._own = {}
+            for said, own in zip(self.said, self.words, strict=True):
+                self._own.setdefault(own, []).append(said)
+        return self._own.get(word, [])
+
+    def save(self, path: str | Path) -> None:
+        """Writes the dictionary to an .npz file, whole or not at all."""
+        order = sorted(range(len(self.words)), key=lambda i: (self.words[i], self.said[i]))
+        arrays = {
+            "symbols": _packed("\n".join(self.symbols)),
+            "words": _packed("\n".join(self.words[i] for i in order)),
+            "said": np.array([ord(c) for i in order for c in self.said[i]], dtype=np.uint16),
+            "lengths": np.array([len(self.said[i]) for i in order], dtype=np.uint8),
+            "frequency": np.clip(np.round(-CODES * self.frequency[order]), 0, 255).astype(np.uint8),
+        }
+        part = Path(path).with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Lexicon:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or another's.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                words, symbols = (bytes(file[name]).decode().split("\n") for name in ("words", "symbols"))
+                letters, ends = "".join(map(chr, file["said"].tolist())), np.cumsum(file["lengths"], dtype=np.int64).tolist()
+                said = [letters[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+                return cls(symbols, zip(said, words, (file["frequency"] / -CODES).tolist(), strict=True))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path} cannot be read as a dictionary ({error}); fetch or save it again") from error
+
+
+def lexicon_of(counts: Mapping[str, Mapping[str, Mapping[tuple[str, ...], int]]], least: int) -> Lexicon:
+    """The dictionary of pronunciations that were counted: language → word → phonemes → how often.
+
+    Args:
+        least: phonemes that a language has less often get no class.
+    """
+    symbols, entries = [""], []
+    for language, words in counts.items():
+        seen: dict[str, int] = {}
+        for ways in words.values():
+            for way, n in ways.items():
+                for phoneme in way:
+                    seen[phoneme] = seen.get(phoneme, 0) + n
+        symbols += [f"{language}:{phoneme}" for phoneme in sorted(seen) if seen[phoneme] >= least]
+    classes = {symbol: i for i, symbol in enumerate(symbols)}
+    for language, words in counts.items():
+        total = sum(n for ways in words.values() for n in ways.values())
+        for word, ways in words.items():
+            merged: dict[str, int] = {}
+            for way, n in ways.items():
+                said = "".join(chr(classes[key]) for phoneme in way if (key := f"{language}:{phoneme}") in classes)
+                if said:
+                    merged[said] = merged.get(said, 0) + n
+            entries += [(said, word, float(np.log(n / total))) for said, n in merged.items()]
+    return Lexicon(symbols, entries)
+
+
+def _packed(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
