@@ -3,7 +3,7 @@
     python benchmarks/draft_lm.py measure mini                 or mini6, mini-whisper-base --encoder FOLDER
     python benchmarks/draft_lm.py report                       fills the tables of docs/results/draft_lm.md
 
-Error rates of drafts alone (beam.py; spelled_beam.py where the model has a speller), which denoising starts from, over the
+Error rates of drafts alone (beam.py; draft_search.py where the model has a speller), which denoising starts from, over the
 synthetic monitor lists of a checkpoint's languages: other sentences than those of the figures that are reported.
 """
 
@@ -20,9 +20,9 @@ from checkpoints import command, error_lines, monitor_lists
 from pages import circumstances, measured
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.decoding import spelled_drafts
+from diffusion_gemma_asr.draft_search import spelled_drafts
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
-from diffusion_gemma_asr.speller import Spelling
+from diffusion_gemma_asr.speller import Spellings
 from diffusion_gemma_asr.train.monitor import error_rate
 
 GREEDY = "greedy"
@@ -50,7 +50,7 @@ def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> No
             slots, lengths = model.projector(frames_of, frame_lengths)
             heard = model.hear(slots) if speller is None else speller.hear(frames_of, frame_lengths)
             start = time.perf_counter()
-            if isinstance(heard, Spelling):
+            if isinstance(heard, Spellings):
                 drafts = spelled_drafts(model, heard, frame_lengths, slots, lengths)
             else:
                 drafts = heard.draft(lengths, model.blank, model.lm)

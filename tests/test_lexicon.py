@@ -16,7 +16,7 @@ from diffusion_gemma_asr.ctc import scores
 from diffusion_gemma_asr.data import espeak
 from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.data.phonemes import accent_of, pronunciations, simplified
-from diffusion_gemma_asr.draft_search import DraftSearch
+from diffusion_gemma_asr.draft_search import SPELLED_WEIGHTS, WEIGHTS, DraftSearch, likeliest
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.lexicon import Lexicon, lexicon_of
 from diffusion_gemma_asr.lexicon_beam import WORD_BONUS, LexiconSearch
@@ -152,8 +152,10 @@ def search(tokenizer: PreTrainedTokenizerBase, lexicon: Lexicon) -> DraftSearch:
 
 
 def chosen(search: DraftSearch, heard: Spellings) -> str:
-    found = search.propose(heard, ())
-    return search.language.tokenizer.decode(search.choose(heard, found, [0.0] * len(found)))
+    proposed = search.propose(heard, ())
+    found = search.judge(heard, proposed, [0.0] * len(proposed))
+    weights = SPELLED_WEIGHTS if heard.phonemes is None else WEIGHTS
+    return search.language.tokenizer.decode(likeliest(found, weights))
 
 
 def test_phonemes_outvote_characters_that_guess(search: DraftSearch, lexicon: Lexicon) -> None:
@@ -178,7 +180,9 @@ def test_each_word_counts_in_the_way_that_fits_best(search: DraftSearch, lexicon
     ways = [lexicon.pronunciations(word) for word in ("the", "the", "sea")]
     rows = [[ord(c) for c in "".join(row)] for row in itertools.product(*ways)]
     assert len(rows) == 4
-    assert search._sounding(heard, tokens) == pytest.approx(max(scores(logits.log_softmax(-1), rows)), abs=1e-3)
+    best = max(scores(logits.log_softmax(-1), rows))
+    assert search.sounding(heard, tokens) == (pytest.approx(best, abs=1e-3), 0)
+    assert search.sounding(heard._replace(phonemes=None), tokens) == (0.0, 0)
 
 
 def test_espeaks_notation_becomes_phonemes() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -24,12 +24,37 @@ from .token_scores import Tokens, TokenScores, is_unspaced
 if TYPE_CHECKING:
     from .model import DiffusionGemmaASR
 
-CHARACTERS, SLOTS = 0.7, 0.5  # weights of what CTC says of a transcript that was found: by characters, by audio tokens
-WITH_PHONEMES = 0.3, 0.3  # the same where phonemes count as well
-PHONEMES = 0.7
-PROPOSED = 30  # transcripts of a search that are judged
+
+class Weights(NamedTuple):
+    """Factors on what CTC says of a transcript, by its phonemes, its characters and its audio tokens, and the nats that each
+    word costs which the dictionary lacks."""
+
+    phonemes: float
+    characters: float
+    slots: float
+    unknown: float = 0.0
+
+
+WEIGHTS = Weights(0.7, 0.3, 0.4, 8.0)  # the best of those tried in benchmarks/draft_search.py
+SPELLED_WEIGHTS = Weights(0.0, 0.7, 0.5)  # where there are no phonemes
+BY_PHONEMES, BY_CHARACTERS = 30, 3  # transcripts of each search that are judged, where there are both
 MARGIN = 2  # frames around a word's characters in which its phonemes may be
-UNKNOWN = -8.0  # nats for each word that the dictionary lacks, which is taken to sound as it was heard
+
+
+class Evidence(NamedTuple):
+    """What there is to say of a transcript, in nats: CTC's log-probabilities by phonemes, characters and audio tokens, how
+    many words the dictionary lacks, and what the language model adds."""
+
+    phonemes: float
+    characters: float
+    slots: float
+    unknown: int
+    language: float
+
+    def weighed(self, weights: Weights) -> float:
+        """The transcript's score."""
+        heard = weights.phonemes * self.phonemes + weights.characters * self.characters + weights.slots * self.slots
+        return heard - weights.unknown * self.unknown + self.language
 
 
 def spelled_drafts(
@@ -41,22 +66,43 @@ def spelled_drafts(
     the audio tokens (B, S, H) find, where all of these and the language model count; without: what the likeliest characters
     spell.
     """
-    clips = [heard.clip(row, n) for row, n in enumerate(frame_lengths.tolist())]
-    search = model.search
-    if search is None:
+    if model.search is None:
         texts = model.alphabet.read(heard.characters, frame_lengths)
     else:
-        lm = replace(search.language.model, weight=LM_WEIGHT, bonus=TOKEN_BONUS)
-        others = model.hear(slots).draft(slot_lengths, model.blank, lm)
-        texts = []
-        for clip, row, n, other in zip(clips, slots, slot_lengths.tolist(), others, strict=True):
-            found = search.propose(clip, tuple(token.id for token in other))
-            head = model.backbone.lm_head_weight, model.backbone.softcap
-            by_slots = lm_head_scores(row[:n], *head, list(found), model.blank)
-            texts.append(model.text(search.choose(clip, found, by_slots)))
+        weights = SPELLED_WEIGHTS if heard.phonemes is None else WEIGHTS
+        found = judged_transcripts(model, heard, frame_lengths, slots, slot_lengths)
+        texts = [model.text(likeliest(rows, weights)) for rows in found]
     written = [model.prompts.target(text)[:-1] for text in texts]  # without the end of the turn
-    per_slot = model.projector.frames_per_slot
+    per_slot, clips = model.projector.frames_per_slot, _clips(heard, frame_lengths)
     return [placed(tokens, clip.characters, model.alphabet, per_slot) for tokens, clip in zip(written, clips, strict=True)]
+
+
+def judged_transcripts(
+    model: DiffusionGemmaASR, heard: Spellings, frame_lengths: Tensor, slots: Tensor, slot_lengths: Tensor
+) -> list[dict[Tokens, Evidence]]:
+    """The transcripts of each clip that a model with a language model finds, and what there is to say of them; the arguments
+    are those of `spelled_drafts`."""
+    search = model.search
+    assert search is not None
+    lm = replace(search.language.model, weight=LM_WEIGHT, bonus=TOKEN_BONUS)
+    others = model.hear(slots).draft(slot_lengths, model.blank, lm)
+    head = model.backbone.lm_head_weight, model.backbone.softcap
+    found = []
+    for clip, row, n, other in zip(_clips(heard, frame_lengths), slots, slot_lengths.tolist(), others, strict=True):
+        proposed = search.propose(clip, tuple(token.id for token in other))
+        by_slots = lm_head_scores(row[:n], *head, list(proposed), model.blank)
+        found.append(search.judge(clip, proposed, by_slots))
+    return found
+
+
+def likeliest(judged: dict[Tokens, Evidence], weights: Weights) -> Tokens:
+    """The transcript of the highest score."""
+    tokens, _ = max(judged.items(), key=lambda item: item[1].weighed(weights))
+    return tokens
+
+
+def _clips(heard: Spellings, frame_lengths: Tensor) -> list[Spellings]:
+    return [heard.clip(row, n) for row, n in enumerate(frame_lengths.tolist())]
 
 
 class DraftSearch:
@@ -76,30 +122,33 @@ class DraftSearch:
     def propose(self, heard: Spellings, other: Tokens) -> dict[Tokens, float | None]:
         """Transcripts of one clip, one more among them, and their log-probabilities by phonemes where these found them."""
         found: dict[Tokens, float | None] = {}
+        spelled = [one.tokens for one in self.spelled.best(heard.characters)]
         if self.sounded is not None and heard.phonemes is not None:
-            found |= {one.tokens: one.heard for one in self.sounded.best(heard.phonemes)[:PROPOSED]}
-        for tokens in (*(one.tokens for one in self.spelled.best(heard.characters)), other):
+            found |= {one.tokens: one.heard for one in self.sounded.best(heard.phonemes)[:BY_PHONEMES]}
+            spelled = spelled[:BY_CHARACTERS]
+        for tokens in (*spelled, other):
             found.setdefault(tokens, None)
         return found
 
-    def choose(self, heard: Spellings, found: dict[Tokens, float | None], by_slots: Sequence[float]) -> Tokens:
-        """The transcript that is likeliest by phonemes, characters, audio tokens and the language model together."""
-        transcripts = list(found)
-        by_characters = scores(*columns_of(heard.characters, [self.alphabet.spell(tokens) for tokens in transcripts]))
-        characters, slots = (CHARACTERS, SLOTS) if heard.phonemes is None else WITH_PHONEMES
-        totals = [
-            characters * max(a, NEVER) + slots * max(b, NEVER) + language
-            for a, b, language in zip(by_characters, by_slots, self.language.whole(transcripts), strict=True)
-        ]
-        if heard.phonemes is not None:
-            for i, tokens in enumerate(transcripts):
-                known = found[tokens]
-                totals[i] += PHONEMES * (self._sounding(heard, tokens) if known is None else known)
-        return transcripts[max(range(len(totals)), key=totals.__getitem__)]
+    def judge(
+        self, heard: Spellings, proposed: dict[Tokens, float | None], by_slots: Sequence[float]
+    ) -> dict[Tokens, Evidence]:
+        """What there is to say of the transcripts that were proposed of one clip, of which the slots say by_slots."""
+        rows = list(proposed)
+        by_characters = scores(*columns_of(heard.characters, [self.alphabet.spell(tokens) for tokens in rows]))
+        found = {}
+        for tokens, a, b, language in zip(rows, by_characters, by_slots, self.language.whole(rows), strict=True):
+            sounding, unknown = proposed[tokens], 0
+            if sounding is None:
+                sounding, unknown = self.sounding(heard, tokens)
+            found[tokens] = Evidence(sounding, max(a, NEVER), max(b, NEVER), unknown, language)
+        return found
 
-    def _sounding(self, heard: Spellings, tokens: Tokens) -> float:
-        """The log-probability of a transcript by its phonemes, each word said in the way that fits best."""
-        assert self.lexicon is not None and heard.phonemes is not None
+    def sounding(self, heard: Spellings, tokens: Tokens) -> tuple[float, int]:
+        """The log-probability of a transcript by its phonemes, each word said in the way that fits best, and how many of its
+        words the dictionary lacks: these are taken to sound as was heard where their characters are. 0 without phonemes."""
+        if self.lexicon is None or heard.phonemes is None:
+            return 0.0, 0
         text = self.language.tokenizer.decode(tokens, skip_special_tokens=True)
         words = [(k, part) for k, word in enumerate(text.split()) for part in (word if is_unspaced(word[0]) else [word])]
         ways = [self.lexicon.pronunciations(word) for _, word in words]
@@ -108,20 +157,17 @@ class DraftSearch:
             spans = self._spans(heard.characters, tokens)
             for i in unknown:
                 ways[i] = [_likeliest(heard.phonemes, *spans.get(words[i][0], (0, 0)))]
-        first = [found[0] for found in ways]
+        best = [found[0] for found in ways]
         swaps = [(i, way) for i, found in enumerate(ways) for way in found[1:]]
-        rows = [first, *([*first[:i], way, *first[i + 1 :]] for i, way in swaps)]
-        base, *others = scores(*columns_of(heard.phonemes, [[ord(c) for c in "".join(row)] for row in rows]))
+        rows = [best, *([*best[:i], way, *best[i + 1 :]] for i, way in swaps)]
+        base, *others = _sounds(heard.phonemes, rows)
         gains: dict[int, tuple[float, str]] = {}
         for (i, way), score in zip(swaps, others, strict=True):
             if score > max(base, gains.get(i, (NEVER, ""))[0]):
                 gains[i] = score, way
-        best = [gains[i][1] if i in gains else way for i, way in enumerate(first)]
-        if len(gains) > 1:
-            (base,) = scores(*columns_of(heard.phonemes, [[ord(c) for c in "".join(best)]]))
-        elif gains:
-            base = next(iter(gains.values()))[0]
-        return max(base, NEVER) + UNKNOWN * len(unknown)
+        if gains:
+            (base,) = _sounds(heard.phonemes, [[gains[i][1] if i in gains else way for i, way in enumerate(best)]])
+        return max(base, NEVER), len(unknown)
 
     def _spans(self, heard: Spelling, tokens: Tokens) -> dict[int, tuple[int, int]]:
         """The frames in which each word of a transcript is spelled, by its number."""
@@ -133,6 +179,11 @@ class DraftSearch:
                 number += 1
             found[number] = (found[number][0] if number in found else token.start, token.end)
         return found
+
+
+def _sounds(heard: Spelling, rows: Sequence[Sequence[str]]) -> list[float]:
+    """Log-probabilities of transcripts, given by their words' pronunciations, in one clip."""
+    return scores(*columns_of(heard, [[ord(phoneme) for phoneme in "".join(row)] for row in rows]))
 
 
 def _likeliest(heard: Spelling, start: int, end: int) -> str:

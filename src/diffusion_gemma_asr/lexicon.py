@@ -25,16 +25,20 @@ class Lexicon:
 
     Args:
         symbols: what each class stands for: language and phoneme, as in "fr:y"; "" is the blank.
-        entries: (pronunciation, word, log-frequency among the language's words in nats), in any order.
+        said, words, frequency: pronunciations, what each is of, and how frequent it is among the language's words, as a
+            logarithm in nats; in any order.
+
+    Attributes:
+        said, words, frequency: in the order of the pronunciations.
     """
 
-    def __init__(self, symbols: Sequence[str], entries: Iterable[tuple[str, str, float]]):
+    def __init__(self, symbols: Sequence[str], said: Sequence[str], words: Sequence[str], frequency: Sequence[float]):
         self.symbols = list(symbols)
         self.classes = {symbol: i for i, symbol in enumerate(self.symbols) if i}
-        rows = sorted(entries)
-        self.said = [row[0] for row in rows]
-        self.words = [row[1] for row in rows]
-        self.frequency = np.array([row[2] for row in rows], dtype=np.float32)
+        order = sorted(range(len(said)), key=said.__getitem__)
+        self.said = [said[i] for i in order]
+        self.words = [words[i] for i in order]
+        self.frequency = np.asarray(frequency, dtype=np.float32)[order]
         self._own: dict[str, list[str]] | None = None
 
     def __len__(self) -> int:
@@ -84,9 +88,10 @@ class Lexicon:
         try:
             with np.load(path, allow_pickle=False) as file:
                 words, symbols = (bytes(file[name]).decode().split("\n") for name in ("words", "symbols"))
-                letters, ends = "".join(map(chr, file["said"].tolist())), np.cumsum(file["lengths"], dtype=np.int64).tolist()
+                letters = file["said"].astype("<u2").tobytes().decode("utf-16-le")
+                ends = np.cumsum(file["lengths"], dtype=np.int64).tolist()
                 said = [letters[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-                return cls(symbols, zip(said, words, (file["frequency"] / -CODES).tolist(), strict=True))
+                return cls(symbols, said, words, file["frequency"] / -CODES)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path} cannot be read as a dictionary ({error}); fetch or save it again") from error
 
@@ -97,7 +102,7 @@ def lexicon_of(counts: Mapping[str, Mapping[str, Mapping[tuple[str, ...], int]]]
     Args:
         least: phonemes that a language has less often get no class.
     """
-    symbols, entries = [""], []
+    symbols = [""]
     for language, words in counts.items():
         seen: dict[str, int] = {}
         for ways in words.values():
@@ -106,6 +111,7 @@ def lexicon_of(counts: Mapping[str, Mapping[str, Mapping[tuple[str, ...], int]]]
                     seen[phoneme] = seen.get(phoneme, 0) + n
         symbols += [f"{language}:{phoneme}" for phoneme in sorted(seen) if seen[phoneme] >= least]
     classes = {symbol: i for i, symbol in enumerate(symbols)}
+    entries: list[tuple[str, str, float]] = []
     for language, words in counts.items():
         total = sum(n for ways in words.values() for n in ways.values())
         for word, ways in words.items():
@@ -115,7 +121,7 @@ def lexicon_of(counts: Mapping[str, Mapping[str, Mapping[tuple[str, ...], int]]]
                 if said:
                     merged[said] = merged.get(said, 0) + n
             entries += [(said, word, float(np.log(n / total))) for said, n in merged.items()]
-    return Lexicon(symbols, entries)
+    return Lexicon(symbols, *zip(*entries, strict=True)) if entries else Lexicon(symbols, [], [], [])
 
 
 def _packed(text: str) -> np.ndarray:

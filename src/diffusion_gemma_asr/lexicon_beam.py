@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .beam import NEVER, either
 from .lexicon import Lexicon
 from .speller import Spelling
-from .token_scores import Tokens, TokenScores, is_unspaced
+from .token_scores import REMEMBERED, Tokens, TokenScores, is_unspaced
 
 WIDTH = 100  # transcripts that are kept after each frame
 LEAST = -5.0  # nats; phonemes that are less likely in a frame are not tried there
@@ -87,8 +87,10 @@ class LexiconSearch:
         self._branches: dict[tuple[int, int, int, int], _Branch | None] = {}
 
     def best(self, heard: Spelling) -> list[Sounded]:
-        """The transcripts found in one clip, without a batch dimension, the best one first; none if all end within a word."""
+        """The transcripts found in one clip, without a batch dimension, the best first; none if all end inside a word."""
         self.language.tidy()
+        if len(self._branches) > REMEMBERED:
+            self._branches = {}
         beams: Beams = {_Prefix(0, _Written(), self._root): (0.0, NEVER)}
         for row, values, silent in zip(*(part.tolist() for part in heard), strict=True):
             likely = [(found, value) for found, value in zip(row, values, strict=True) if found and value > LEAST]
