@@ -3,17 +3,16 @@
     python benchmarks/draft_search.py measure mini6
     python benchmarks/draft_search.py report                   fills the tables of docs/results/draft_search.md
 
-Error rates of drafts alone (draft_search.py), over the synthetic monitor lists: other sentences than those of the figures that
-are reported.
+Error rates of drafts alone (draft_search.py), over the synthetic monitor lists: other sentences than those of the figures
+that are reported.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +22,18 @@ from pages import circumstances, measured
 from torch import Tensor
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.draft_search import WEIGHTS, Evidence, Weights, judged_transcripts, likeliest
+from diffusion_gemma_asr.draft_search import WEIGHTS, Weights, judged_transcripts, likeliest
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
+from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.ngram import LM_WEIGHT, TOKEN_BONUS
-from diffusion_gemma_asr.speller import Spellings
-from diffusion_gemma_asr.token_scores import Tokens
 from diffusion_gemma_asr.train.monitor import error_rate
 
 COUNT = 60
 TRIED = (
     WEIGHTS, WEIGHTS._replace(slots=0.0), WEIGHTS._replace(characters=0.0), WEIGHTS._replace(phonemes=0.0),
     WEIGHTS._replace(phonemes=0.5), WEIGHTS._replace(phonemes=1.0), WEIGHTS._replace(characters=0.15),
-    WEIGHTS._replace(characters=0.6), WEIGHTS._replace(slots=0.2), WEIGHTS._replace(unknown=4.0), WEIGHTS._replace(unknown=16.0),
+    WEIGHTS._replace(characters=0.6), WEIGHTS._replace(slots=0.2), WEIGHTS._replace(unknown=4.0),
+    WEIGHTS._replace(unknown=16.0),
 )  # fmt: skip
 PAGE, DATA = Path("docs/results/draft_search.md"), Path("docs/results/draft_search.json")
 
@@ -43,48 +42,48 @@ PAGE, DATA = Path("docs/results/draft_search.md"), Path("docs/results/draft_sear
 def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> None:
     """Adds a model's figures to the data, in place of older ones."""
     model = asr.load(checkpoint, device="cpu", encoder=encoder)
-    speller, search = model.projector.speller, model.search
-    if speller is None or search is None or search.sounded is None:
+    if model.lexicon is None or model.search is None:
         raise SystemExit(f"{checkpoint} has no speller with phonemes and a language model")
-    sounded = search.sounded
     lists, cache = monitor_lists(model, COUNT, frames)
-    lm = replace(search.language.model, weight=LM_WEIGHT, bonus=TOKEN_BONUS)
     errors: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}
     for code, rows in lists.items():
-        said, (frames_of, frame_lengths) = [u.text for u in rows], cache.batch(rows)
-        slots, lengths = model.projector(frames_of, frame_lengths)
-        heard = speller.hear(frames_of, frame_lengths)
-        clips = [heard.clip(row, n) for row, n in enumerate(frame_lengths.tolist())]
-
-        def timed(label: str, find: Callable[[], Sequence[Sequence[int]]], said: list[str] = said, code: str = code) -> None:
-            start = time.perf_counter()
-            texts = [model.text(list(tokens)) for tokens in find()]
-            seconds[label] = seconds.get(label, 0.0) + time.perf_counter() - start
-            errors.setdefault(label, {})[code] = round(error_rate(said, texts, code), 4)
-
-        by_tokens = model.hear(slots)
-        timed("audio tokens", lambda: [[t.id for t in row] for row in by_tokens.draft(lengths, model.blank, lm)])
-        timed("characters", lambda: [search.spelled.best(clip.characters)[0].tokens for clip in clips])
-        timed("phonemes", lambda: [(*(one.tokens for one in sounded.best(clip.phonemes)), ())[0] for clip in clips])
-        judged: list[dict[Tokens, Evidence]] = []
-
-        def judge(
-            weights: Weights, judged: list[dict[Tokens, Evidence]] = judged, heard: Spellings = heard,
-            sizes: tuple[Tensor, Tensor, Tensor] = (frame_lengths, slots, lengths),
-        ) -> list[Tokens]:  # fmt: skip
-            judged += [] if judged else judged_transcripts(model, heard, *sizes)
-            return [likeliest(found, weights) for found in judged]
-
-        for weights in TRIED:
-            timed(label_of(weights), partial(judge, weights))
-
+        said = [u.text for u in rows]
+        for label, took, found in drafts(model, *cache.batch(rows)):
+            seconds[label] = seconds.get(label, 0.0) + took
+            errors.setdefault(label, {})[code] = round(error_rate(said, [model.text(list(one)) for one in found], code), 4)
     sound = sum(u.duration for rows in lists.values() for u in rows)
-    took = {label: round(1000 * value / sound, 2) for label, value in seconds.items()}
-    print(name, errors, took)
+    took_ms = {label: round(1000 * value / sound, 2) for label, value in seconds.items()}
+    print(name, errors, took_ms)
     data = measured(DATA)
-    data[name] = {"errors": errors, "ms_per_s": took, "count": COUNT, "machine": machine()}
+    data[name] = {"errors": errors, "ms_per_s": took_ms, "count": COUNT, "machine": machine()}
     write_whole(DATA, json.dumps(data, indent=1) + "\n")
+
+
+def drafts(model: DiffusionGemmaASR, frames: Tensor, lengths: Tensor) -> Iterator[tuple[str, float, list[Sequence[int]]]]:
+    """Drafts of frames (B, F, D), lengths (B,): what each search alone finds, and all together by the weights of TRIED, with
+    the seconds that it took; to weigh again what was found takes none."""
+    speller, search = model.projector.speller, model.search
+    assert speller is not None and search is not None and search.sounded is not None
+    slots, slot_lengths = model.projector(frames, lengths)
+    heard = speller.hear(frames, lengths)
+    clips = [heard.clip(row, n) for row, n in enumerate(lengths.tolist())]
+    start = time.perf_counter()
+    lm = replace(search.language.model, weight=LM_WEIGHT, bonus=TOKEN_BONUS)
+    by_tokens = [[token.id for token in row] for row in model.hear(slots).draft(slot_lengths, model.blank, lm)]
+    yield "audio tokens", time.perf_counter() - start, by_tokens
+    start = time.perf_counter()
+    by_characters = [search.spelled.best(clip.characters)[0].tokens for clip in clips]
+    yield "characters", time.perf_counter() - start, by_characters
+    start = time.perf_counter()
+    by_phonemes = [[one.tokens for one in search.sounded.best(clip.phonemes)] for clip in clips if clip.phonemes]
+    yield "phonemes", time.perf_counter() - start, [found[0] if found else () for found in by_phonemes]
+    start = time.perf_counter()
+    judged = judged_transcripts(model, heard, lengths, slots, slot_lengths)
+    for weights in TRIED:
+        chosen = [likeliest(found, weights) for found in judged]
+        yield label_of(weights), time.perf_counter() - start, chosen
+        start = time.perf_counter()
 
 
 def label_of(weights: Weights) -> str:
