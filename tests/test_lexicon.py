@@ -18,7 +18,7 @@ from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.data.phonemes import accent_of, pronunciations, simplified
 from diffusion_gemma_asr.draft_search import SPELLED_WEIGHTS, WEIGHTS, DraftSearch, likeliest
 from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.lexicon import Lexicon, lexicon_of
+from diffusion_gemma_asr.lexicon import Lexicon, lexicon_of, symbols_of
 from diffusion_gemma_asr.lexicon_beam import WORD_BONUS, LexiconSearch
 from diffusion_gemma_asr.speller import Alphabet, Spellings
 from diffusion_gemma_asr.token_scores import TokenScores
@@ -43,7 +43,7 @@ def tokenizer(backbone_folder: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def lexicon() -> Lexicon:
-    return lexicon_of(COUNTS, 1)
+    return lexicon_of(COUNTS, symbols_of(COUNTS, 1))
 
 
 def said(lexicon: Lexicon, phonemes: str, language: str = "en") -> list[int]:
@@ -80,7 +80,8 @@ def test_phonemes_are_those_of_a_language(lexicon: Lexicon) -> None:
 
 
 def test_rare_phonemes_have_no_class() -> None:
-    found = lexicon_of({"en": {"sea": {("s", "i"): 9}, "loch": {("l", "0", "x"): 1, ("l", "0", "k"): 2}}}, 3)
+    counts = {"en": {"sea": {("s", "i"): 9}, "loch": {("l", "0", "x"): 1, ("l", "0", "k"): 2}}}
+    found = lexicon_of(counts, symbols_of(counts, 3))
     assert found.symbols == ["", "en:0", "en:i", "en:l", "en:s"]
     assert len(found.pronunciations("loch")) == 1  # both ways are one without their last phoneme
 

@@ -24,11 +24,11 @@ SENTENCES = [[3, 4, 5], [3, 4, 6], [3, 4, 5], [7]]
 FINE = math.expm1(0.5 / CODES) + 1e-9  # what storing a share in a byte may change it by
 
 
-def test_probabilities_are_those_of_absolute_discounting() -> None:
+def test_probabilities_are_those_of_kneser_and_ney() -> None:
     lm = NgramLM.count(SENTENCES, VOCAB, BOS, EOS, order=3, least=1)
-    total = 3 + 3 + 2 + 1 + 1 + 4  # tokens and ends
-    five = (2 - DISCOUNT) / total + 6 * DISCOUNT / total / VOCAB  # six different ones
-    behind_four = (2 - DISCOUNT) / 3 + 2 * DISCOUNT / 3 * five
+    pairs = 8  # different ones: each of five tokens behind one, the end behind three
+    five = (1 - DISCOUNT) / pairs + 6 * DISCOUNT / pairs / VOCAB  # six different ones
+    behind_four = (1 - DISCOUNT) / 2 + 2 * DISCOUNT / 2 * five
     behind_both = (2 - DISCOUNT) / 3 + 2 * DISCOUNT / 3 * behind_four
     found = np.exp(lm.logprobs([[], [4], [3, 4], [6, 5, 3, 4]], [5, 5, 5, 5]))
     np.testing.assert_allclose(found, [five, behind_four, behind_both, behind_both], rtol=3 * FINE)

@@ -29,7 +29,7 @@ from diffusion_gemma_asr.data.phonemes import pronounced
 from diffusion_gemma_asr.encoder import AcousticEncoder
 from diffusion_gemma_asr.errors import CheckpointError, DataError, RecipeError
 from diffusion_gemma_asr.info import count_parts, render
-from diffusion_gemma_asr.lexicon import lexicon_of
+from diffusion_gemma_asr.lexicon import lexicon_of, symbols_of
 from diffusion_gemma_asr.ngram import NgramLM
 from diffusion_gemma_asr.projector import LinearProjector
 from diffusion_gemma_asr.recipe import load_recipe
@@ -363,7 +363,7 @@ def test_a_speller_learns_alone_and_its_drafts_are_denoised(recipe: Path, whole:
 def test_a_speller_learns_phonemes_of_a_dictionary(recipe: Path, whole: Path, tmp_path: Path) -> None:
     texts = [*SPOKEN.values()]
     said = {text: {tuple(way): 9} for text, way in zip(texts, pronounced(texts, "en", "en-us"), strict=True)}
-    lexicon_of({"en": said}, 1).save(tmp_path / "words.npz")
+    lexicon_of({"en": said}, symbols_of({"en": said}, 1)).save(tmp_path / "words.npz")
     content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     content["projector"] |= {"spelling_layers": 1, "spelling_width": 64}
     content["losses"] = {"spelling": 1.0, "ctc": 0.0, "autoregressive": 0.0, "diffusion": 0.0}

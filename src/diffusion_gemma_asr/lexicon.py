@@ -15,6 +15,8 @@ import numpy as np
 
 from .errors import CheckpointError
 
+Counts = Mapping[str, Mapping[str, Mapping[tuple[str, ...], float]]]  # language → word → phonemes → how often
+
 CODES = 8.0  # steps a nat in which frequencies are stored, in a byte each
 
 
@@ -96,26 +98,27 @@ class Lexicon:
             raise CheckpointError(f"{path} cannot be read as a dictionary ({error}); fetch or save it again") from error
 
 
-def lexicon_of(counts: Mapping[str, Mapping[str, Mapping[tuple[str, ...], int]]], least: int) -> Lexicon:
-    """The dictionary of pronunciations that were counted: language → word → phonemes → how often.
-
-    Args:
-        least: phonemes that a language has less often get no class.
-    """
+def symbols_of(counts: Counts, least: int) -> list[str]:
+    """The classes of all phonemes that were counted, but for those that a language has less often than `least`."""
     symbols = [""]
     for language, words in counts.items():
-        seen: dict[str, int] = {}
+        seen: dict[str, float] = {}
         for ways in words.values():
             for way, n in ways.items():
                 for phoneme in way:
                     seen[phoneme] = seen.get(phoneme, 0) + n
         symbols += [f"{language}:{phoneme}" for phoneme in sorted(seen) if seen[phoneme] >= least]
+    return symbols
+
+
+def lexicon_of(counts: Counts, symbols: Sequence[str]) -> Lexicon:
+    """The dictionary of pronunciations that were counted, with the classes that are given; other phonemes are left out."""
     classes = {symbol: i for i, symbol in enumerate(symbols)}
     entries: list[tuple[str, str, float]] = []
     for language, words in counts.items():
         total = sum(n for ways in words.values() for n in ways.values())
         for word, ways in words.items():
-            merged: dict[str, int] = {}
+            merged: dict[str, float] = {}
             for way, n in ways.items():
                 said = "".join(chr(classes[key]) for phoneme in way if (key := f"{language}:{phoneme}") in classes)
                 if said:

@@ -1,8 +1,9 @@
 """A language model of tokens that is counted, not learnt: how likely a token is behind the few before it.
 
 Small CTC models hear sounds well and know few words. Millions of tokens of text, counted in a minute, know them; beam.py
-joins both. Probabilities are interpolated by absolute discounting (Ney, Essen and Kneser 1994): each sequence's count loses
-a constant, and what the counts of one context lose goes to the model of the context that is one token shorter.
+joins both. Probabilities are Kneser and Ney's (1995), interpolated: each sequence's count loses a constant, and what the counts
+of one context lose goes to the model of the context that is one token shorter. There a sequence counts once for each token that
+it was seen behind, however often: what follows in many places is likely in a new one.
 """
 
 from __future__ import annotations
@@ -66,15 +67,22 @@ class NgramLM:
         sequences, contexts = [], []
         base, running = np.uint64(vocab_size), np.zeros_like(tokens)
         power = np.uint64(1)
+        seen = []
         for length in range(1, order + 1):
             # The sequence that ends at each token; those that reach beyond their sentence's beginning are left out.
             running[length - 1 :] += power * tokens[: len(tokens) - length + 1]
             power *= base
             ends = place >= max(1, length - 1)  # nothing predicts the beginning
-            keys, counts = np.unique(running[ends], return_counts=True)
+            seen.append(np.unique(running[ends], return_counts=True))
+        for length, (keys, occurrences) in enumerate(seen, 1):
+            counts = occurrences
+            if length < order:  # nothing stands before a sentence's beginning, where occurrences count
+                behind, tokens_before = np.unique(seen[length][0] % base**length, return_counts=True)
+                counts = occurrences.copy()
+                counts[keys.searchsorted(behind)] = tokens_before
             heads, first, owner = np.unique(keys // base, return_index=True, return_inverse=True)
             total = np.add.reduceat(counts, first)
-            kept = counts >= (least if length > 2 else 1)
+            kept = occurrences >= (least if length > 2 else 1)
             taken = np.where(kept, DISCOUNT, counts)  # of each count, for the shorter context
             left = np.add.reduceat(taken, first) / total
             used = np.maximum.reduceat(kept, first)

@@ -1,27 +1,32 @@
-"""Makes the pronouncing dictionary (lexicon.py) of the words in text, but for sentences of lists that models are judged by.
+"""Makes a pronouncing dictionary (lexicon.py) of the words in text, but for sentences of lists that models are judged by, and of
+the most frequent words of each language.
 
 A word sounds different alone and in a sentence: "a", "les" before a vowel. espeak-ng therefore says whole sentences; which
-phonemes belong to which word is told by aligning them with the words said one by one.
+phonemes belong to which word is told by aligning them with the words said one by one. Frequent words that the text lacks, from
+the lists of wordfreq (Speer 2022), are said alone.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rapidfuzz.distance import Levenshtein
 
 from ..data.phonemes import pronounced
 from ..data.synth import ACCENTS
-from ..lexicon import Lexicon, lexicon_of
+from ..data.text import plain_text
+from ..errors import DataError
+from ..lexicon import Lexicon, lexicon_of, symbols_of
 from .tokenizer import read_sentences
 
 LEAST = 50  # occurrences of a phoneme in a language's text, below which it gets no class
 SHARE, WAYS = 0.04, 4  # a word's pronunciations that are kept: those of at least so large a share, at most so many
+BESIDE = 0.25  # weight of wordfreq's frequencies beside those in the text
 
-Counts = dict[str, Counter[tuple[str, ...]]]
+Ways = dict[str, Counter[tuple[str, ...]]]  # of each word
 
 
 def words_of(sentence: str, language: str) -> list[str]:
@@ -54,43 +59,77 @@ def parted(alone: Sequence[Sequence[str]], together: Sequence[str]) -> list[tupl
     return found
 
 
-def counted(sentences: Sequence[str], language: str) -> Counts:
-    """How often each word of plain sentences is said in which way, over all accents of a language."""
+def counted(sentences: Sequence[str], language: str, frequencies: Mapping[str, float] | None = None) -> Ways:
+    """How often each word is said in which way, over all accents of a language: in plain sentences, and once more alone.
+
+    Args:
+        frequencies: of more words, as shares; they weigh BESIDE as much as the sentences.
+    """
     rows = [words_of(sentence, language) for sentence in sentences]
-    known = sorted({word for row in rows for word in row})
-    found: Counts = {word: Counter() for word in known}
+    known = sorted({word for row in rows for word in row} | set(frequencies or ()))
+    found: Ways = {word: Counter() for word in known}
     for accent in sorted(set(ACCENTS[language])):
         alone = dict(zip(known, pronounced(known, language, accent), strict=True))
         for row, together in zip(rows, pronounced(sentences, language, accent), strict=True):
             if row:
                 for word, said in zip(row, parted([alone[word] for word in row], together), strict=True):
-                    if said:
-                        found[word][said] += 1
+                    found[word][said] += 1
         for word in known:
-            if not found[word] and alone[word]:
-                found[word][tuple(alone[word])] = 1
-    return {word: _kept(ways) for word, ways in found.items()}
+            found[word][tuple(alone[word])] += 1
+    size = sum(map(len, rows))
+    extra = {word: BESIDE * size * share for word, share in (frequencies or {}).items()}
+    said_there = Counter(word for row in rows for word in row)
+    return {word: _kept(ways, said_there[word] + extra.get(word, 0.0)) for word, ways in found.items()}
 
 
-def _kept(ways: Counter[tuple[str, ...]]) -> Counter[tuple[str, ...]]:
+def _kept(ways: Counter[tuple[str, ...]], weight: float) -> Counter[tuple[str, ...]]:
+    """The most frequent ways to say a word, which together weigh as much as the word."""
+    del ways[()]
     total = ways.total()
-    return Counter({way: n for way, n in ways.most_common(WAYS) if n >= SHARE * total})
+    return Counter({way: weight * n / total for way, n in ways.most_common(WAYS) if n >= SHARE * total})
 
 
-def make_lexicon(text: Iterable[str | Path], exclude: Iterable[str | Path]) -> Lexicon:
-    """The dictionary of all sentences of `text` that are not in `exclude`, both as `read_sentences` takes them.
+def frequent_words(language: str, count: int) -> dict[str, float]:
+    """The most frequent words of a language that are written as plain text has them, with their shares; none of Mandarin, whose
+    characters the texts have.
 
     Raises:
-        DataError: a file cannot be read.
+        DataError: wordfreq is not installed.
+    """
+    if count == 0 or language == "zh":
+        return {}
+    try:
+        import wordfreq
+    except ImportError:
+        raise DataError("frequent words need wordfreq; pip install wordfreq, or ask for --frequent 0") from None
+    found: dict[str, float] = {}
+    for word, share in wordfreq.get_frequency_dict(language, "best").items():
+        plain = plain_text(word, language)
+        if plain and len(plain) == len(word):  # nothing is lost
+            found[plain] = found.get(plain, 0.0) + share
+    return dict(sorted(found.items(), key=lambda item: -item[1])[:count])
+
+
+def make_lexicon(
+    text: Iterable[str | Path], exclude: Iterable[str | Path], frequent: int, like: Lexicon | None = None
+) -> Lexicon:
+    """The dictionary of all sentences of `text` that are not in `exclude`, both as `read_sentences` takes them.
+
+    Args:
+        frequent: words of wordfreq's list of each language that are looked at.
+        like: phonemes have the classes that they have there; a speller that writes these goes on to.
+
+    Raises:
+        DataError: a file cannot be read, or wordfreq is missing.
         SynthesisError: espeak-ng is missing.
     """
     kept_out = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
     counts = {}
     for code, lines in read_sentences(text).items():
         kept = [line for line in lines if line and line not in kept_out]
-        counts[code] = counted(kept, code)
+        counts[code] = counted(kept, code, frequent_words(code, frequent))
         print(f"{code}: {len(kept)} sentences, {len(counts[code])} words", flush=True)
-    return lexicon_of(counts, LEAST)
+    return lexicon_of(counts, symbols_of(counts, LEAST) if like is None else like.symbols)
 
 
 if __name__ == "__main__":
@@ -98,8 +137,11 @@ if __name__ == "__main__":
     parser.add_argument("file", type=Path, help=".npz to write")
     parser.add_argument("text", nargs="+", help="files CODE.txt with a sentence of that language a line, and manifests")
     parser.add_argument("--exclude", nargs="*", default=(), help="the same, of sentences whose words are not looked at")
+    parser.add_argument("--frequent", type=int, default=100_000, help="words of wordfreq's list of each language")
+    parser.add_argument("--like", type=Path, help="a dictionary whose phonemes' classes are kept, as a trained speller needs")
     args = parser.parse_args()
-    lexicon = make_lexicon(args.text, args.exclude)
+    like = None if args.like is None else Lexicon.load(args.like)
+    lexicon = make_lexicon(args.text, args.exclude, args.frequent, like)
     args.file.parent.mkdir(parents=True, exist_ok=True)
     lexicon.save(args.file)
     size = args.file.stat().st_size / 1e6
