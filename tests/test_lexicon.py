@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +19,12 @@ from diffusion_gemma_asr.data import espeak
 from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.data.phonemes import accent_of, pronunciations, simplified
 from diffusion_gemma_asr.draft_search import SPELLED_WEIGHTS, WEIGHTS, DraftSearch, likeliest
-from diffusion_gemma_asr.errors import CheckpointError
+from diffusion_gemma_asr.errors import CheckpointError, DataError
 from diffusion_gemma_asr.lexicon import Lexicon, lexicon_of, symbols_of
 from diffusion_gemma_asr.lexicon_beam import WORD_BONUS, LexiconSearch
 from diffusion_gemma_asr.speller import Alphabet, Spellings
 from diffusion_gemma_asr.token_scores import TokenScores
-from diffusion_gemma_asr.train.lexicon import counted, make_lexicon, parted
+from diffusion_gemma_asr.train.lexicon import BESIDE, counted, frequent_words, make_lexicon, parted
 
 needs_espeak = pytest.mark.skipif(
     espeak.library_name() is None, reason="needs the espeak-ng library (Debian: apt-get install espeak-ng)"
@@ -207,6 +209,19 @@ def test_a_speaker_has_an_accent() -> None:
     ]  # fmt: skip
 
 
+wordfreq = SimpleNamespace(get_frequency_dict=lambda *_: {"les": 0.6, "l'été": 0.3, "jean-paul": 0.2, "100": 0.1, "là": 0.1})
+
+
+def test_frequent_words_are_those_that_plain_text_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert frequent_words("zh", 9) == {} == frequent_words("fr", 0)
+    monkeypatch.setitem(sys.modules, "wordfreq", wordfreq)
+    assert list(frequent_words("fr", 2)) == ["les", "l'été"]
+    assert list(frequent_words("fr", 9)) == ["les", "l'été", "là"]
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    with pytest.raises(DataError, match="pip install wordfreq"):
+        frequent_words("fr", 2)
+
+
 @needs_espeak
 def test_espeak_tells_how_texts_sound() -> None:
     rows = [Utterance("x", "It's fresh!", "en", 1.0, "en-us+rob"), Utterance("y", "我", "zh", 1.0, "cmn-latn-pinyin+Lee")]
@@ -215,11 +230,20 @@ def test_espeak_tells_how_texts_sound() -> None:
 
 
 @needs_espeak
-def test_a_dictionary_is_made_from_text(tmp_path: Path) -> None:
-    found = counted(["les amis sont là", "les gens sont là"], "fr")
-    assert {"".join(way) for way in found["les"]} == {"le", "lez"} and found["amis"].total() == 3  # in so many accents
-    (tmp_path / "fr.txt").write_text("les gens sont là\n" * 60 + "une amie\n")
+def test_a_dictionary_is_made_from_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = counted(["les amis sont là", "les gens sont là"] * 9, "fr", {"gens": 0.5, "amie": 0.5})
+    assert {"".join(way) for way in found["les"]} == {"le", "lez"}
+    size = 8 * 9
+    assert found["amis"].total() == 9 and found["amie"].total() == BESIDE * 0.5 * size
+    assert found["gens"].total() == 9 + BESIDE * 0.5 * size
+    (tmp_path / "fr.txt").write_text("les gens sont là\n" + "une amie\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "fr.txt").write_text("une amie\n")
-    lexicon = make_lexicon([tmp_path / "fr.txt"], [tmp_path / "out" / "fr.txt"])
-    assert set(lexicon.words) <= {"les", "gens", "sont", "là"} and "amie" not in lexicon.words
+    monkeypatch.setattr("diffusion_gemma_asr.train.lexicon.LEAST", 1)
+    files = [tmp_path / "fr.txt"], [tmp_path / "out" / "fr.txt"]
+    lexicon = make_lexicon(*files, 0)
+    assert set(lexicon.words) == {"les", "gens", "sont", "là"}
+    monkeypatch.setitem(sys.modules, "wordfreq", wordfreq)
+    longer = make_lexicon(*files, 2, lexicon)
+    assert longer.symbols == lexicon.symbols
+    assert set(longer.words) == {"les", "gens", "sont", "là", "l'été"}

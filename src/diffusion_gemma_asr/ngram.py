@@ -1,9 +1,9 @@
 """A language model of tokens that is counted, not learnt: how likely a token is behind the few before it.
 
 Small CTC models hear sounds well and know few words. Millions of tokens of text, counted in a minute, know them; beam.py
-joins both. Probabilities are Kneser and Ney's (1995), interpolated: each sequence's count loses a constant, and what the counts
-of one context lose goes to the model of the context that is one token shorter. There a sequence counts once for each token that
-it was seen behind, however often: what follows in many places is likely in a new one.
+joins both. Probabilities are Kneser and Ney's (1995), interpolated: each sequence's count loses a constant, and what the
+counts of one context lose goes to the model of the context that is one token shorter. There a sequence counts once for each
+token that it was seen behind, however often: what follows in many places is likely in a new one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Makes a pronouncing dictionary (lexicon.py) of the words in text, but for sentences of lists that models are judged by, and of
-the most frequent words of each language.
+"""Makes a pronouncing dictionary (lexicon.py) of the words in text, but for sentences of lists that models are judged by, and
+of the most frequent words of each language.
 
 A word sounds different alone and in a sentence: "a", "les" before a vowel. espeak-ng therefore says whole sentences; which
-phonemes belong to which word is told by aligning them with the words said one by one. Frequent words that the text lacks, from
-the lists of wordfreq (Speer 2022), are said alone.
+phonemes belong to which word is told by aligning them with the words said one by one. Frequent words that the text lacks,
+from the lists of wordfreq (Speer 2022), are said alone.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _kept(ways: Counter[tuple[str, ...]], weight: float) -> Counter[tuple[str, .
 
 
 def frequent_words(language: str, count: int) -> dict[str, float]:
-    """The most frequent words of a language that are written as plain text has them, with their shares; none of Mandarin, whose
-    characters the texts have.
+    """The most frequent words of a language that are written as plain text has them, with their shares; none of Mandarin,
+    whose characters the texts have.
 
     Raises:
         DataError: wordfreq is not installed.
@@ -105,7 +105,7 @@ def frequent_words(language: str, count: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for word, share in wordfreq.get_frequency_dict(language, "best").items():
         plain = plain_text(word, language)
-        if plain and len(plain) == len(word):  # nothing is lost
+        if plain and " " not in plain and len(plain) == len(word):  # one word of which nothing is lost
             found[plain] = found.get(plain, 0.0) + share
     return dict(sorted(found.items(), key=lambda item: -item[1])[:count])
 
@@ -138,7 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("text", nargs="+", help="files CODE.txt with a sentence of that language a line, and manifests")
     parser.add_argument("--exclude", nargs="*", default=(), help="the same, of sentences whose words are not looked at")
     parser.add_argument("--frequent", type=int, default=100_000, help="words of wordfreq's list of each language")
-    parser.add_argument("--like", type=Path, help="a dictionary whose phonemes' classes are kept, as a trained speller needs")
+    parser.add_argument("--like", type=Path, help="a dictionary whose phonemes' classes are kept: a trained speller's")
     args = parser.parse_args()
     like = None if args.like is None else Lexicon.load(args.like)
     lexicon = make_lexicon(args.text, args.exclude, args.frequent, like)
