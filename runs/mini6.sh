@@ -3,7 +3,7 @@
 # it was interrupted and is skipped once it is done.
 #   runs/mini6.sh whisper-base   with the ears of Whisper base (the folder of recipes/mini-whisper-base.yaml)
 #   runs/mini6.sh mini           with an encoder of our own, which learns from Whisper base's
-# Needs espeak-ng, and the speech and text data described in docs/training.md.
+# Needs espeak-ng, the package's extra `lexicon`, and the speech and text data described in docs/training.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -59,7 +59,7 @@ judged="$(echo runs/mini/{heldout,dev}-{en,de,fr,es,hi,zh}/manifest.jsonl "$shar
 stage "language model of drafts"
 made $run/ngram.npz $python -m diffusion_gemma_asr.train.ngram $run/tokenizer $run/ngram.npz $texts \
   "$shared"/speech/{en,de,zh}-train.jsonl \
-  --exclude $judged
+  --order 4 --least 2 --exclude $judged
 
 stage "pronouncing dictionary"
 made $run/lexicon.npz $python -m diffusion_gemma_asr.train.lexicon $run/lexicon.npz $texts "$shared"/speech/{en,de,zh}-train.jsonl \

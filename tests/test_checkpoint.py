@@ -28,7 +28,7 @@ from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.model_card import ModelCard, render_card
 from diffusion_gemma_asr.ngram import NgramLM
-from diffusion_gemma_asr.recipe import ModelRecipe, ProjectorRecipe, SourceRecipe
+from diffusion_gemma_asr.recipe import LmRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,8 @@ def test_the_model_card_has_what_a_hub_and_a_reader_need(
     spelling = replace(published, projector=ProjectorRecipe(spelling_layers=4))
     told = "speller, trained: 4 layers of width 256"
     assert told in render_card(spelling, card, trained) and told not in text
+    sounding = render_card(replace(spelling, lm=LmRecipe(lexicon="words.npz")), card, trained)
+    assert f"{told}, characters and phonemes by CTC" in sounding and "`words.npz`" in sounding and "words.npz" not in text
 
 
 def test_frozen_parts_inside_the_folder_move_with_it(

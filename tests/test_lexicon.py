@@ -209,14 +209,20 @@ def test_a_speaker_has_an_accent() -> None:
     ]  # fmt: skip
 
 
-wordfreq = SimpleNamespace(get_frequency_dict=lambda *_: {"les": 0.6, "l'été": 0.3, "jean-paul": 0.2, "100": 0.1, "là": 0.1})
+def frequencies(language: str, _: str) -> dict[str, float]:
+    if language == "en":
+        return {"diet": 0.2}
+    return {"les": 0.6, "l'été": 0.3, "jean-paul": 0.2, "100": 0.1, "diet": 0.1, "là": 0.1, "l'ete": 0.05, "la": 0.09}
+
+
+wordfreq = SimpleNamespace(get_frequency_dict=frequencies)
 
 
 def test_frequent_words_are_those_that_plain_text_has(monkeypatch: pytest.MonkeyPatch) -> None:
     assert frequent_words("zh", 9) == {} == frequent_words("fr", 0)
     monkeypatch.setitem(sys.modules, "wordfreq", wordfreq)
     assert list(frequent_words("fr", 2)) == ["les", "l'été"]
-    assert list(frequent_words("fr", 9)) == ["les", "l'été", "là"]
+    assert list(frequent_words("fr", 9)) == ["les", "l'été", "là", "la"]
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     with pytest.raises(DataError, match="pip install wordfreq"):
         frequent_words("fr", 2)

@@ -45,7 +45,8 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
     scale = scaled if model.projector.scaled else unscaled
     shape = model.projector
     deep = f", {shape.layers} layers of width {shape.layer_width}" if shape.layers else ""
-    speller = f"- speller, trained: {shape.spelling_layers} layers of width {shape.spelling_width}, characters by CTC"
+    written = "characters and phonemes" if model.lm.lexicon else "characters"
+    speller = f"- speller, trained: {shape.spelling_layers} layers of width {shape.spelling_width}, {written} by CTC"
     body = [
         f"# diffusion-gemma-asr: {model.name}",
         "",
@@ -58,6 +59,7 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
         *([speller] if shape.spelling_layers else []),
         f"- LoRA, trained: rank {model.lora.rank}, alpha {model.lora.alpha}, on q, k, v, o of both stacks",
         *([f"- drafts: CTC and a language model of tokens, `{model.lm.file}`"] if model.lm.file else []),
+        *([f"- words by their phonemes: `{model.lm.lexicon}`"] if model.lm.lexicon else []),
         f"- languages: {', '.join(model.languages)}",
         "",
         "```python",

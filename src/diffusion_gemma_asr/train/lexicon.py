@@ -1,5 +1,5 @@
-"""Makes a pronouncing dictionary (lexicon.py) of the words in text, but for sentences of lists that models are judged by, and
-of the most frequent words of each language.
+"""Makes a pronouncing dictionary (lexicon.py) of the words in text, but for sentences of lists that models are judged by,
+and of the most frequent words of each language.
 
 A word sounds different alone and in a sentence: "a", "les" before a vowel. espeak-ng therefore says whole sentences; which
 phonemes belong to which word is told by aligning them with the words said one by one. Frequent words that the text lacks,
@@ -9,6 +9,7 @@ from the lists of wordfreq (Speer 2022), are said alone.
 from __future__ import annotations
 
 import argparse
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,12 @@ from ..data.synth import ACCENTS
 from ..data.text import plain_text
 from ..errors import DataError
 from ..lexicon import Lexicon, lexicon_of, symbols_of
+from ..prompt import LANGUAGES
 from .tokenizer import read_sentences
 
 LEAST = 50  # occurrences of a phoneme in a language's text, below which it gets no class
 SHARE, WAYS = 0.04, 4  # a word's pronunciations that are kept: those of at least so large a share, at most so many
+MISSPELLED = 5.0
 BESIDE = 0.25  # weight of wordfreq's frequencies beside those in the text
 
 Ways = dict[str, Counter[tuple[str, ...]]]  # of each word
@@ -90,8 +93,10 @@ def _kept(ways: Counter[tuple[str, ...]], weight: float) -> Counter[tuple[str, .
 
 
 def frequent_words(language: str, count: int) -> dict[str, float]:
-    """The most frequent words of a language that are written as plain text has them, with their shares; none of Mandarin,
-    whose characters the texts have.
+    """The most frequent words of a language that are written as plain text has them, with their shares.
+
+    Left out are words that another language has more often, since these lists come from the web, and those that some other
+    word, MISSPELLED times as frequent, is without its accents. There are none of Mandarin, whose characters the texts have.
 
     Raises:
         DataError: wordfreq is not installed.
@@ -102,12 +107,23 @@ def frequent_words(language: str, count: int) -> dict[str, float]:
         import wordfreq
     except ImportError:
         raise DataError("frequent words need wordfreq; pip install wordfreq, or ask for --frequent 0") from None
+    others = [wordfreq.get_frequency_dict(code, "best") for code in LANGUAGES if code != language]
     found: dict[str, float] = {}
     for word, share in wordfreq.get_frequency_dict(language, "best").items():
         plain = plain_text(word, language)
-        if plain and " " not in plain and len(plain) == len(word):  # one word of which nothing is lost
+        at_home = all(share >= other.get(word, 0.0) for other in others)
+        if at_home and plain and " " not in plain and len(plain) == len(word):  # one word of which nothing is lost
             found[plain] = found.get(plain, 0.0) + share
-    return dict(sorted(found.items(), key=lambda item: -item[1])[:count])
+    alike: dict[str, float] = {}
+    for word, share in found.items():
+        alike[_bare(word)] = max(share, alike.get(_bare(word), 0.0))
+    right = [(word, share) for word, share in found.items() if MISSPELLED * share > alike[_bare(word)]]
+    return dict(sorted(right, key=lambda item: -item[1])[:count])
+
+
+def _bare(word: str) -> str:
+    """A word without its accents; the signs of Hindi are none."""
+    return "".join(c for c in unicodedata.normalize("NFD", word) if unicodedata.combining(c) < 200)
 
 
 def make_lexicon(
