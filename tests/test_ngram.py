@@ -45,11 +45,21 @@ def test_probabilities_are_those_of_kneser_and_ney() -> None:
 def test_probabilities_of_all_tokens_come_to_one(
     sentences: list[list[int]], order: int, least: int, context: list[int]
 ) -> None:
-    lm = NgramLM.count(sentences, VOCAB, BOS, EOS, order, least)
-    assert lm.order == order
-    for before in ([BOS, *context], context, []):
-        total = np.exp(lm.logprobs([before] * VOCAB, range(VOCAB))).sum()
-        assert total == pytest.approx(1.0, rel=order * FINE)
+    for languages in (None, [i % 2 for i in range(len(sentences))]):
+        lm = NgramLM.count(sentences, VOCAB, BOS, EOS, order, least, languages)
+        assert lm.order == order
+        for before in ([BOS, *context], context, []):
+            total = np.exp(lm.logprobs([before] * VOCAB, range(VOCAB))).sum()
+            assert total == pytest.approx(1.0, rel=order * FINE)
+
+
+def test_a_context_tells_the_language_of_what_was_never_seen_behind_it() -> None:
+    sentences = [[3, 4], [5, 4], [3, 5]] * 9 + [[6, 7]]  # the second language is rare
+    one, two = (NgramLM.count(sentences, VOCAB, BOS, EOS, 3, 1, told) for told in (None, [0] * 27 + [1]))
+    (rare,), (rare_before,) = two.logprobs([[6]], [6]), one.logprobs([[6]], [6])
+    (frequent,), (frequent_before,) = two.logprobs([[6]], [5]), one.logprobs([[6]], [5])
+    assert rare > rare_before and frequent < frequent_before
+    np.testing.assert_array_equal(two.logprobs([[BOS]], [3]) > two.logprobs([[BOS]], [6]), [True])
 
 
 def test_rare_long_sequences_are_left_out() -> None:
@@ -59,7 +69,7 @@ def test_rare_long_sequences_are_left_out() -> None:
 
 
 def test_a_saved_model_is_the_same(tmp_path: Path) -> None:
-    lm = NgramLM.count(SENTENCES, VOCAB, BOS, EOS, 3, 1)
+    lm = NgramLM.count(SENTENCES, VOCAB, BOS, EOS, 3, 1, [0, 0, 1, 2])
     lm.save(tmp_path / "lm.npz")
     loaded = NgramLM.load(tmp_path / "lm.npz")
     contexts = [list(row) for row in itertools.product(range(VOCAB), repeat=2)]

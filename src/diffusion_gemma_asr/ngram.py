@@ -4,6 +4,10 @@ Small CTC models hear sounds well and know few words. Millions of tokens of text
 joins both. Probabilities are Kneser and Ney's (1995), interpolated: each sequence's count loses a constant, and what the
 counts of one context lose goes to the model of the context that is one token shorter. There a sequence counts once for each
 token that it was seen behind, however often: what follows in many places is likely in a new one.
+
+Where text of several languages is counted, a token that nothing is known of in its context has a probability for each
+language; which of them is written the tokens of the context tell. A language of which there is little text would else hardly
+occur.
 """
 
 from __future__ import annotations
@@ -33,13 +37,18 @@ class NgramLM:
             their context's count, in codes (n,) uint8.
         contexts: for each length 0, 1, ...: the contexts of these, sorted uint64 (m,), and the share left to the shorter
             context, in codes (m,) uint8.
+        within: how likely each token is in each of G languages, in codes (vocab_size, G) uint8, in place of sequences of
+            one token; None: there is one language.
+        belongs: how likely each language is where a token is seen, in codes (vocab_size, G) uint8.
     """
 
     def __init__(
         self, vocab_size: int, sequences: Sequence[tuple[np.ndarray, np.ndarray]],
-        contexts: Sequence[tuple[np.ndarray, np.ndarray]],
+        contexts: Sequence[tuple[np.ndarray, np.ndarray]], within: np.ndarray | None = None,
+        belongs: np.ndarray | None = None,
     ):  # fmt: skip
         self.vocab_size, self.sequences, self.contexts = vocab_size, list(sequences), list(contexts)
+        self.within, self.belongs = within, belongs
 
     @property
     def order(self) -> int:
@@ -48,13 +57,15 @@ class NgramLM:
 
     @classmethod
     def count(
-        cls, sentences: Iterable[Sequence[int]], vocab_size: int, bos: int, eos: int, order: int = 5, least: int = 2
-    ) -> NgramLM:
+        cls, sentences: Iterable[Sequence[int]], vocab_size: int, bos: int, eos: int, order: int = 5, least: int = 2,
+        languages: Sequence[int] | None = None,
+    ) -> NgramLM:  # fmt: skip
         """Counts the sequences in sentences of token ids, each of which begins with `bos` and ends with `eos`.
 
         Args:
             order: length of the longest sequences; vocab_size ** order has to be below 2 ** 64.
             least: sequences of three and more tokens that occur less often are not kept.
+            languages: number of each sentence's; None: all are in one.
 
         Raises:
             ValueError: such sequences do not fit into 64 bits.
@@ -88,7 +99,10 @@ class NgramLM:
             used = np.maximum.reduceat(kept, first)
             sequences.append((keys[kept], _coded(((counts - DISCOUNT) / total[owner])[kept])))
             contexts.append((heads[used], _coded(left[used])))
-        return cls(vocab_size, sequences, contexts)
+        if languages is None or order < 2:
+            return cls(vocab_size, sequences, contexts)
+        spoken = np.repeat(np.asarray(languages), [len(row) for row in rows])
+        return cls(vocab_size, sequences, contexts, *_by_language(tokens, place, spoken, vocab_size, {bos, eos}))
 
     def logprobs(self, contexts: Sequence[Sequence[int]], tokens: Sequence[int]) -> np.ndarray:
         """(N,) log-probabilities of N tokens, each behind its context, whatever its length."""
@@ -101,7 +115,15 @@ class NgramLM:
         cut = [row[-reach:] if reach else () for row in contexts]
         sizes = np.fromiter(map(len, cut), dtype=np.int64, count=len(cut))
         nearest = np.array([(*(0,) * (reach - len(row)), *row) for row in cut], dtype=np.uint64).reshape(len(cut), reach)
+        if self.within is not None and self.belongs is not None:
+            told = np.zeros((len(tokens), self.within.shape[1]))
+            for i in range(reach):  # behind the sentence's beginning, all languages are alike
+                told -= np.where(sizes[:, None] > i, self.belongs[nearest[:, reach - 1 - i].astype(np.int64)] / CODES, 0.0)
+            told = np.exp(told - told.max(1, keepdims=True))
+            found = (told * SHARES[self.within[following.astype(np.int64)]]).sum(1) / told.sum(1)
         for length, (sequence, context) in enumerate(zip(self.sequences, self.contexts, strict=True)):
+            if length == 0 and self.within is not None:
+                continue
             if length:
                 known &= sizes >= length
                 before += power * nearest[:, reach - length]
@@ -118,6 +140,8 @@ class NgramLM:
         for name, tables in (("sequences", self.sequences), ("contexts", self.contexts)):
             for i, (keys, codes) in enumerate(tables):
                 arrays |= {f"{name}{i}": np.diff(keys, prepend=np.uint64(0)), f"{name}{i}_codes": codes}
+        if self.within is not None and self.belongs is not None:
+            arrays |= {"within": self.within, "belongs": self.belongs}
         part = Path(path).with_suffix(".part")
         with part.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
@@ -137,13 +161,32 @@ class NgramLM:
                     [(np.cumsum(file[f"{name}{i}"], dtype=np.uint64), file[f"{name}{i}_codes"]) for i in range(order)]
                     for name in ("sequences", "contexts")
                 ]
-                return cls(int(file["vocab_size"]), *tables)
+                by_language = {name: file[name] for name in ("within", "belongs") if name in file.files}
+                return cls(int(file["vocab_size"]), *tables, **by_language)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path} cannot be read as a language model ({error}); fetch or save it again") from error
 
 
 def _coded(shares: np.ndarray) -> np.ndarray:
     return np.clip(np.round(-CODES * np.log(shares)), 0, 255).astype(np.uint8)
+
+
+def _by_language(
+    tokens: np.ndarray, place: np.ndarray, languages: np.ndarray, vocab_size: int, everywhere: set[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """`within` and `belongs` of tokens (n,) at places (n,) of sentences in languages (n,), which `everywhere` do not tell."""
+    within, belongs = [], []
+    for language in range(int(languages.max()) + 1):
+        own, follows = languages == language, place[1:] > 0
+        pairs = np.unique((tokens[:-1] * np.uint64(vocab_size) + tokens[1:])[follows & own[1:]])
+        counts = np.bincount((pairs % np.uint64(vocab_size)).astype(np.int64), minlength=vocab_size)
+        left = DISCOUNT * np.count_nonzero(counts) / vocab_size
+        within.append((np.maximum(counts - DISCOUNT, 0.0) + left) / counts.sum())
+        times = np.bincount(tokens[own].astype(np.int64), minlength=vocab_size)
+        belongs.append((times + 0.5) / (times.sum() + 0.5 * vocab_size))
+    shares = np.stack(belongs, 1)
+    shares[sorted(everywhere)] = 1.0
+    return _coded(np.stack(within, 1)), _coded(shares / shares.sum(1, keepdims=True))
 
 
 def _look_up(table: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

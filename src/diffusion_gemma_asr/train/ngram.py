@@ -28,12 +28,15 @@ def count_text(
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     kept_out = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
     rows: list[list[int]] = []
-    for code, lines in read_sentences(text).items():
+    languages: list[int] = []
+    for number, (code, lines) in enumerate(read_sentences(text).items()):
         kept = [line for line in lines if line and line not in kept_out]
         spelled = tokenizer(kept, add_special_tokens=False)["input_ids"]
         print(f"{code}: {len(kept)} sentences, {sum(map(len, spelled))} tokens")
         rows += spelled
-    return NgramLM.count(rows, len(tokenizer), *sentence_ends(tokenizer), order, least)
+        languages += [number] * len(spelled)
+    several = languages if languages and languages[-1] > 0 else None
+    return NgramLM.count(rows, len(tokenizer), *sentence_ends(tokenizer), order, least, several)
 
 
 if __name__ == "__main__":
