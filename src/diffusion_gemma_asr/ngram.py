@@ -162,7 +162,8 @@ class NgramLM:
                     for name in ("sequences", "contexts")
                 ]
                 by_language = {name: file[name] for name in ("within", "belongs") if name in file.files}
-                return cls(int(file["vocab_size"]), *tables, **by_language)
+                sequences, contexts = tables
+                return cls(int(file["vocab_size"]), sequences, contexts, **by_language)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path} cannot be read as a language model ({error}); fetch or save it again") from error
 
@@ -174,7 +175,7 @@ def _coded(shares: np.ndarray) -> np.ndarray:
 def _by_language(
     tokens: np.ndarray, place: np.ndarray, languages: np.ndarray, vocab_size: int, everywhere: set[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`within` and `belongs` of tokens (n,) at places (n,) of sentences in languages (n,), which `everywhere` do not tell."""
+    """`within` and `belongs` of tokens (n,) at places (n,) of sentences in languages (n,); `everywhere` tell of none."""
     within, belongs = [], []
     for language in range(int(languages.max()) + 1):
         own, follows = languages == language, place[1:] > 0
