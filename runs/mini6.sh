@@ -61,6 +61,10 @@ made $run/ngram.npz $python -m diffusion_gemma_asr.train.ngram $run/tokenizer $r
   "$shared"/speech/{en,de,zh}-train.jsonl \
   --order 4 --least 2 --exclude $judged
 
+stage "language model of word classes"
+made $run/classes.npz $python -m diffusion_gemma_asr.train.word_classes $run/classes.npz $texts \
+  "$shared"/speech/{en,de,zh}-train.jsonl --exclude $judged
+
 stage "pronouncing dictionary"
 made $run/lexicon.npz $python -m diffusion_gemma_asr.train.lexicon $run/lexicon.npz $texts "$shared"/speech/{en,de,zh}-train.jsonl \
   --exclude $judged

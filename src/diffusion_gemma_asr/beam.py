@@ -18,6 +18,7 @@ import torch
 
 from .ctc import DraftToken, forced_align, numbered
 from .ngram import LM_WEIGHT, TOKEN_BONUS, NgramLM
+from .word_classes import ClassLM
 
 WIDTH = 12  # transcripts that are kept after each slot
 LEAST = -7.0  # nats; tokens that are less likely in a slot are not tried there
@@ -36,6 +37,7 @@ class DraftLM:
     eos: int
     weight: float = LM_WEIGHT
     bonus: float = TOKEN_BONUS  # nats a token
+    classes: ClassLM | None = None  # beside it, for transcripts that were found (draft_search.py)
 
     @property
     def reach(self) -> int:

@@ -6,7 +6,8 @@ A checkpoint is a folder, or a hub repository, of these files:
 - `config.json`: names, revisions and shapes of encoder and backbone, settings of projector and LoRA
 - `preprocessor_config.json`: the encoder's own, for transformers' pipeline alone; a model without a Whisper has none
 - `README.md`: the model card
-- `ngram.npz`: the language model of drafts, and `lexicon.npz`: the pronouncing dictionary, where there is one
+- `ngram.npz`: the language model of drafts; `classes.npz`: that of word classes; `lexicon.npz`: the pronouncing dictionary;
+  where there are any
 
 Names of frozen parts are hub names or folders; a relative folder starts from the checkpoint.
 """
@@ -31,6 +32,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .backbone import Backbone
 from .beam import DraftLM
 from .checkpoint_config import (
+    CLASSES,
     CONFIG,
     LEXICON,
     LM,
@@ -57,6 +59,7 @@ from .quantization import find_quantizer
 from .recipe import LmRecipe, ModelRecipe, SourceRecipe
 from .recipe_files import resolve_source
 from .speller import alphabet_size
+from .word_classes import ClassLM
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 BUNDLED = ("mini6", "mini", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base
@@ -105,6 +108,8 @@ def save_checkpoint(
             (partial / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
             if model.lm is not None:
                 model.lm.lm.save(partial / LM)
+                if model.lm.classes is not None:
+                    model.lm.classes.save(partial / CLASSES)
             if model.lexicon is not None:
                 model.lexicon.save(partial / LEXICON)
             if isinstance(model.encoder, AcousticEncoder):
@@ -236,7 +241,8 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, r
     """
     config = read_checkpoint_config(Path(folder))
     _read_adapter(Path(folder) / ADAPTER)
-    patterns = [ADAPTER, CONFIG, CARD, EXTRACTOR, *(file for file in (config.lm.file, config.lm.lexicon) if file)]
+    lm = config.lm.file, config.lm.classes, config.lm.lexicon
+    patterns = [ADAPTER, CONFIG, CARD, EXTRACTOR, *(file for file in lm if file)]
     for part in (config.encoder, config.backbone):
         if Path(part.name).is_absolute():
             raise CheckpointError(
@@ -365,7 +371,8 @@ def load_lm(entry: LmRecipe, folder: Path, tokenizer: PreTrainedTokenizerBase) -
     """
     if entry.file is None:
         return None
-    return DraftLM(NgramLM.load(folder / entry.file), *sentence_ends(tokenizer), entry.weight, entry.bonus)
+    classes = None if entry.classes is None else ClassLM.load(folder / entry.classes)
+    return DraftLM(NgramLM.load(folder / entry.file), *sentence_ends(tokenizer), entry.weight, entry.bonus, classes)
 
 
 def load_lexicon(entry: LmRecipe, folder: Path) -> Lexicon | None:

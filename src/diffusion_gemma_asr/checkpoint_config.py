@@ -18,6 +18,7 @@ from .recipe import LmRecipe, LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRe
 
 CONFIG = "config.json"
 LM = "ngram.npz"  # the draft's language model
+CLASSES = "classes.npz"  # that of word classes
 LEXICON = "lexicon.npz"  # the pronouncing dictionary of a speller's phonemes
 FORMAT = 1  # of config.json and of the keys; raised when an older reader would misread them
 
@@ -108,7 +109,10 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
 
 def _describe_lm(model: DiffusionGemmaASR) -> LmRecipe:
     lexicon = None if model.lexicon is None else LEXICON
-    return LmRecipe(lexicon=lexicon) if model.lm is None else LmRecipe(LM, model.lm.weight, model.lm.bonus, lexicon)
+    if model.lm is None:
+        return LmRecipe(lexicon=lexicon)
+    classes = None if model.lm.classes is None else CLASSES
+    return LmRecipe(LM, model.lm.weight, model.lm.bonus, classes, lexicon)
 
 
 def read_checkpoint_config(folder: Path) -> CheckpointConfig:

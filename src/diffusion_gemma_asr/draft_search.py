@@ -26,16 +26,17 @@ if TYPE_CHECKING:
 
 
 class Weights(NamedTuple):
-    """Factors on what CTC says of a transcript, by its phonemes, its characters and its audio tokens, and the nats that each
-    word costs which the dictionary lacks."""
+    """Factors on what CTC says of a transcript, by its phonemes, its characters and its audio tokens, the nats that each
+    word costs which the dictionary lacks, and the factor on what the model of word classes says."""
 
     phonemes: float
     characters: float
     slots: float
     unknown: float = 0.0
+    classes: float = 0.0
 
 
-WEIGHTS = Weights(0.7, 0.3, 0.4, 8.0)  # the best of those tried in benchmarks/draft_search.py
+WEIGHTS = Weights(0.7, 0.3, 0.4, 8.0, 0.4)  # the best of those tried in benchmarks/draft_search.py
 SPELLED_WEIGHTS = Weights(0.0, 0.7, 0.5)  # where there are no phonemes
 BY_PHONEMES, BY_CHARACTERS = 30, 3  # transcripts of each search that are judged, where there are both
 MARGIN = 2  # frames around a word's characters in which its phonemes may be
@@ -43,18 +44,19 @@ MARGIN = 2  # frames around a word's characters in which its phonemes may be
 
 class Evidence(NamedTuple):
     """What there is to say of a transcript, in nats: CTC's log-probabilities by phonemes, characters and audio tokens, how
-    many words the dictionary lacks, and what the language model adds."""
+    many words the dictionary lacks, the log-probability of its words' classes, and what the language model adds."""
 
     phonemes: float
     characters: float
     slots: float
     unknown: int
+    classes: float
     language: float
 
     def weighed(self, weights: Weights) -> float:
         """The transcript's score."""
         heard = weights.phonemes * self.phonemes + weights.characters * self.characters + weights.slots * self.slots
-        return heard - weights.unknown * self.unknown + self.language
+        return heard - weights.unknown * self.unknown + weights.classes * self.classes + self.language
 
 
 def spelled_drafts(
@@ -136,13 +138,21 @@ class DraftSearch:
         """What there is to say of the transcripts that were proposed of one clip, of which the slots say by_slots."""
         rows = list(proposed)
         by_characters = scores(*columns_of(heard.characters, [self.alphabet.spell(tokens) for tokens in rows]))
+        model = self.language.model.classes
+        classes = [0.0] * len(rows) if model is None else model.scores([self._words(tokens) for tokens in rows])
         found = {}
-        for tokens, a, b, language in zip(rows, by_characters, by_slots, self.language.whole(rows), strict=True):
+        for row in zip(rows, by_characters, by_slots, classes, self.language.whole(rows), strict=True):
+            tokens, by_character, by_slot, by_class, language = row
             sounding, unknown = proposed[tokens], 0
             if sounding is None:
                 sounding, unknown = self.sounding(heard, tokens)
-            found[tokens] = Evidence(sounding, max(a, NEVER), max(b, NEVER), unknown, language)
+            found[tokens] = Evidence(sounding, max(by_character, NEVER), max(by_slot, NEVER), unknown, by_class, language)
         return found
+
+    def _words(self, tokens: Tokens) -> list[str]:
+        """The words of a transcript; unspaced characters are words of their own."""
+        text = self.language.tokenizer.decode(tokens, skip_special_tokens=True)
+        return [part for word in text.split() for part in (word if is_unspaced(word[0]) else [word])]
 
     def sounding(self, heard: Spellings, tokens: Tokens) -> tuple[float, int]:
         """The log-probability of a transcript by its phonemes, each word said in the way that fits best, and how many of its

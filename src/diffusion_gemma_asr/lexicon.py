@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import CheckpointError
+from .ngram import write_arrays
 
 Counts = Mapping[str, Mapping[str, Mapping[tuple[str, ...], float]]]  # language → word → phonemes → how often
 
@@ -75,10 +76,7 @@ class Lexicon:
             "lengths": np.array([len(self.said[i]) for i in order], dtype=np.uint8),
             "frequency": np.clip(np.round(-CODES * self.frequency[order]), 0, 255).astype(np.uint8),
         }
-        part = Path(path).with_suffix(".part")
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        part.replace(path)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Lexicon:

@@ -18,8 +18,8 @@ from .token_scores import REMEMBERED, Tokens, TokenScores, is_unspaced
 
 WIDTH = 100  # transcripts that are kept after each frame
 LEAST = -5.0  # nats; phonemes that are less likely in a frame are not tried there
-BEHIND = 12.0  # nats; transcripts so much worse than the best one are dropped
-WORD_BONUS = 2.0  # nats added for each word, in place of the language model's for each token
+BEHIND = 16.0  # nats; transcripts so much worse than the best one are dropped
+WORD_BONUS = 0.0  # nats added for each word, in place of the language model's for each token
 
 
 class Sounded(NamedTuple):

@@ -13,7 +13,7 @@ occur.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,18 +134,34 @@ class NgramLM:
             found = np.where(known, share + left * found, found)
         return np.log(found)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the model to an .npz file, whole or not at all; the sequences as differences, which are packed better."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that it is made of, by name; the sequences as differences, which are packed better."""
         arrays = {"vocab_size": np.array(self.vocab_size)}
         for name, tables in (("sequences", self.sequences), ("contexts", self.contexts)):
             for i, (keys, codes) in enumerate(tables):
                 arrays |= {f"{name}{i}": np.diff(keys, prepend=np.uint64(0)), f"{name}{i}_codes": codes}
         if self.within is not None and self.belongs is not None:
             arrays |= {"within": self.within, "belongs": self.belongs}
-        part = Path(path).with_suffix(".part")
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        part.replace(path)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> NgramLM:
+        """The model of what `arrays` gave.
+
+        Raises:
+            KeyError: something is missing.
+        """
+        order = sum(name.startswith("sequences") for name in arrays) // 2
+        sequences, contexts = (
+            [(np.cumsum(arrays[f"{name}{i}"], dtype=np.uint64), arrays[f"{name}{i}_codes"]) for i in range(order)]
+            for name in ("sequences", "contexts")
+        )
+        by_language = {name: arrays[name] for name in ("within", "belongs") if name in arrays}
+        return cls(int(arrays["vocab_size"]), sequences, contexts, **by_language)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to an .npz file, whole or not at all."""
+        write_arrays(path, self.arrays())
 
     @classmethod
     def load(cls, path: str | Path) -> NgramLM:
@@ -156,16 +172,17 @@ class NgramLM:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                order = sum(name.startswith("sequences") for name in file.files) // 2
-                tables = [
-                    [(np.cumsum(file[f"{name}{i}"], dtype=np.uint64), file[f"{name}{i}_codes"]) for i in range(order)]
-                    for name in ("sequences", "contexts")
-                ]
-                by_language = {name: file[name] for name in ("within", "belongs") if name in file.files}
-                sequences, contexts = tables
-                return cls(int(file["vocab_size"]), sequences, contexts, **by_language)
+                return cls.from_arrays(file)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path} cannot be read as a language model ({error}); fetch or save it again") from error
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file, whole or not at all."""
+    part = Path(path).with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    part.replace(path)
 
 
 def _coded(shares: np.ndarray) -> np.ndarray:

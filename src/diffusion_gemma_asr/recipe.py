@@ -77,6 +77,7 @@ class LmRecipe:
     file: str | None = None  # of `NgramLM.save`; a relative path starts from the working directory; None: there is no model
     weight: float = LM_WEIGHT  # factor on its log-probabilities
     bonus: float = TOKEN_BONUS  # nats added for each token, since it favours short transcripts
+    classes: str | None = None  # file of `ClassLM.save`, which takes part where a speller's transcripts are judged
     lexicon: str | None = None  # file of `Lexicon.save`: what a speller's phonemes mean; None: it writes characters alone
 
     def __post_init__(self) -> None:
