@@ -22,7 +22,7 @@ from pages import circumstances, measured
 from torch import Tensor
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.draft_search import WEIGHTS, Weights, judged_transcripts, likeliest
+from diffusion_gemma_asr.draft_search import UNSPACED_WEIGHTS, WEIGHTS, Weights, judged_transcripts, likeliest
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
 from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.ngram import LM_WEIGHT, TOKEN_BONUS
@@ -31,9 +31,9 @@ from diffusion_gemma_asr.train.monitor import error_rate
 COUNT = 60
 TRIED = (
     WEIGHTS, WEIGHTS._replace(slots=0.0), WEIGHTS._replace(characters=0.0), WEIGHTS._replace(phonemes=0.0),
-    WEIGHTS._replace(phonemes=0.5), WEIGHTS._replace(phonemes=1.0), WEIGHTS._replace(characters=0.15),
-    WEIGHTS._replace(characters=0.6), WEIGHTS._replace(slots=0.2), WEIGHTS._replace(unknown=4.0),
-    WEIGHTS._replace(unknown=16.0),
+    WEIGHTS._replace(classes=0.0), WEIGHTS._replace(classes=0.3), WEIGHTS._replace(classes=0.7),
+    WEIGHTS._replace(phonemes=1.0), WEIGHTS._replace(characters=0.3), WEIGHTS._replace(slots=0.4),
+    WEIGHTS._replace(unknown=8.0), UNSPACED_WEIGHTS,
 )  # fmt: skip
 PAGE, DATA = Path("docs/results/draft_search.md"), Path("docs/results/draft_search.json")
 

@@ -17,7 +17,7 @@ from .ctc import DraftToken, lm_head_scores, scores
 from .lexicon import Lexicon
 from .lexicon_beam import LexiconSearch
 from .ngram import LM_WEIGHT, TOKEN_BONUS
-from .spelled_beam import SPACE, SpelledSearch, columns_of, placed
+from .spelled_beam import SPACE, WIDTH, SpelledSearch, columns_of, placed
 from .speller import Alphabet, Spelling, Spellings
 from .token_scores import Tokens, TokenScores, is_unspaced
 
@@ -36,9 +36,11 @@ class Weights(NamedTuple):
     classes: float = 0.0
 
 
-WEIGHTS = Weights(0.7, 0.3, 0.4, 8.0, 0.4)  # the best of those tried in benchmarks/draft_search.py
+WEIGHTS = Weights(0.7, 0.5, 0.2, 4.0, 0.5)  # the best of those tried in benchmarks/draft_search.py
+UNSPACED_WEIGHTS = Weights(0.5, 0.1, 0.1, 4.0, 0.3)  # in Mandarin: which of many characters a sound has, no ear can tell
 SPELLED_WEIGHTS = Weights(0.0, 0.7, 0.5)  # where there are no phonemes
-BY_PHONEMES, BY_CHARACTERS = 30, 3  # transcripts of each search that are judged, where there are both
+BY_PHONEMES, BY_CHARACTERS = 50, 3  # transcripts of each search that are judged, where there are both
+NARROW = 40  # width of the search over characters, where there are phonemes
 MARGIN = 2  # frames around a word's characters in which its phonemes may be
 
 
@@ -71,9 +73,8 @@ def spelled_drafts(
     if model.search is None:
         texts = model.alphabet.read(heard.characters, frame_lengths)
     else:
-        weights = SPELLED_WEIGHTS if heard.phonemes is None else WEIGHTS
         found = judged_transcripts(model, heard, frame_lengths, slots, slot_lengths)
-        texts = [model.text(likeliest(rows, weights)) for rows in found]
+        texts = [model.text(_best(model, rows, heard.phonemes is not None)) for rows in found]
     written = [model.prompts.target(text)[:-1] for text in texts]  # without the end of the turn
     per_slot, clips = model.projector.frames_per_slot, _clips(heard, frame_lengths)
     return [placed(tokens, clip.characters, model.alphabet, per_slot) for tokens, clip in zip(written, clips, strict=True)]
@@ -97,6 +98,13 @@ def judged_transcripts(
     return found
 
 
+def _best(model: DiffusionGemmaASR, judged: dict[Tokens, Evidence], phonemes: bool) -> Tokens:
+    if not phonemes:
+        return likeliest(judged, SPELLED_WEIGHTS)
+    best = likeliest(judged, WEIGHTS)
+    return likeliest(judged, UNSPACED_WEIGHTS) if is_unspaced(model.text(best)[:1]) else best
+
+
 def likeliest(judged: dict[Tokens, Evidence], weights: Weights) -> Tokens:
     """The transcript of the highest score."""
     tokens, _ = max(judged.items(), key=lambda item: item[1].weighed(weights))
@@ -118,7 +126,7 @@ class DraftSearch:
 
     def __init__(self, alphabet: Alphabet, language: TokenScores, lexicon: Lexicon | None):
         self.alphabet, self.language, self.lexicon = alphabet, language, lexicon
-        self.spelled = SpelledSearch(alphabet, language)
+        self.spelled = SpelledSearch(alphabet, language, WIDTH if lexicon is None else NARROW)
         self.sounded = None if lexicon is None else LexiconSearch(lexicon, language)
 
     def propose(self, heard: Spellings, other: Tokens) -> dict[Tokens, float | None]:

@@ -15,10 +15,12 @@ from .beam import NEVER, either
 from .lexicon import Lexicon
 from .speller import Spelling
 from .token_scores import REMEMBERED, Tokens, TokenScores, is_unspaced
+from .word_classes import BOS
 
 WIDTH = 100  # transcripts that are kept after each frame
 LEAST = -5.0  # nats; phonemes that are less likely in a frame are not tried there
 BEHIND = 16.0  # nats; transcripts so much worse than the best one are dropped
+CLASSES = 0.5  # weight of the model of word classes, where there is one
 WORD_BONUS = 0.0  # nats added for each word, in place of the language model's for each token
 
 
@@ -32,13 +34,15 @@ class Sounded(NamedTuple):
 
 class _Written(NamedTuple):
     """The complete words of a transcript: their tokens and score; of those, what stands before the last run of unspaced
-    characters, and that run, since its tokens depend on it as a whole."""
+    characters, and that run, since its tokens depend on it as a whole; the words' classes and what these count."""
 
     tokens: Tokens = ()
     score: float = 0.0
     before: Tokens = ()
     before_score: float = 0.0
     run: str = ""
+    classes: tuple[int, ...] = (BOS,)
+    by_class: float = 0.0
 
 
 class _Branch(NamedTuple):
@@ -63,7 +67,7 @@ class _Prefix:
 
     def __init__(self, phoneme: int, written: _Written, branch: _Branch):
         self.phoneme, self.written, self.branch = phoneme, written, branch
-        self.language = written.score + branch.promise
+        self.language = written.score + written.by_class + branch.promise
         self.children: dict[int, _Prefix | None] = {}
         self.ends: list[_Prefix] = []
 
@@ -85,12 +89,13 @@ class LexiconSearch:
         self._promises = language.model.weight * lexicon.frequency + WORD_BONUS
         self._root = _Branch(0, len(lexicon.said), 0, 0, 0.0)
         self._branches: dict[tuple[int, int, int, int], _Branch | None] = {}
+        self._kinds: dict[tuple[tuple[int, ...], int], float] = {}  # log-probabilities of classes
 
     def best(self, heard: Spelling) -> list[Sounded]:
         """The transcripts found in one clip, without a batch dimension, the best first; none if all end inside a word."""
         self.language.tidy()
-        if len(self._branches) > REMEMBERED:
-            self._branches = {}
+        if max(len(self._branches), len(self._kinds)) > REMEMBERED:
+            self._branches, self._kinds = {}, {}
         beams: Beams = {_Prefix(0, _Written(), self._root): (0.0, NEVER)}
         for row, values, silent in zip(*(part.tolist() for part in heard), strict=True):
             likely = [(found, value) for found, value in zip(row, values, strict=True) if found and value > LEAST]
@@ -157,11 +162,27 @@ class LexiconSearch:
                 before, score, run = written.tokens, written.score, ""
             grown.append((before, score, run, self.language.tokens(run or word, not before)))
         added = self.language.scores([(before, tokens) for before, _, _, tokens in grown])
-        for (prefix, _), (before, score, run, tokens), gain in zip(ending, grown, added, strict=True):
+        kinds = self._classes([(prefix.written.classes, word) for prefix, word in ending])
+        for (prefix, _), (before, score, run, tokens), gain, kind in zip(ending, grown, added, kinds, strict=True):
             whole = (*before, *tokens)
             total = score + gain - self.language.model.bonus * len(tokens) + WORD_BONUS * max(1, len(run))
             kept = (before, score, run) if run else (whole, total, "")
-            prefix.ends.append(_Prefix(prefix.phoneme, _Written(whole, total, *kept), self._root))
+            written = _Written(whole, total, *kept, kind[0], prefix.written.by_class + kind[1])
+            prefix.ends.append(_Prefix(prefix.phoneme, written, self._root))
+
+    def _classes(self, words: list[tuple[tuple[int, ...], str]]) -> list[tuple[tuple[int, ...], float]]:
+        """The last classes of transcripts that a word is added to, and what it counts by its class."""
+        model = self.language.model.classes
+        if model is None:
+            return [(before, 0.0) for before, _ in words]
+        own = model.classes([word for _, word in words])
+        keys = [(before, one) for (before, _), one in zip(words, own, strict=True)]
+        new = [key for key in dict.fromkeys(keys) if key not in self._kinds]
+        if new:
+            found = model.lm.logprobs([before for before, _ in new], [one for _, one in new]).tolist()
+            self._kinds |= zip(new, found, strict=True)
+        reach = max(1, model.lm.order - 1)
+        return [((*key[0], key[1])[-reach:], CLASSES * self._kinds[key]) for key in keys]
 
     def _ended(self, beams: Beams) -> list[Sounded]:
         whole = [(prefix.written, either(*paths)) for prefix, paths in beams.items() if prefix.branch.depth == 0]
@@ -170,5 +191,5 @@ class LexiconSearch:
         for (written, heard), ending in zip(whole, endings, strict=True):
             old = found.get(written.tokens)
             heard = heard if old is None else either(old.heard, heard)
-            found[written.tokens] = Sounded(written.tokens, heard, heard + written.score + ending)
+            found[written.tokens] = Sounded(written.tokens, heard, heard + written.score + written.by_class + ending)
         return sorted(found.values(), key=lambda one: -one.score)
