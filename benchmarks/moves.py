@@ -40,8 +40,8 @@ MOVES = {  # of each front end: name, recipe, folder that the move leaves (a che
         ("3 real speech", "recipes/mini-whisper-base.yaml", "runs/mini-whisper-base/checkpoint"),
     ),
     # Versions before had recipes of their own: "3 real speech" ended with mini6/3-encoder-ctc.yaml, "continued" with
-    # 4-encoder-continued.yaml, "deeper" was without the speller of 7-speller.yaml.
-    "mini6": (("with a speller", "recipes/mini6.yaml", "runs/mini6/checkpoint"),),
+    # 4-encoder-continued.yaml, "deeper" was without the speller of 7-speller.yaml, "with a speller" without 8-phonemes.yaml.
+    "mini6": (("with phonemes", "recipes/mini6.yaml", "runs/mini6/checkpoint"),),
 }
 SYSTEMS = {"denoised": "8 steps", "draft": "CTC draft", "autoregressive": "token after token"}
 

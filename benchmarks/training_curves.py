@@ -62,6 +62,7 @@ SETS: dict[str, dict[str, Stage]] = {
         "layers, 40 ms": Stage("runs/mini6/projector", ("ctc",), DRAFTS),
         "reading": Stage("runs/mini6/reading", THREE, DENOISED),
         "speller": Stage("runs/mini6/speller", ("spelling",), DRAFTS),
+        "phonemes": Stage("runs/mini6/phonemes", ("spelling", "phonemes"), DRAFTS),
         "adapter": Stage("runs/mini6", THREE, DENOISED),
     },
 }
