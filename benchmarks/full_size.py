@@ -33,8 +33,8 @@ from diffusion_gemma_asr.encoder import AcousticEncoder
 from diffusion_gemma_asr.engine import Job, run_fast
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
 from diffusion_gemma_asr.known_configs import diffusiongemma_26b, whisper_small
-from diffusion_gemma_asr.model import DiffusionGemmaASR, SpeechBatch
-from diffusion_gemma_asr.objective import text_batch
+from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.objective import SpeechBatch, text_batch
 from diffusion_gemma_asr.projector import AudioProjector, output_length
 from diffusion_gemma_asr.recipe import load_recipe
 from diffusion_gemma_asr.train.backbone_config import small_config

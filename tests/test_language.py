@@ -12,8 +12,8 @@ from diffusion_gemma_asr.denoise import DenoiseOptions
 from diffusion_gemma_asr.edits import edit_canvases
 from diffusion_gemma_asr.engine import Finished
 from diffusion_gemma_asr.errors import AsrError, CheckpointError
-from diffusion_gemma_asr.model import DiffusionGemmaASR, SpeechBatch
-from diffusion_gemma_asr.objective import text_batch
+from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.objective import SpeechBatch, text_batch
 from diffusion_gemma_asr.prompt import AUTO, LANGUAGES, PromptBuilder
 
 CODES = tuple(LANGUAGES)

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from diffusion_gemma_asr.backbone import Backbone
 from diffusion_gemma_asr.encoder import AcousticEncoder
-from diffusion_gemma_asr.model import DiffusionGemmaASR, SpeechBatch
-from diffusion_gemma_asr.objective import text_batch
+from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.objective import SpeechBatch, text_batch
 from diffusion_gemma_asr.projector import AudioProjector, output_length
 
 RANK = 4

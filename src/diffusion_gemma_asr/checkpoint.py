@@ -30,12 +30,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .backbone import Backbone
-from .beam import DraftLM
 from .checkpoint_config import (
-    CLASSES,
     CONFIG,
-    LEXICON,
-    LM,
     BackboneEntry,
     CheckpointConfig,
     EncoderEntry,
@@ -47,19 +43,17 @@ from .checkpoint_config import (
 from .ear import load_encoder
 from .encoder import AcousticEncoder
 from .errors import CheckpointError
+from .language_files import load_lexicon, load_lm, save_language_files
 from .lexicon import Lexicon
 from .model import DiffusionGemmaASR
 from .model_card import ModelCard, render_card
-from .ngram import NgramLM
 from .packing import pack, unpack
 from .pretrained import first_line
 from .projector import Projector, new_projector
-from .prompt import sentence_ends
 from .quantization import find_quantizer
-from .recipe import LmRecipe, ModelRecipe, SourceRecipe
+from .recipe import ModelRecipe, SourceRecipe
 from .recipe_files import resolve_source
 from .speller import alphabet_size
-from .word_classes import ClassLM
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 BUNDLED = ("mini6", "mini", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base
@@ -106,12 +100,7 @@ def save_checkpoint(
             save_file(pack(detached) if packed else detached, partial / ADAPTER, metadata={"format": "pt"})
             (partial / CARD).write_text(render_card(recipe, card or ModelCard(), trained), encoding="utf-8")
             (partial / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-            if model.lm is not None:
-                model.lm.lm.save(partial / LM)
-                if model.lm.classes is not None:
-                    model.lm.classes.save(partial / CLASSES)
-            if model.lexicon is not None:
-                model.lexicon.save(partial / LEXICON)
+            save_language_files(model.lm, model.lexicon, partial)
             if isinstance(model.encoder, AcousticEncoder):
                 model.encoder.extractor.save_pretrained(partial)
             _move_into_place(partial, folder)
@@ -361,27 +350,6 @@ def _fill_projector(projector: Projector, adapter: dict[str, Tensor], path: Path
                 "the two are of different checkpoints"
             )
     projector.load_state_dict(saved)
-
-
-def load_lm(entry: LmRecipe, folder: Path, tokenizer: PreTrainedTokenizerBase) -> DraftLM | None:
-    """The language model of drafts that a recipe or a config.json names, its path taken from `folder`; None: it names none.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    if entry.file is None:
-        return None
-    classes = None if entry.classes is None else ClassLM.load(folder / entry.classes)
-    return DraftLM(NgramLM.load(folder / entry.file), *sentence_ends(tokenizer), entry.weight, entry.bonus, classes)
-
-
-def load_lexicon(entry: LmRecipe, folder: Path) -> Lexicon | None:
-    """The pronouncing dictionary that a recipe or a config.json names, its path taken from `folder`; None: it names none.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    return None if entry.lexicon is None else Lexicon.load(folder / entry.lexicon)
 
 
 def load_tokenizer(source: SourceRecipe, local_files_only: bool = False) -> PreTrainedTokenizerBase:

@@ -12,14 +12,12 @@ from transformers import DiffusionGemmaConfig, WhisperConfig
 from . import __version__
 from .ear import WAVEFORM
 from .errors import CheckpointError, RecipeError
+from .language_files import describe_language_files
 from .model import DiffusionGemmaASR
 from .pretrained import first_line, read_config
 from .recipe import LmRecipe, LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe, from_mapping
 
 CONFIG = "config.json"
-LM = "ngram.npz"  # the draft's language model
-CLASSES = "classes.npz"  # that of word classes
-LEXICON = "lexicon.npz"  # the pronouncing dictionary of a speller's phonemes
 FORMAT = 1  # of config.json and of the keys; raised when an older reader would misread them
 
 
@@ -102,17 +100,9 @@ def describe(model: DiffusionGemmaASR, recipe: ModelRecipe) -> CheckpointConfig:
         finds_language=recipe.finds_language,
         reads_context=recipe.reads_context,
         draft_weight=model.draft_weight,
-        lm=_describe_lm(model),
+        lm=describe_language_files(model.lm, model.lexicon),
         dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
-
-
-def _describe_lm(model: DiffusionGemmaASR) -> LmRecipe:
-    lexicon = None if model.lexicon is None else LEXICON
-    if model.lm is None:
-        return LmRecipe(lexicon=lexicon)
-    classes = None if model.lm.classes is None else CLASSES
-    return LmRecipe(LM, model.lm.weight, model.lm.bonus, classes, lexicon)
 
 
 def read_checkpoint_config(folder: Path) -> CheckpointConfig:

@@ -11,11 +11,12 @@ from torch import nn
 from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
 
 from .backbone import Backbone
-from .checkpoint import load_lexicon, load_tokenizer
+from .checkpoint import load_tokenizer
 from .ear import WAVEFORM, Ear
 from .encoder import AcousticEncoder
 from .errors import CheckpointError
 from .known_configs import KNOWN
+from .language_files import load_lexicon
 from .pretrained import read_config
 from .projector import new_projector
 from .recipe import Recipe, SourceRecipe, load_recipe

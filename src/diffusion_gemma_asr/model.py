@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from .ear import Ear
 from .edits import EditCanvases, edit_canvases
 from .errors import AsrError, DataError
 from .lexicon import Lexicon
-from .objective import BackboneLosses, TextBatch, backbone_losses
+from .objective import BackboneLosses, SpeechBatch, TextBatch, backbone_losses
 from .projector import Projector
 from .prompt import AUTO, LANGUAGES, PromptBuilder, fill_slots
 from .results import Segment, Transcript, Word
@@ -33,21 +33,6 @@ from .token_scores import TokenScores
 from .transcribe import stream, transcribe
 from .vad import Chunk, speech_chunks
 from .words import timed_words
-
-
-@dataclass(frozen=True)
-class SpeechBatch:
-    """Training examples: frames (B, F, D) of the frozen encoder, frame_lengths (B,), and the text side of the same
-    rows; phonemes: the classes of each row's (lexicon.py), for a speller that writes them."""
-
-    frames: Tensor
-    frame_lengths: Tensor
-    text: TextBatch
-    phonemes: Sequence[Sequence[int]] = ()
-
-    def to(self, device: torch.device) -> SpeechBatch:
-        """The same batch on another device."""
-        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device), self.phonemes)
 
 
 class DiffusionGemmaASR(nn.Module):

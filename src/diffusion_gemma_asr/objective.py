@@ -46,6 +46,21 @@ class TextBatch:
         return TextBatch(**{name: value.to(device) for name, value in self.__dict__.items()})
 
 
+@dataclass(frozen=True)
+class SpeechBatch:
+    """Training examples: frames (B, F, D) of the frozen encoder, frame_lengths (B,), and the text side of the same
+    rows; phonemes: the classes of each row's (lexicon.py), for a speller that writes them."""
+
+    frames: Tensor
+    frame_lengths: Tensor
+    text: TextBatch
+    phonemes: Sequence[Sequence[int]] = ()
+
+    def to(self, device: torch.device) -> SpeechBatch:
+        """The same batch on another device."""
+        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device), self.phonemes)
+
+
 def text_batch(
     prompts: PromptBuilder, slots: Sequence[int], targets: Sequence[Sequence[int]], languages: Sequence[str], margin: int,
     unnamed: Sequence[bool] | None = None, contexts: Sequence[str] | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..backbone import Backbone
-from ..checkpoint import load_adapter, load_lexicon, load_lm, load_tokenizer, save_checkpoint
+from ..checkpoint import load_adapter, load_tokenizer, save_checkpoint
 from ..data.augment import mask_bands
 from ..data.batches import UNLIMITED, Mixture, tempered
 from ..data.context import drawn_context
@@ -28,8 +28,9 @@ from ..data.text import plain_text
 from ..decoding import Decoded, Start
 from ..draft_prior import DRAFT_WEIGHT
 from ..ear import Ear, load_encoder
-from ..model import DiffusionGemmaASR, SpeechBatch
-from ..objective import text_batch
+from ..language_files import load_lexicon, load_lm
+from ..model import DiffusionGemmaASR
+from ..objective import SpeechBatch, text_batch
 from ..projector import new_projector
 from ..prompt import AUTO
 from ..recipe import DataRecipe, LossRecipe, Recipe, TrainRecipe, load_recipe

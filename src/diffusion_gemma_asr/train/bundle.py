@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 from ..checkpoint import load_checkpoint, save_checkpoint
-from ..checkpoint_config import CONFIG, LM
+from ..checkpoint_config import CONFIG
+from ..language_files import LM
 from ..model_card import ModelCard
 from ..recipe import SourceRecipe, load_recipe
 

@@ -1,0 +1,57 @@
+"""What a checkpoint knows of words beside its weights: the language models of drafts, and the pronouncing dictionary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from .beam import DraftLM
+from .lexicon import Lexicon
+from .ngram import NgramLM
+from .prompt import sentence_ends
+from .recipe import LmRecipe
+from .word_classes import ClassLM
+
+LM = "ngram.npz"  # the draft's language model
+CLASSES = "classes.npz"  # that of word classes
+LEXICON = "lexicon.npz"  # the pronouncing dictionary of a speller's phonemes
+
+
+def describe_language_files(lm: DraftLM | None, lexicon: Lexicon | None) -> LmRecipe:
+    """What config.json says of a model's files."""
+    dictionary = None if lexicon is None else LEXICON
+    if lm is None:
+        return LmRecipe(lexicon=dictionary)
+    return LmRecipe(LM, lm.weight, lm.bonus, None if lm.classes is None else CLASSES, dictionary)
+
+
+def save_language_files(lm: DraftLM | None, lexicon: Lexicon | None, folder: Path) -> None:
+    """Writes those that there are."""
+    if lm is not None:
+        lm.lm.save(folder / LM)
+        if lm.classes is not None:
+            lm.classes.save(folder / CLASSES)
+    if lexicon is not None:
+        lexicon.save(folder / LEXICON)
+
+
+def load_lm(entry: LmRecipe, folder: Path, tokenizer: PreTrainedTokenizerBase) -> DraftLM | None:
+    """The language model of drafts that a recipe or a config.json names, its path taken from `folder`; None: it names none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if entry.file is None:
+        return None
+    classes = None if entry.classes is None else ClassLM.load(folder / entry.classes)
+    return DraftLM(NgramLM.load(folder / entry.file), *sentence_ends(tokenizer), entry.weight, entry.bonus, classes)
+
+
+def load_lexicon(entry: LmRecipe, folder: Path) -> Lexicon | None:
+    """The pronouncing dictionary that a recipe or a config.json names, its path taken from `folder`; None: it names none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return None if entry.lexicon is None else Lexicon.load(folder / entry.lexicon)
