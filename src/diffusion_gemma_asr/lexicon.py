@@ -7,7 +7,7 @@ says the language as well. The dictionary is made from text by train/lexicon.py.
 from __future__ import annotations
 
 import zipfile
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -42,7 +42,9 @@ class Lexicon:
         self.said = [said[i] for i in order]
         self.words = [words[i] for i in order]
         self.frequency = np.asarray(frequency, dtype=np.float32)[order]
-        self._own: dict[str, list[str]] | None = None
+        by_word = sorted(range(len(words)), key=words.__getitem__)
+        self._sorted_words = [words[i] for i in by_word]
+        self._their_said = [said[i] for i in by_word]
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -60,11 +62,8 @@ class Lexicon:
 
     def pronunciations(self, word: str) -> list[str]:
         """All of a word's, in whichever language."""
-        if self._own is None:
-            self._own = {}
-            for said, own in zip(self.said, self.words, strict=True):
-                self._own.setdefault(own, []).append(said)
-        return self._own.get(word, [])
+        first = bisect_left(self._sorted_words, word)
+        return self._their_said[first : bisect_right(self._sorted_words, word, first)]
 
     def save(self, path: str | Path) -> None:
         """Writes the dictionary to an .npz file, whole or not at all."""
