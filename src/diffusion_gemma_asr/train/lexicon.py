@@ -22,7 +22,7 @@ from ..data.text import plain_text
 from ..errors import DataError
 from ..lexicon import Lexicon, lexicon_of, symbols_of
 from ..prompt import LANGUAGES
-from .tokenizer import read_sentences
+from .tokenizer import kept_sentences
 
 LEAST = 50  # occurrences of a phoneme in a language's text, below which it gets no class
 SHARE, WAYS = 0.04, 4  # a word's pronunciations that are kept: those of at least so large a share, at most so many
@@ -139,10 +139,8 @@ def make_lexicon(
         DataError: a file cannot be read, or wordfreq is missing.
         SynthesisError: espeak-ng is missing.
     """
-    kept_out = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
     counts = {}
-    for code, lines in read_sentences(text).items():
-        kept = [line for line in lines if line and line not in kept_out]
+    for code, kept in kept_sentences(text, exclude).items():
         counts[code] = counted(kept, code, frequent_words(code, frequent))
         print(f"{code}: {len(kept)} sentences, {len(counts[code])} words", flush=True)
     return lexicon_of(counts, symbols_of(counts, LEAST) if like is None else like.symbols)

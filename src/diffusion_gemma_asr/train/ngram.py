@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from ..ngram import NgramLM
 from ..prompt import sentence_ends
-from .tokenizer import read_sentences
+from .tokenizer import kept_sentences
 
 
 def count_text(
@@ -26,11 +26,9 @@ def count_text(
         DataError: a file cannot be read.
     """
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    kept_out = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
     rows: list[list[int]] = []
     languages: list[int] = []
-    for number, (code, lines) in enumerate(read_sentences(text).items()):
-        kept = [line for line in lines if line and line not in kept_out]
+    for number, (code, kept) in enumerate(kept_sentences(text, exclude).items()):
         spelled = tokenizer(kept, add_special_tokens=False)["input_ids"]
         print(f"{code}: {len(kept)} sentences, {sum(map(len, spelled))} tokens")
         rows += spelled

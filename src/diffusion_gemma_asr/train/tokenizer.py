@@ -94,6 +94,16 @@ def read_sentences(files: Iterable[str | Path]) -> dict[str, list[str]]:
     return {code: list(sentences) for code, sentences in found.items()}
 
 
+def kept_sentences(files: Iterable[str | Path], exclude: Iterable[str | Path]) -> dict[str, list[str]]:
+    """What `read_sentences` finds in files, without what it finds in others.
+
+    Raises:
+        DataError: see `read_sentences`.
+    """
+    kept_out = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
+    return {code: [line for line in lines if line and line not in kept_out] for code, lines in read_sentences(files).items()}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the mini tokenizer.")
     parser.add_argument("folder")

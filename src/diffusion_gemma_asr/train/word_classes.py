@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..word_classes import ClassLM
 from .lexicon import words_of
-from .tokenizer import read_sentences
+from .tokenizer import kept_sentences
 
 
 def count_classes(
@@ -23,10 +23,8 @@ def count_classes(
     Raises:
         DataError: a file cannot be read.
     """
-    kept_out = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
     sentences = {
-        code: [words_of(line, code) for line in lines if line and line not in kept_out]
-        for code, lines in read_sentences(text).items()
+        code: [words_of(line, code) for line in kept] for code, kept in kept_sentences(text, exclude).items()
     }
     own = {code: 10_000 if code == "zh" else frequent for code in sentences}
     return ClassLM.count(sentences, own, order, least)
