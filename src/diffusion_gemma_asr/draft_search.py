@@ -147,7 +147,9 @@ class DraftSearch:
         rows = list(proposed)
         by_characters = scores(*columns_of(heard.characters, [self.alphabet.spell(tokens) for tokens in rows]))
         model = self.language.model.classes
-        classes = [0.0] * len(rows) if model is None else model.scores([self._words(tokens) for tokens in rows])
+        classes = [0.0] * len(rows)
+        if model is not None:
+            classes = model.scores([[word for _, word in self._words(tokens)] for tokens in rows])
         found = {}
         for row in zip(rows, by_characters, by_slots, classes, self.language.whole(rows), strict=True):
             tokens, by_character, by_slot, by_class, language = row
@@ -157,18 +159,17 @@ class DraftSearch:
             found[tokens] = Evidence(sounding, max(by_character, NEVER), max(by_slot, NEVER), unknown, by_class, language)
         return found
 
-    def _words(self, tokens: Tokens) -> list[str]:
-        """The words of a transcript; unspaced characters are words of their own."""
+    def _words(self, tokens: Tokens) -> list[tuple[int, str]]:
+        """The words of a transcript, and which one between spaces each is; unspaced characters are words of their own."""
         text = self.language.tokenizer.decode(tokens, skip_special_tokens=True)
-        return [part for word in text.split() for part in (word if is_unspaced(word[0]) else [word])]
+        return [(k, part) for k, word in enumerate(text.split()) for part in (word if is_unspaced(word[0]) else [word])]
 
     def sounding(self, heard: Spellings, tokens: Tokens) -> tuple[float, int]:
         """The log-probability of a transcript by its phonemes, each word said in the way that fits best, and how many of its
         words the dictionary lacks: these are taken to sound as was heard where their characters are. 0 without phonemes."""
         if self.lexicon is None or heard.phonemes is None:
             return 0.0, 0
-        text = self.language.tokenizer.decode(tokens, skip_special_tokens=True)
-        words = [(k, part) for k, word in enumerate(text.split()) for part in (word if is_unspaced(word[0]) else [word])]
+        words = self._words(tokens)
         ways = [self.lexicon.pronunciations(word) for _, word in words]
         unknown = [i for i, found in enumerate(ways) if not found]
         if unknown:

@@ -6,15 +6,14 @@ says the language as well. The dictionary is made from text by train/lexicon.py.
 
 from __future__ import annotations
 
-import zipfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .errors import CheckpointError
-from .ngram import write_arrays
+from .arrays import pack_lines, read_arrays, unpack_lines, write_arrays
 
 Counts = Mapping[str, Mapping[str, Mapping[tuple[str, ...], float]]]  # language → word → phonemes → how often
 
@@ -35,7 +34,7 @@ class Lexicon:
         said, words, frequency: in the order of the pronunciations.
     """
 
-    def __init__(self, symbols: Sequence[str], said: Sequence[str], words: Sequence[str], frequency: Sequence[float]):
+    def __init__(self, symbols: Sequence[str], said: Sequence[str], words: Sequence[str], frequency: ArrayLike):
         self.symbols = list(symbols)
         self.classes = {symbol: i for i, symbol in enumerate(self.symbols) if i}
         order = sorted(range(len(said)), key=said.__getitem__)
@@ -69,8 +68,8 @@ class Lexicon:
         """Writes the dictionary to an .npz file, whole or not at all."""
         order = sorted(range(len(self.words)), key=lambda i: (self.words[i], self.said[i]))
         arrays = {
-            "symbols": _packed("\n".join(self.symbols)),
-            "words": _packed("\n".join(self.words[i] for i in order)),
+            "symbols": pack_lines(self.symbols),
+            "words": pack_lines([self.words[i] for i in order]),
             "said": np.array([ord(c) for i in order for c in self.said[i]], dtype=np.uint16),
             "lengths": np.array([len(self.said[i]) for i in order], dtype=np.uint8),
             "frequency": np.clip(np.round(-CODES * self.frequency[order]), 0, 255).astype(np.uint8),
@@ -84,15 +83,12 @@ class Lexicon:
         Raises:
             CheckpointError: the file is missing, damaged, or another's.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                words, symbols = (bytes(file[name]).decode().split("\n") for name in ("words", "symbols"))
-                letters = file["said"].astype("<u2").tobytes().decode("utf-16-le")
-                ends = np.cumsum(file["lengths"], dtype=np.int64).tolist()
-                said = [letters[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-                return cls(symbols, said, words, file["frequency"] / -CODES)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{path} cannot be read as a dictionary ({error}); fetch or save it again") from error
+        with read_arrays(path, "a dictionary") as file:
+            letters = file["said"].astype("<u2").tobytes().decode("utf-16-le")
+            ends = np.cumsum(file["lengths"], dtype=np.int64).tolist()
+            said = [letters[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+            symbols, words = unpack_lines(file["symbols"]), unpack_lines(file["words"])
+            return cls(symbols, said, words, file["frequency"] / -CODES)
 
 
 def symbols_of(counts: Counts, least: int) -> list[str]:
@@ -122,7 +118,3 @@ def lexicon_of(counts: Counts, symbols: Sequence[str]) -> Lexicon:
                     merged[said] = merged.get(said, 0) + n
             entries += [(said, word, float(np.log(n / total))) for said, n in merged.items()]
     return Lexicon(symbols, *zip(*entries, strict=True)) if entries else Lexicon(symbols, [], [], [])
-
-
-def _packed(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), dtype=np.uint8)

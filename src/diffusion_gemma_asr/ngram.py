@@ -12,13 +12,12 @@ occur.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .errors import CheckpointError
+from .arrays import read_arrays, write_arrays
 
 DISCOUNT = 0.75
 CODES = 16.0  # steps a nat in which logarithms of probabilities are stored, in a byte each
@@ -170,19 +169,8 @@ class NgramLM:
         Raises:
             CheckpointError: the file is missing, damaged, or another's.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls.from_arrays(file)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{path} cannot be read as a language model ({error}); fetch or save it again") from error
-
-
-def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz file, whole or not at all."""
-    part = Path(path).with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    part.replace(path)
+        with read_arrays(path, "a language model") as file:
+            return cls.from_arrays(file)
 
 
 def _coded(shares: np.ndarray) -> np.ndarray:

@@ -7,15 +7,14 @@ others belong to the class of their last letters: a class-based model (Brown et 
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .errors import CheckpointError
-from .ngram import NgramLM, write_arrays
+from .arrays import pack_lines, read_arrays, unpack_lines, write_arrays
+from .ngram import NgramLM
 
 UNKNOWN, BOS, EOS, FIRST = 0, 1, 2, 3  # classes; those of words come behind
 LETTERS = 2  # of an ending
@@ -75,7 +74,7 @@ class ClassLM:
 
     def save(self, path: str | Path) -> None:
         """Writes the model to an .npz file, whole or not at all."""
-        write_arrays(path, self.lm.arrays() | {"names": np.frombuffer("\n".join(self.names).encode(), dtype=np.uint8)})
+        write_arrays(path, self.lm.arrays() | {"names": pack_lines(self.names)})
 
     @classmethod
     def load(cls, path: str | Path) -> ClassLM:
@@ -84,11 +83,8 @@ class ClassLM:
         Raises:
             CheckpointError: the file is missing, damaged, or another's.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(bytes(file["names"]).decode().split("\n"), NgramLM.from_arrays(file))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{path} cannot be read as word classes ({error}); fetch or save it again") from error
+        with read_arrays(path, "word classes") as file:
+            return cls(unpack_lines(file["names"]), NgramLM.from_arrays(file))
 
 
 def _ending(word: str) -> str:

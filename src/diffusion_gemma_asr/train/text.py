@@ -34,7 +34,7 @@ from ..prompt import PromptBuilder
 from .backbone_config import small_config
 from .loop import LoopOptions, Metrics, load_weights, run, step_seed
 from .monitor import error_rate
-from .tokenizer import FIRST_WORD_TOKEN, read_sentences
+from .tokenizer import FIRST_WORD_TOKEN, kept_sentences, read_sentences
 from .workers import join_workers, rank
 
 # So small a denoiser is sure of little, and what it draws at the real one's temperatures is mostly wrong (80 monitor
@@ -145,10 +145,9 @@ def train_text(recipe: dict, folder: Path, start_from: str | Path | None = None)
     prompts = PromptBuilder(tokenizer)
     data, seed = recipe["data"], recipe["loop"]["seed"]
     dev = {code: read_sentences([path])[code][: data["dev_count"]] for code, path in data["dev"].items()}
-    kept_out = {sentence for lines in read_sentences(data["exclude"]).values() for sentence in lines}
     targets, languages, sizes = [], [], []
-    for code, lines in read_sentences(data["text"]).items():
-        spelled = [prompts.target(line) for line in lines if line not in kept_out]
+    for code, lines in kept_sentences(data["text"], data["exclude"]).items():
+        spelled = [prompts.target(line) for line in lines]
         fitting = [target for target in spelled if len(target) <= data["max_tokens"]]
         targets += fitting
         languages += [code] * len(fitting)
