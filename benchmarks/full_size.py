@@ -2,6 +2,7 @@
 
     python benchmarks/full_size.py                      benchmarks/results/full_size.json; a GPU of 80 GB, about 8 minutes
     python benchmarks/full_size.py --size tiny          the same parts on a CPU in seconds, to see that they run
+    python benchmarks/full_size.py --report             fills the table of docs/performance.md
 
 Random weights cannot tell when they are done, so every clip takes all its steps. The parts are stored one by one: a run that
 was interrupted goes on with the next. Limits stand beside the times: the bytes of the weights that a pass touches over the
@@ -22,6 +23,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
+from pages import fill, measured
+from torch import nn
 from transformers import AutoTokenizer, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -39,6 +43,7 @@ from diffusion_gemma_asr.projector import AudioProjector, output_length
 from diffusion_gemma_asr.recipe import load_recipe
 from diffusion_gemma_asr.train.backbone_config import small_config
 
+PAGE = Path("docs/performance.md")
 TOKENIZER = Path(__file__).parents[1] / "src/diffusion_gemma_asr/presets/mini/backbone"  # its ids stand for the real ones
 TOKENS_PER_S = 4.0  # of speech, Gemma's tokens: a fitted canvas of a 10 s clip has 48
 
@@ -75,12 +80,28 @@ def build(size: str, device: str) -> DiffusionGemmaASR:
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            backbone = Backbone.from_config(config)
+            with init_empty_weights():
+                empty = Backbone.from_config(config)
+            backbone = filled(empty, device)
             encoder = AcousticEncoder(WhisperEncoder(ear), WhisperFeatureExtractor(feature_size=ear.num_mel_bins))
             projector = AudioProjector(ear.d_model, backbone.hidden_size, channels, 1.0)
     finally:
         torch.set_default_dtype(before)
     return DiffusionGemmaASR(encoder, projector, backbone, tokenizer).requires_grad_(False).eval()
+
+
+def filled(empty: Backbone, device: str) -> Backbone:
+    """A backbone of parameters on the meta device with random ones. As its transformers class is built, encoder and decoder
+    have weights of their own until they are tied: twice 52 GB."""
+    empty.model.tie_weights()
+    made: dict[int, nn.Parameter] = {}
+    for module in empty.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in made:
+                values = torch.empty_like(parameter, device=device)
+                made[id(parameter)] = nn.Parameter(values.normal_(0, 0.02) if values.dim() > 1 else values.fill_(1))
+            setattr(module, name, made[id(parameter)])
+    return empty
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------
@@ -253,13 +274,44 @@ def run(size: str, device: str, out: Path) -> None:
         write_whole(out, json.dumps(kept, indent=1) + "\n")
 
 
+def limit_ms(part: dict[str, Any], best: dict[str, float]) -> float:
+    """What a pass takes at the least, at the measured rates."""
+    return 1000 * max(part["bytes"] / best["bytes_s"], part["flop"] / best["flop_s"])
+
+
 def shown(part: dict[str, Any], best: dict[str, float]) -> str:
     """One line of a part's figures; a pass also as a multiple of its limit."""
     line = ", ".join(f"{key} {value:.4g}" for key, value in part.items() if isinstance(value, float))
     if "ms_a_pass" in part:
-        limit = max(part["bytes"] / best["bytes_s"], part["flop"] / best["flop_s"])
-        line += f", {part['ms_a_pass'] / 1000 / limit:.2f} times the limit of {1000 * limit:.3g} ms"
+        limit = limit_ms(part, best)
+        line += f", {part['ms_a_pass'] / limit:.2f} times the limit of {limit:.3g} ms"
     return line or str(part)
+
+
+def table(held: dict[str, Any]) -> str:
+    """One line for each clip length, batch and canvas that was measured, and what was not."""
+    best = held["parts"]["rates"]
+    rows: dict[tuple[int, int, int], dict[int, dict[str, Any]]] = {}
+    for name, part in held["parts"].items():
+        if name.startswith("ours") and "error" not in part:
+            rows.setdefault((part["clip_s"], part["batch"], part["canvas"]), {})[part["steps"]] = part
+    lines = [
+        "| clips | canvas | 8 steps: s | × real time | ms a pass | 3 steps: s | × real time | limit of a pass | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (seconds, batch, canvas), by_steps in rows.items():
+        cells = [f"{batch} × {seconds} s", str(canvas)]
+        for steps in (8, 3):
+            part = by_steps.get(steps)
+            figures = ["–"] * 2 if part is None else [f"{part['seconds']:.2f}", f"{part['rtfx']:.0f}"]
+            cells += [*figures, *([] if steps == 3 else ["–" if part is None else f"{part['ms_a_pass']:.0f}"])]
+        some = next(iter(by_steps.values()))
+        lines.append("| " + " | ".join([*cells, f"{limit_ms(some, best):.0f} ms", f"{some['peak_gb']:.0f} GB"]) + " |")
+    others = {name: part for name, part in held["parts"].items() if name != "rates" and not name.startswith("ours")}
+    lines += ["", *(f"{name}: {shown(part, best)}." for name, part in others.items())]
+    machine = held["machine"]
+    rates = f"{best['bytes_s'] / 1e12:.1f} TB/s copied, {best['flop_s'] / 1e12:.0f} TFLOP/s multiplied"
+    return "\n".join([*lines, f"{machine['gpu']} ({rates}), torch {machine['torch']}, {machine['date']}."])
 
 
 def main() -> None:
@@ -267,7 +319,11 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="real")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/full_size.json"))
+    parser.add_argument("--report", action="store_true", help="fill the page with what was measured")
     args = parser.parse_args()
+    if args.report:
+        fill(PAGE, {"full_size": table(measured(args.out))})
+        return
     if args.size == "real" and args.device == "cpu":
         raise SystemExit("the real size needs a GPU of 80 GB; --size tiny shows on a CPU that the parts run")
     run(args.size, args.device, args.out)

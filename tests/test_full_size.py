@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
 
 @pytest.fixture(scope="module")
 def full_size() -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))  # of its neighbours
     spec = importlib.util.spec_from_file_location("full_size", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -40,6 +42,17 @@ def test_parts_are_measured_once(full_size: ModuleType, tmp_path: Path, monkeypa
     for part in parts.values():
         assert all(value > 0 for value in part.values() if value is not None)
     assert all(part["peak_gb"] is None for name, part in parts.items() if name.startswith("ours"))
+
+
+def test_what_was_measured_stands_in_the_table(full_size: ModuleType) -> None:
+    part = {"clip_s": 10, "batch": 8, "canvas": 48, "steps": 8, "seconds": 0.5, "ms_a_pass": 60.0, "rtfx": 160.0,
+            "peak_gb": 53.0, "bytes": 2e9, "flop": 1e9}  # fmt: skip
+    parts = {"rates": {"bytes_s": 1e12, "flop_s": 1e15}, "ours a": part, "ours b": {"error": "no memory"}}
+    parts["generate() 10 s"] = part | {"batch": 1}
+    machine = {"gpu": "GPU", "torch": "2", "date": "today"}
+    text = full_size.table({"parts": parts, "machine": machine})
+    assert "| 8 × 10 s | 48 | 0.50 | 160 | 60 | – | – | 2 ms | 53 GB |" in text and text.count("\n| ") == 1
+    assert "generate() 10 s: " in text and "30.00 times the limit of 2 ms" in text
 
 
 def test_a_pass_costs_what_its_weights_say(full_size: ModuleType) -> None:
