@@ -22,7 +22,7 @@ from pages import circumstances, measured
 from torch import Tensor
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.draft_search import UNSPACED_WEIGHTS, WEIGHTS, Weights, judged_transcripts, likeliest
+from diffusion_gemma_asr.draft_search import FINAL_WEIGHTS, WEIGHTS, Weights, judged_transcripts, likeliest
 from diffusion_gemma_asr.evaluate.run import machine, write_whole
 from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.ngram import LM_WEIGHT, TOKEN_BONUS
@@ -30,10 +30,10 @@ from diffusion_gemma_asr.train.monitor import error_rate
 
 COUNT = 60
 TRIED = (
-    WEIGHTS, WEIGHTS._replace(slots=0.0), WEIGHTS._replace(characters=0.0), WEIGHTS._replace(phonemes=0.0),
-    WEIGHTS._replace(classes=0.0), WEIGHTS._replace(classes=0.3), WEIGHTS._replace(classes=0.7),
-    WEIGHTS._replace(phonemes=1.0), WEIGHTS._replace(characters=0.3), WEIGHTS._replace(slots=0.4),
-    WEIGHTS._replace(unknown=8.0), UNSPACED_WEIGHTS,
+    FINAL_WEIGHTS, WEIGHTS, FINAL_WEIGHTS._replace(phonemes=0.0), FINAL_WEIGHTS._replace(characters=0.0),
+    FINAL_WEIGHTS._replace(slots=0.0), FINAL_WEIGHTS._replace(unknown=0.0), FINAL_WEIGHTS._replace(classes=0.0),
+    FINAL_WEIGHTS._replace(language=0.0), FINAL_WEIGHTS._replace(language=1.0), FINAL_WEIGHTS._replace(characters=0.5),
+    FINAL_WEIGHTS._replace(sentences=0.4), FINAL_WEIGHTS._replace(sentences=1.2),
 )  # fmt: skip
 PAGE, DATA = Path("docs/results/draft_search.md"), Path("docs/results/draft_search.json")
 
@@ -42,8 +42,8 @@ PAGE, DATA = Path("docs/results/draft_search.md"), Path("docs/results/draft_sear
 def measure(name: str, checkpoint: str, encoder: str | None, frames: Path) -> None:
     """Adds a model's figures to the data, in place of older ones."""
     model = asr.load(checkpoint, device="cpu", encoder=encoder)
-    if model.lexicon is None or model.search is None:
-        raise SystemExit(f"{checkpoint} has no speller with phonemes and a language model")
+    if model.lexicon is None or model.lm is None or model.lm.recurrent is None:
+        raise SystemExit(f"{checkpoint} has no speller with phonemes and a language model of sentences")
     lists, cache = monitor_lists(model, COUNT, frames)
     errors: dict[str, dict[str, float]] = {}
     seconds: dict[str, float] = {}

@@ -29,6 +29,7 @@ from diffusion_gemma_asr.model import DiffusionGemmaASR
 from diffusion_gemma_asr.model_card import ModelCard, render_card
 from diffusion_gemma_asr.ngram import NgramLM
 from diffusion_gemma_asr.recipe import LmRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe
+from diffusion_gemma_asr.recurrent_lm import RecurrentLM
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +105,16 @@ def test_the_language_model_of_drafts_travels_along(
 ) -> None:
     assert load_checkpoint(save_checkpoint(model, tmp_path / "without", recipe), device="cpu").lm is None
     counted = NgramLM.count([[9, 8, 7]] * 3, model.backbone.vocab_size, 2, 1, order=3)
-    monkeypatch.setattr(model, "lm", DraftLM(counted, 2, 1, 0.25, 1.0))
+    reads = RecurrentLM(model.backbone.vocab_size, 8, 8, 1, 2, 1).eval()
+    monkeypatch.setattr(model, "lm", DraftLM(counted, 2, 1, 0.25, 1.0, recurrent=reads))
     folder = save_checkpoint(model, tmp_path / "with", recipe)
     lm = load_checkpoint(folder, device="cpu").lm
     assert lm is not None and (lm.weight, lm.bonus) == (0.25, 1.0)
     assert lm.lm.logprobs([[9, 8]], [7]) == counted.logprobs([[9, 8]], [7])
-    assert "`ngram.npz`" in (folder / "README.md").read_text(encoding="utf-8")
+    assert lm.recurrent is not None
+    assert lm.recurrent.scores([[9, 8]]) == pytest.approx(reads.scores([[9, 8]]), abs=0.01)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "`ngram.npz`" in card and "`recurrent.safetensors`" in card
     (folder / "ngram.npz").unlink()
     with pytest.raises(CheckpointError, match=r"ngram\.npz cannot be read"):
         load_checkpoint(folder, device="cpu")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -18,10 +20,19 @@ from diffusion_gemma_asr.ctc import scores
 from diffusion_gemma_asr.data import espeak
 from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.data.phonemes import accent_of, pronunciations, simplified
-from diffusion_gemma_asr.draft_search import SPELLED_WEIGHTS, WEIGHTS, DraftSearch, likeliest
+from diffusion_gemma_asr.draft_search import (
+    FINAL_WEIGHTS,
+    FINALISTS,
+    SPELLED_WEIGHTS,
+    WEIGHTS,
+    DraftSearch,
+    best_weights,
+    likeliest,
+)
 from diffusion_gemma_asr.errors import CheckpointError, DataError
 from diffusion_gemma_asr.lexicon import Lexicon, lexicon_of, symbols_of
 from diffusion_gemma_asr.lexicon_beam import WORD_BONUS, LexiconSearch
+from diffusion_gemma_asr.recurrent_lm import RecurrentLM
 from diffusion_gemma_asr.speller import Alphabet, Spellings
 from diffusion_gemma_asr.token_scores import TokenScores
 from diffusion_gemma_asr.train.lexicon import BESIDE, counted, frequent_words, make_lexicon, parted
@@ -186,6 +197,36 @@ def test_each_word_counts_in_the_way_that_fits_best(search: DraftSearch, lexicon
     best = max(scores(logits.log_softmax(-1), rows))
     assert search.sounding(heard, tokens) == (pytest.approx(best, abs=1e-3), 0)
     assert search.sounding(heard._replace(phonemes=None), tokens) == (0.0, 0)
+
+
+class Reader:
+    """A model of sentences that likes one of them; what it was given to read."""
+
+    def __init__(self, liked: str, tokenizer: PreTrainedTokenizerBase):
+        self.liked, self.tokenizer, self.read = liked, tokenizer, []
+
+    def scores(self, sentences: list[tuple[int, ...]]) -> list[float]:
+        self.read = [self.tokenizer.decode(sentence) for sentence in sentences]
+        return [0.0 if text == self.liked else -9.0 for text in self.read]
+
+
+def test_what_reads_whole_sentences_has_the_last_word(tokenizer: PreTrainedTokenizerBase, lexicon: Lexicon) -> None:
+    """Of transcripts that sound alike, and only of the best."""
+    counted = language_model(tokenizer)
+    heard = Spellings(
+        spelling_of(0.01 * clear(Alphabet(tokenizer), "the▁sea--")), spelling_of(sounds(lexicon, "D @ - - s i -"))
+    )
+    for liked in ("the sea", "the see"):
+        reader = Reader(liked, tokenizer)
+        language = TokenScores(tokenizer, replace(counted, recurrent=cast(RecurrentLM, reader)))
+        search = DraftSearch(Alphabet(tokenizer), language, lexicon)
+        assert best_weights(search, heard) == FINAL_WEIGHTS
+        proposed = search.propose(heard, ())
+        judged = search.read(search.judge(heard, proposed, [0.0] * len(proposed)))
+        assert tokenizer.decode(likeliest(judged, FINAL_WEIGHTS)) == liked
+        assert len(judged) == len(reader.read) == min(FINALISTS, len(proposed))
+    assert best_weights(DraftSearch(Alphabet(tokenizer), TokenScores(tokenizer, counted), lexicon), heard) == WEIGHTS
+    assert best_weights(search, heard._replace(phonemes=None)) == SPELLED_WEIGHTS
 
 
 def test_espeaks_notation_becomes_phonemes() -> None:

@@ -20,10 +20,12 @@ from transformers import (
     WhisperModel,
 )
 
+from diffusion_gemma_asr import packing
 from diffusion_gemma_asr.backbone import Backbone
 from diffusion_gemma_asr.encoder import AcousticEncoder
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.known_configs import diffusiongemma_26b, whisper_large_v3, whisper_small
+from diffusion_gemma_asr.packing import pack_file
 from diffusion_gemma_asr.pretrained import read_config
 from diffusion_gemma_asr.prompt import SPECIAL_TOKENS
 
@@ -174,6 +176,30 @@ def test_a_damaged_backbone_is_refused_in_one_line(
     with pytest.raises(CheckpointError, match=message) as caught:
         Backbone.from_pretrained(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["backbone", "encoder"])
+def test_packed_weights_load_but_for_rounding(
+    tmp_path: Path, backbone_folder: Path, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(packing, "LEAST", 200)  # tiny weights too
+    folder = tmp_path / part
+    kind: type[Backbone | AcousticEncoder]
+    if part == "backbone":
+        kind, source = Backbone, backbone_folder
+        DiffusionGemmaForBlockDiffusion.from_pretrained(source).save_pretrained(folder)  # in one file
+    else:
+        kind, source = AcousticEncoder, whisper_folder
+        shutil.copytree(source, folder)
+    pack_file(folder / "model.safetensors")
+    whole, packed = kind.from_pretrained(source), kind.from_pretrained(folder)
+    differ = 0
+    for (name, a), b in zip(whole.state_dict().items(), packed.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype and (a - b).abs().max() <= a.abs().max() / 200, name
+        differ += not torch.equal(a, b)
+    assert differ > 3
+    if part == "backbone":
+        assert packed.model.generation_config.to_dict() == whole.model.generation_config.to_dict()
 
 
 def test_a_whisper_is_no_backbone(whisper_folder: Path) -> None:

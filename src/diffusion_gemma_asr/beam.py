@@ -18,6 +18,7 @@ import torch
 
 from .ctc import DraftToken, forced_align, numbered
 from .ngram import LM_WEIGHT, TOKEN_BONUS, NgramLM
+from .recurrent_lm import RecurrentLM
 from .word_classes import ClassLM
 
 WIDTH = 12  # transcripts that are kept after each slot
@@ -38,6 +39,7 @@ class DraftLM:
     weight: float = LM_WEIGHT
     bonus: float = TOKEN_BONUS  # nats a token
     classes: ClassLM | None = None  # beside it, for transcripts that were found (draft_search.py)
+    recurrent: RecurrentLM | None = None  # for the best of these
 
     @property
     def reach(self) -> int:

@@ -6,8 +6,8 @@ A checkpoint is a folder, or a hub repository, of these files:
 - `config.json`: names, revisions and shapes of encoder and backbone, settings of projector and LoRA
 - `preprocessor_config.json`: the encoder's own, for transformers' pipeline alone; a model without a Whisper has none
 - `README.md`: the model card
-- `ngram.npz`: the language model of drafts; `classes.npz`: that of word classes; `lexicon.npz`: the pronouncing dictionary;
-  where there are any
+- `ngram.npz`: the language model of drafts; `classes.npz`: that of word classes; `recurrent.safetensors`: that of whole
+  sentences; `lexicon.npz`: the pronouncing dictionary; where there are any
 
 Names of frozen parts are hub names or folders; a relative folder starts from the checkpoint.
 """

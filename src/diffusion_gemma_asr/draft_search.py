@@ -1,13 +1,15 @@
 """The drafts of a model with a speller and a language model: all its ears propose transcripts, and together they judge them.
 
 Characters spell words that no dictionary has (spelled_beam.py); phonemes and a dictionary know how words are written that
-sound alike (lexicon_beam.py); audio tokens were heard by the rest of the projector (beam.py).
+sound alike (lexicon_beam.py); audio tokens were heard by the rest of the projector (beam.py). A language model that reads
+whole sentences, where there is one, then reads the best of them (recurrent_lm.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from heapq import nlargest
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -27,18 +29,22 @@ if TYPE_CHECKING:
 
 class Weights(NamedTuple):
     """Factors on what CTC says of a transcript, by its phonemes, its characters and its audio tokens, the nats that each
-    word costs which the dictionary lacks, and the factor on what the model of word classes says."""
+    word costs which the dictionary lacks, and the factors on what the model of word classes, the language model of tokens
+    and that of sentences say."""
 
     phonemes: float
     characters: float
     slots: float
     unknown: float = 0.0
     classes: float = 0.0
+    language: float = 1.0
+    sentences: float = 0.0
 
 
 WEIGHTS = Weights(0.7, 0.5, 0.2, 4.0, 0.5)  # the best of those tried in benchmarks/draft_search.py
-UNSPACED_WEIGHTS = Weights(0.5, 0.1, 0.1, 4.0, 0.3)  # in Mandarin: which of many characters a sound has, no ear can tell
+FINAL_WEIGHTS = Weights(1.0, 0.2, 0.05, 6.0, 0.4, 0.2, 1.0)  # likewise, where a model reads whole sentences
 SPELLED_WEIGHTS = Weights(0.0, 0.7, 0.5)  # where there are no phonemes
+FINALISTS = 12  # transcripts that it reads
 BY_PHONEMES, BY_CHARACTERS = 50, 3  # transcripts of each search that are judged, where there are both
 NARROW = 40  # width of the search over characters, where there are phonemes
 MARGIN = 2  # frames around a word's characters in which its phonemes may be
@@ -46,7 +52,8 @@ MARGIN = 2  # frames around a word's characters in which its phonemes may be
 
 class Evidence(NamedTuple):
     """What there is to say of a transcript, in nats: CTC's log-probabilities by phonemes, characters and audio tokens, how
-    many words the dictionary lacks, the log-probability of its words' classes, and what the language model adds."""
+    many words the dictionary lacks, the log-probability of its words' classes, what the language model of tokens adds, and
+    the log-probability of the sentence, 0 if no model has read it."""
 
     phonemes: float
     characters: float
@@ -54,11 +61,13 @@ class Evidence(NamedTuple):
     unknown: int
     classes: float
     language: float
+    sentence: float = 0.0
 
     def weighed(self, weights: Weights) -> float:
         """The transcript's score."""
         heard = weights.phonemes * self.phonemes + weights.characters * self.characters + weights.slots * self.slots
-        return heard - weights.unknown * self.unknown + weights.classes * self.classes + self.language
+        known = weights.classes * self.classes + weights.language * self.language + weights.sentences * self.sentence
+        return heard + known - weights.unknown * self.unknown
 
 
 def spelled_drafts(
@@ -70,11 +79,13 @@ def spelled_drafts(
     the audio tokens (B, S, H) find, where all of these and the language model count; without: what the likeliest characters
     spell.
     """
-    if model.search is None:
+    search = model.search
+    if search is None:
         texts = model.alphabet.read(heard.characters, frame_lengths)
     else:
         found = judged_transcripts(model, heard, frame_lengths, slots, slot_lengths)
-        texts = [model.text(_best(model, rows, heard.phonemes is not None)) for rows in found]
+        weights = best_weights(search, heard)
+        texts = [model.text(likeliest(rows, weights)) for rows in found]
     written = [model.prompts.target(text)[:-1] for text in texts]  # without the end of the turn
     per_slot, clips = model.projector.frames_per_slot, _clips(heard, frame_lengths)
     return [placed(tokens, clip.characters, model.alphabet, per_slot) for tokens, clip in zip(written, clips, strict=True)]
@@ -83,8 +94,8 @@ def spelled_drafts(
 def judged_transcripts(
     model: DiffusionGemmaASR, heard: Spellings, frame_lengths: Tensor, slots: Tensor, slot_lengths: Tensor
 ) -> list[dict[Tokens, Evidence]]:
-    """The transcripts of each clip that a model with a language model finds, and what there is to say of them; the arguments
-    are those of `spelled_drafts`."""
+    """The transcripts of each clip that a model with a language model finds, and what there is to say of them: the best ones
+    where a model reads whole sentences; the arguments are those of `spelled_drafts`."""
     search = model.search
     assert search is not None
     lm = replace(search.language.model, weight=LM_WEIGHT, bonus=TOKEN_BONUS)
@@ -94,15 +105,16 @@ def judged_transcripts(
     for clip, row, n, other in zip(_clips(heard, frame_lengths), slots, slot_lengths.tolist(), others, strict=True):
         proposed = search.propose(clip, tuple(token.id for token in other))
         by_slots = lm_head_scores(row[:n], *head, list(proposed), model.blank)
-        found.append(search.judge(clip, proposed, by_slots))
+        judged = search.judge(clip, proposed, by_slots)
+        found.append(search.read(judged) if best_weights(search, heard).sentences else judged)
     return found
 
 
-def _best(model: DiffusionGemmaASR, judged: dict[Tokens, Evidence], phonemes: bool) -> Tokens:
-    if not phonemes:
-        return likeliest(judged, SPELLED_WEIGHTS)
-    best = likeliest(judged, WEIGHTS)
-    return likeliest(judged, UNSPACED_WEIGHTS) if is_unspaced(model.text(best)[:1]) else best
+def best_weights(search: DraftSearch, heard: Spellings) -> Weights:
+    """How much each counts where there is what this search has and a speller heard."""
+    if heard.phonemes is None:
+        return SPELLED_WEIGHTS
+    return WEIGHTS if search.language.model.recurrent is None else FINAL_WEIGHTS
 
 
 def likeliest(judged: dict[Tokens, Evidence], weights: Weights) -> Tokens:
@@ -158,6 +170,14 @@ class DraftSearch:
                 sounding, unknown = self.sounding(heard, tokens)
             found[tokens] = Evidence(sounding, max(by_character, NEVER), max(by_slot, NEVER), unknown, by_class, language)
         return found
+
+    def read(self, judged: dict[Tokens, Evidence]) -> dict[Tokens, Evidence]:
+        """The best transcripts of one clip, and what the model that reads whole sentences says of them as well."""
+        model = self.language.model.recurrent
+        assert model is not None
+        best = nlargest(FINALISTS, judged, key=lambda tokens: judged[tokens].weighed(WEIGHTS))
+        read = zip(best, model.scores(best), strict=True)
+        return {tokens: judged[tokens]._replace(sentence=score) for tokens, score in read}
 
     def _words(self, tokens: Tokens) -> list[tuple[int, str]]:
         """The words of a transcript, and which one between spaces each is; unspaced characters are words of their own."""

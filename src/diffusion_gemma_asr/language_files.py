@@ -11,10 +11,12 @@ from .lexicon import Lexicon
 from .ngram import NgramLM
 from .prompt import sentence_ends
 from .recipe import LmRecipe
+from .recurrent_lm import RecurrentLM
 from .word_classes import ClassLM
 
 LM = "ngram.npz"  # the draft's language model
 CLASSES = "classes.npz"  # that of word classes
+RECURRENT = "recurrent.safetensors"  # that of whole sentences
 LEXICON = "lexicon.npz"  # the pronouncing dictionary of a speller's phonemes
 
 
@@ -23,7 +25,8 @@ def describe_language_files(lm: DraftLM | None, lexicon: Lexicon | None) -> LmRe
     dictionary = None if lexicon is None else LEXICON
     if lm is None:
         return LmRecipe(lexicon=dictionary)
-    return LmRecipe(LM, lm.weight, lm.bonus, None if lm.classes is None else CLASSES, dictionary)
+    classes, recurrent = None if lm.classes is None else CLASSES, None if lm.recurrent is None else RECURRENT
+    return LmRecipe(LM, lm.weight, lm.bonus, classes, recurrent, dictionary)
 
 
 def save_language_files(lm: DraftLM | None, lexicon: Lexicon | None, folder: Path) -> None:
@@ -32,6 +35,8 @@ def save_language_files(lm: DraftLM | None, lexicon: Lexicon | None, folder: Pat
         lm.lm.save(folder / LM)
         if lm.classes is not None:
             lm.classes.save(folder / CLASSES)
+        if lm.recurrent is not None:
+            lm.recurrent.save(folder / RECURRENT)
     if lexicon is not None:
         lexicon.save(folder / LEXICON)
 
@@ -45,7 +50,9 @@ def load_lm(entry: LmRecipe, folder: Path, tokenizer: PreTrainedTokenizerBase) -
     if entry.file is None:
         return None
     classes = None if entry.classes is None else ClassLM.load(folder / entry.classes)
-    return DraftLM(NgramLM.load(folder / entry.file), *sentence_ends(tokenizer), entry.weight, entry.bonus, classes)
+    recurrent = None if entry.recurrent is None else RecurrentLM.load(folder / entry.recurrent)
+    ends = sentence_ends(tokenizer)
+    return DraftLM(NgramLM.load(folder / entry.file), *ends, entry.weight, entry.bonus, classes, recurrent)
 
 
 def load_lexicon(entry: LmRecipe, folder: Path) -> Lexicon | None:

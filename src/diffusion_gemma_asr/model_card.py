@@ -59,6 +59,7 @@ def render_card(model: ModelRecipe, card: ModelCard, trained_parameters: int) ->
         *([speller] if shape.spelling_layers else []),
         f"- LoRA, trained: rank {model.lora.rank}, alpha {model.lora.alpha}, on q, k, v, o of both stacks",
         *([f"- drafts: CTC and a language model of tokens, `{model.lm.file}`"] if model.lm.file else []),
+        *([f"- whole sentences: `{model.lm.recurrent}`"] if model.lm.recurrent else []),
         *([f"- words by their phonemes: `{model.lm.lexicon}`"] if model.lm.lexicon else []),
         f"- languages: {', '.join(model.languages)}",
         "",

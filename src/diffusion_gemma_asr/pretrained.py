@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .errors import CheckpointError
+from .packing import is_packed, unpack
+
+WEIGHTS = "model.safetensors"  # of a folder in the layout of a hub repository
 
 
 def read_config(
@@ -36,7 +40,8 @@ def read_config(
 def load_pretrained(
     model_class: type[PreTrainedModel], name_or_path: str | Path, part: str, **options: Any
 ) -> PreTrainedModel:
-    """`model_class.from_pretrained(name_or_path, **options)`, but with every weight in its place or an error.
+    """`model_class.from_pretrained(name_or_path, **options)`, but with every weight in its place or an error. A folder may
+    hold packed weights (packing.py), as those inside the package do.
 
     Weights that the class has no place for are left out in silence: a Whisper's decoder, when its encoder
     is loaded.
@@ -50,7 +55,15 @@ def load_pretrained(
     _check_folder(name_or_path)
     try:
         with _quiet():
-            model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+            weights = Path(name_or_path) / WEIGHTS
+            if weights.is_file() and is_packed(weights):
+                options |= {"config": model_class.config_class.from_pretrained(name_or_path)}
+                options |= {"state_dict": unpack(load_file(weights))}
+                model, report = model_class.from_pretrained(None, output_loading_info=True, **options)
+                if model.can_generate():
+                    model.generation_config = type(model.generation_config).from_pretrained(name_or_path)
+            else:
+                model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the {part} {name_or_path}: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):

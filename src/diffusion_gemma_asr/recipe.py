@@ -78,6 +78,7 @@ class LmRecipe:
     weight: float = LM_WEIGHT  # factor on its log-probabilities
     bonus: float = TOKEN_BONUS  # nats added for each token, since it favours short transcripts
     classes: str | None = None  # file of `ClassLM.save`, which takes part where a speller's transcripts are judged
+    recurrent: str | None = None  # file of `RecurrentLM.save`, which has the last word on a speller's best transcripts
     lexicon: str | None = None  # file of `Lexicon.save`: what a speller's phonemes mean; None: it writes characters alone
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..checkpoint_config import CONFIG
 from ..language_files import LM
 from ..model_card import ModelCard
+from ..packing import is_packed, pack_file
+from ..pretrained import WEIGHTS
 from ..recipe import SourceRecipe, load_recipe
 
 
@@ -22,7 +24,7 @@ def bundle(
     lm: str | None = None,
 ) -> None:  # fmt: skip
     """Copies the recipe's frozen parts into `target` and writes the adapter of `run/checkpoint` beside them, in float16 and
-    its large matrices in 8 bits.
+    the large matrices of all in 8 bits.
 
     Args:
         encoder_name: hub repository that holds the encoder, which then is not copied.
@@ -34,6 +36,9 @@ def bundle(
     for part, source in copied.items():
         shutil.rmtree(target / part, ignore_errors=True)
         shutil.copytree(source, target / part)
+        weights = target / part / WEIGHTS  # or shards, which stay as they are
+        if weights.is_file() and not is_packed(weights):
+            pack_file(weights)
     encoder = SourceRecipe(encoder_name or str((target / "encoder").resolve()))
     backbone = SourceRecipe(str((target / "backbone").resolve()))
     for parameter in model.trained().values():
