@@ -222,9 +222,10 @@ def test_what_reads_whole_sentences_has_the_last_word(tokenizer: PreTrainedToken
         search = DraftSearch(Alphabet(tokenizer), language, lexicon)
         assert best_weights(search, heard) == FINAL_WEIGHTS
         proposed = search.propose(heard, ())
-        judged = search.read(search.judge(heard, proposed, [0.0] * len(proposed)))
+        judged, again = search.read([search.judge(heard, proposed, [0.0] * len(proposed))] * 2)
         assert tokenizer.decode(likeliest(judged, FINAL_WEIGHTS)) == liked
         assert len(judged) == len(reader.read) == min(FINALISTS, len(proposed))
+        assert judged == again
     assert best_weights(DraftSearch(Alphabet(tokenizer), TokenScores(tokenizer, counted), lexicon), heard) == WEIGHTS
     assert best_weights(search, heard._replace(phonemes=None)) == SPELLED_WEIGHTS
 

@@ -105,9 +105,8 @@ def judged_transcripts(
     for clip, row, n, other in zip(_clips(heard, frame_lengths), slots, slot_lengths.tolist(), others, strict=True):
         proposed = search.propose(clip, tuple(token.id for token in other))
         by_slots = lm_head_scores(row[:n], *head, list(proposed), model.blank)
-        judged = search.judge(clip, proposed, by_slots)
-        found.append(search.read(judged) if best_weights(search, heard).sentences else judged)
-    return found
+        found.append(search.judge(clip, proposed, by_slots))
+    return search.read(found) if best_weights(search, heard).sentences else found
 
 
 def best_weights(search: DraftSearch, heard: Spellings) -> Weights:
@@ -171,13 +170,15 @@ class DraftSearch:
             found[tokens] = Evidence(sounding, max(by_character, NEVER), max(by_slot, NEVER), unknown, by_class, language)
         return found
 
-    def read(self, judged: dict[Tokens, Evidence]) -> dict[Tokens, Evidence]:
-        """The best transcripts of one clip, and what the model that reads whole sentences says of them as well."""
+    def read(self, judged: Sequence[dict[Tokens, Evidence]]) -> list[dict[Tokens, Evidence]]:
+        """The best transcripts of each clip, and what the model that reads whole sentences says of them as well. It reads
+        those of all clips at once: most of its time goes into fetching its weights."""
         model = self.language.model.recurrent
         assert model is not None
-        best = nlargest(FINALISTS, judged, key=lambda tokens: judged[tokens].weighed(WEIGHTS))
-        read = zip(best, model.scores(best), strict=True)
-        return {tokens: judged[tokens]._replace(sentence=score) for tokens, score in read}
+        best = [dict(nlargest(FINALISTS, rows.items(), key=lambda item: item[1].weighed(WEIGHTS))) for rows in judged]
+        different = list({tokens: None for rows in best for tokens in rows})
+        scores = dict(zip(different, model.scores(different), strict=True))
+        return [{tokens: row._replace(sentence=scores[tokens]) for tokens, row in rows.items()} for rows in best]
 
     def _words(self, tokens: Tokens) -> list[tuple[int, str]]:
         """The words of a transcript, and which one between spaces each is; unspaced characters are words of their own."""
