@@ -289,7 +289,7 @@ def shown(part: dict[str, Any], best: dict[str, float]) -> str:
 
 
 def table(held: dict[str, Any]) -> str:
-    """One line for each clip length, batch and canvas that was measured, and what was not."""
+    """One line for each clip length, batch and canvas that was measured; the other parts behind."""
     best = held["parts"]["rates"]
     rows: dict[tuple[int, int, int], dict[int, dict[str, Any]]] = {}
     for name, part in held["parts"].items():

@@ -19,16 +19,26 @@ from matplotlib import pyplot as plt
 CODES = ("en", "de", "fr", "es", "hi", "zh")
 ENGLISH = ("wer_dev-en/manifest", "wer_draft_dev-en/manifest")
 DRAFTS = tuple(f"wer_draft_dev-{code}/manifest" for code in CODES)
+NATS = tuple(f"nats_{code}" for code in CODES)
 DENOISED = tuple(f"wer_dev-{code}/manifest" for code in CODES)
 THREE = ("diffusion", "autoregressive", "ctc")
 
 
 class Stage(NamedTuple):
-    """A stage's run folder, the losses to draw and the evaluations to draw."""
+    """A stage's run folder or log, the losses to draw and the evaluations to draw, the steps of the log that a point of the
+    data is the mean of, and the highest value that is drawn of an evaluation."""
 
     folder: str
     losses: tuple[str, ...]
     rates: tuple[str, ...]
+    window: int = 25
+    highest: float = 1.05
+
+    @property
+    def log(self) -> Path:
+        """Of the run."""
+        path = Path(self.folder)
+        return path if path.suffix else path / "log.jsonl"
 
 
 BACKBONE = tuple(f"errors_8_steps_from_slots_{code}" for code in CODES)
@@ -63,17 +73,18 @@ SETS: dict[str, dict[str, Stage]] = {
         "reading": Stage("runs/mini6/reading", THREE, DENOISED),
         "speller": Stage("runs/mini6/speller", ("spelling",), DRAFTS),
         "phonemes": Stage("runs/mini6/phonemes", ("spelling", "phonemes"), DRAFTS),
+        "sentences": Stage("runs/mini6/recurrent-1.jsonl", ("loss",), NATS, 1, 6.0),
+        "sentences, half dropout": Stage("runs/mini6/recurrent.jsonl", ("loss",), NATS, 1, 6.0),
         "adapter": Stage("runs/mini6", THREE, DENOISED),
     },
 }
-WINDOW = 25  # steps that a point of the data is the mean of
 OUT = Path("docs/results")
 
 
-def curves(folder: str) -> dict[str, list]:
-    """Means over WINDOW steps of every figure of a log, and its evaluations with their steps."""
-    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    windows = [lines[i : i + WINDOW] for i in range(0, len(lines), WINDOW)]
+def curves(stage: Stage) -> dict[str, list]:
+    """Means over a stage's window of every figure of its log, and its evaluations with their steps."""
+    lines = [json.loads(line) for line in stage.log.read_text(encoding="utf-8").splitlines()]
+    windows = [lines[i : i + stage.window] for i in range(0, len(lines), stage.window)]
     shared = set.intersection(*(set(row) for row in lines))  # a run that resumed with other code may log other figures
     names = [name for name, value in lines[0].items() if isinstance(value, (int, float)) and name in shared - {"step"}]
     means = {name: [round(sum(row[name] or 0 for row in rows) / len(rows), 4) for rows in windows] for name in names}
@@ -85,7 +96,7 @@ def draw(name: str) -> None:
     """The data and the plot of a set's stages that have a log, or had one when the data was written last."""
     path, stages = OUT / f"{name}-training.json", SETS[name]
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found |= {title: curves(stage.folder) for title, stage in stages.items() if (Path(stage.folder) / "log.jsonl").exists()}
+    found |= {title: curves(stage) for title, stage in stages.items() if stage.log.exists()}
     found = {title: found[title] for title in stages if title in found}
     path.write_text(json.dumps(found) + "\n", encoding="utf-8")
     figure, axes = plt.subplots(2, len(found), figsize=(4 * len(found), 6), constrained_layout=True, squeeze=False)
@@ -96,7 +107,8 @@ def draw(name: str) -> None:
             if points := [(row["step"], row[rate]) for row in data["evaluations"] if rate in row]:
                 axes[1, column].plot(*zip(*points, strict=True), "o-", label=rate.split("/manifest")[0])
         axes[0, column].set(title=title, ylabel="loss")
-        axes[1, column].set(xlabel="step", ylabel="error rate", ylim=(0, 1.05))
+        label = "nats a token" if stages[title].rates == NATS else "error rate"
+        axes[1, column].set(xlabel="step", ylabel=label, ylim=(0, stages[title].highest))
         for axis in axes[:, column]:
             axis.grid(alpha=0.3)
             if axis.lines:

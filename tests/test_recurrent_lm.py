@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -76,13 +77,15 @@ def test_every_sentence_is_in_one_batch_of_an_epoch(monkeypatch: pytest.MonkeyPa
         assert max((1 + max(map(len, batch))) * len(batch) for batch in batches) <= 40 < 60
 
 
-def test_it_learns_what_lies_far_apart(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_learns_what_lies_far_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setattr(training, "BATCH_TOKENS", 256)
     monkeypatch.setattr(training, "WARMUP", 10)
     model = small_model()
     rows, dev = agreeing(800, 1), {"fr": agreeing(50, 2)}
     before = nats_a_token(model, dev)["fr"]
-    train(model, rows, 12, 2e-2, NO_DROPOUT, dev=dev)
+    train(model, rows, 12, 2e-2, NO_DROPOUT, dev=dev, log=tmp_path / "log.jsonl")
     after = nats_a_token(model, dev)["fr"]
     # Of 7 tokens the first may be either, four may be any word, and the last two are known: (log 2 + 4 log 5) / 7.
     best = (np.log(2) + 4 * np.log(5)) / 7
@@ -91,6 +94,9 @@ def test_it_learns_what_lies_far_apart(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert right > wrong + 2
     said = capsys.readouterr().out
     assert said.count("nats a token; dev fr") == training.REPORTS - 1
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(logged) == training.REPORTS - 1 and logged[-1]["loss"] < logged[0]["loss"]
+    assert logged[-1]["evaluation"]["nats_fr"] == pytest.approx(after, abs=0.05)
 
 
 def test_training_ends_with_its_time() -> None:

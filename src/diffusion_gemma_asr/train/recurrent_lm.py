@@ -8,6 +8,7 @@ are dropped.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,7 +64,7 @@ def spelled_sentences(
 
 def train(
     model: RecurrentLM, rows: Sequence[Sequence[int]], epochs: float, lr: float, dropout: Dropout, seed: int = 1,
-    dev: dict[str, list[list[int]]] | None = None, minutes: float = math.inf,
+    dev: dict[str, list[list[int]]] | None = None, minutes: float = math.inf, log: Path | None = None,
 ) -> RecurrentLM:  # fmt: skip
     """Trains on sentences of token ids, on the device on which the model is; prints its progress.
 
@@ -71,6 +72,7 @@ def train(
         epochs: times that each sentence is seen; the learning rate falls along a cosine to nothing.
         dev: sentences by language; what their tokens cost is printed.
         minutes: if it would take longer, the learning rate falls with the time, and it ends then.
+        log: file to which the progress is added, a line of JSON each time.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -98,11 +100,15 @@ def train(
             optimizer.step()
             step, seen, cost = step + 1, seen + count, cost + found.detach()
             if done >= told + 1 / REPORTS:
-                line = f"step {step}, {done:.0%}, {time.monotonic() - began:.0f} s: {float(cost) / seen:.3f} nats a token"
-                if dev is not None:
-                    costs = nats_a_token(model, dev)
+                nats, costs = float(cost) / seen, {} if dev is None else nats_a_token(model, dev)
+                line = f"step {step}, {done:.0%}, {time.monotonic() - began:.0f} s: {nats:.3f} nats a token"
+                if costs:
                     line += "; dev " + " ".join(f"{code} {value:.3f}" for code, value in costs.items())
                 print(line, flush=True)
+                if log is not None:
+                    judged = {f"nats_{code}": round(value, 4) for code, value in costs.items()}
+                    with log.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"step": step, "loss": round(nats, 4), "evaluation": judged}) + "\n")
                 seen, cost, told = 0, torch.zeros((), device=device), done
 
 
@@ -201,8 +207,10 @@ def main() -> None:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     dev = spelled_sentences(args.tokenizer, args.dev) if args.dev else None
     rows = [row for part in sentences.values() for row in part]
-    train(model, rows, args.epochs, args.lr, Dropout().scaled(args.dropout), args.seed, dev, args.minutes)
     args.file.parent.mkdir(parents=True, exist_ok=True)
+    log = args.file.with_suffix(".jsonl")
+    log.unlink(missing_ok=True)
+    train(model, rows, args.epochs, args.lr, Dropout().scaled(args.dropout), args.seed, dev, args.minutes, log)
     model.save(args.file)
     print(f"{args.file}: {sum(p.numel() for p in model.parameters())} parameters, {args.file.stat().st_size / 1e6:.1f} MB")
 
