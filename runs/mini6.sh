@@ -65,15 +65,17 @@ stage "language model of word classes"
 made $run/classes.npz $python -m diffusion_gemma_asr.train.word_classes $run/classes.npz $texts \
   "$shared"/speech/{en,de,zh}-train.jsonl --exclude $judged
 
-stage "language model of whole sentences: 6 minutes on an H100; without a GPU LM_MINUTES says when each part is to end"
-sentences="$python -m diffusion_gemma_asr.train.recurrent_lm $run/tokenizer"
-limit=${LM_MINUTES:+--minutes $LM_MINUTES}
-monitor=$(echo runs/mini/dev-{en,de,fr,es,hi,zh}/manifest.jsonl)
-made $run/recurrent-1.safetensors $sentences $run/recurrent-1.safetensors $texts "$shared"/speech/{en,de,zh}-train.jsonl \
-  --exclude $judged --dev $monitor --epochs 23 $limit
-made $run/recurrent.safetensors $sentences $run/recurrent.safetensors $texts "$shared"/speech/{en,de,zh}-train.jsonl \
-  --exclude $judged --dev $monitor --start_from $run/recurrent-1.safetensors --dropout 0.5 --epochs 9.5 --lr 1.3e-3 \
-  --seed 2 $limit
+if [ "$front_end" = mini ]; then
+  stage "language model of whole sentences: 6 minutes on an H100; without a GPU LM_MINUTES says when each part is to end"
+  sentences="$python -m diffusion_gemma_asr.train.recurrent_lm $run/tokenizer"
+  limit=${LM_MINUTES:+--minutes $LM_MINUTES}
+  monitor=$(echo runs/mini/dev-{en,de,fr,es,hi,zh}/manifest.jsonl)
+  made $run/recurrent-1.safetensors $sentences $run/recurrent-1.safetensors $texts "$shared"/speech/{en,de,zh}-train.jsonl \
+    --exclude $judged --dev $monitor --epochs 23 $limit
+  made $run/recurrent.safetensors $sentences $run/recurrent.safetensors $texts "$shared"/speech/{en,de,zh}-train.jsonl \
+    --exclude $judged --dev $monitor --start_from $run/recurrent-1.safetensors --dropout 0.5 --epochs 9.5 --lr 1.3e-3 \
+    --seed 2 $limit
+fi
 
 stage "pronouncing dictionary"
 made $run/lexicon.npz $python -m diffusion_gemma_asr.train.lexicon $run/lexicon.npz $texts "$shared"/speech/{en,de,zh}-train.jsonl \
