@@ -288,6 +288,9 @@ def shown(part: dict[str, Any], best: dict[str, float]) -> str:
     return line or str(part)
 
 
+COLUMNS = ((8, "seconds", 2), (8, "rtfx", 0), (8, "ms_a_pass", 0), (3, "seconds", 2), (3, "rtfx", 0))  # of the table
+
+
 def table(held: dict[str, Any]) -> str:
     """One line for each clip length, batch and canvas that was measured; the other parts behind."""
     best = held["parts"]["rates"]
@@ -301,10 +304,8 @@ def table(held: dict[str, Any]) -> str:
     ]
     for (seconds, batch, canvas), by_steps in rows.items():
         cells = [f"{batch} × {seconds} s", str(canvas)]
-        for steps in (8, 3):
-            part = by_steps.get(steps)
-            figures = ["–"] * 2 if part is None else [f"{part['seconds']:.2f}", f"{part['rtfx']:.0f}"]
-            cells += [*figures, *([] if steps == 3 else ["–" if part is None else f"{part['ms_a_pass']:.0f}"])]
+        for steps, key, digits in COLUMNS:
+            cells.append(f"{by_steps[steps][key]:.{digits}f}" if steps in by_steps else "–")
         some = next(iter(by_steps.values()))
         lines.append("| " + " | ".join([*cells, f"{limit_ms(some, best):.0f} ms", f"{some['peak_gb']:.0f} GB"]) + " |")
     others = {name: part for name, part in held["parts"].items() if name != "rates" and not name.startswith("ours")}

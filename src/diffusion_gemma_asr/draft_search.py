@@ -41,8 +41,8 @@ class Weights(NamedTuple):
     sentences: float = 0.0
 
 
-WEIGHTS = Weights(0.7, 0.5, 0.2, 4.0, 0.5)  # the best of those tried in benchmarks/draft_search.py
-FINAL_WEIGHTS = Weights(1.0, 0.2, 0.05, 6.0, 0.4, 0.2, 1.0)  # likewise, where a model reads whole sentences
+WEIGHTS = Weights(0.7, 0.5, 0.2, 4.0, 0.5)
+FINAL_WEIGHTS = Weights(1.0, 0.2, 0.05, 6.0, 0.4, 0.2, 1.0)  # where a model reads sentences (benchmarks/draft_search.py)
 SPELLED_WEIGHTS = Weights(0.0, 0.7, 0.5)  # where there are no phonemes
 FINALISTS = 12  # transcripts that it reads
 BY_PHONEMES, BY_CHARACTERS = 50, 3  # transcripts of each search that are judged, where there are both

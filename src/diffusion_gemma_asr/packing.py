@@ -48,7 +48,9 @@ def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pack_file(path: Path) -> None:
-    """Packs the weights of a .safetensors file, which is replaced whole."""
+    """Packs the weights of a .safetensors file, which is replaced whole, unless they are packed."""
+    if is_packed(path):
+        return
     part = path.with_suffix(".part")
     save_file(pack(load_file(path)), part, metadata={"format": "pt"})
     part.replace(path)

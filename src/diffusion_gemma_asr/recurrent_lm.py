@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from .errors import CheckpointError
 from .packing import pack, unpack
+from .pretrained import first_line
 
 
 class RecurrentLM(nn.Module):
@@ -62,13 +63,12 @@ class RecurrentLM(nn.Module):
             nexts = [sentences[i][place] if place < len(sentences[i]) else self.eos for i in reading]
             for i, value in zip(reading, logprobs[at, nexts].tolist(), strict=True):
                 totals[i] += value
-            pairs = {i: (node, token) for i, node, token in zip(reading, at, nexts, strict=True)}
-            reading = [i for i in reading if place < len(sentences[i])]
-            different = {pair: None for pair in (pairs[i] for i in reading)}
-            numbers = {pair: number for number, pair in enumerate(different)}
-            at = [numbers[pairs[i]] for i in reading]
-            parents = torch.tensor([node for node, _ in different], dtype=torch.long)
-            tokens = torch.tensor([token for _, token in different], dtype=torch.long)
+            grown = zip(reading, at, nexts, strict=True)
+            longer = [(i, (node, token)) for i, node, token in grown if place < len(sentences[i])]
+            numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pair for _, pair in longer))}
+            reading, at = [i for i, _ in longer], [numbers[pair] for _, pair in longer]
+            parents = torch.tensor([node for node, _ in numbers], dtype=torch.long)
+            tokens = torch.tensor([token for _, token in numbers], dtype=torch.long)
             states = [(h[:, parents], c[:, parents]) for h, c in states]
             place += 1
         return totals
@@ -103,13 +103,12 @@ class RecurrentLM(nn.Module):
         """
         try:
             with safe_open(path, "pt") as file:
-                sizes = {name: int(value) for name, value in (file.metadata() or {}).items() if name != "format"}
+                sizes = {name: int(value) for name, value in (file.metadata() or {}).items()}
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             model = cls(**sizes)
             model.load_state_dict(unpack(packed))
         except (OSError, SafetensorError, TypeError, ValueError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
             raise CheckpointError(
-                f"{path} cannot be read as a recurrent language model ({first}); fetch or save it again"
+                f"{path} cannot be read as a recurrent language model ({first_line(error)}); fetch or save it again"
             ) from error
         return model.requires_grad_(False).eval()

@@ -14,7 +14,7 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..checkpoint_config import CONFIG
 from ..language_files import LM
 from ..model_card import ModelCard
-from ..packing import is_packed, pack_file
+from ..packing import pack_file
 from ..pretrained import WEIGHTS
 from ..recipe import SourceRecipe, load_recipe
 
@@ -37,7 +37,7 @@ def bundle(
         shutil.rmtree(target / part, ignore_errors=True)
         shutil.copytree(source, target / part)
         weights = target / part / WEIGHTS  # or shards, which stay as they are
-        if weights.is_file() and not is_packed(weights):
+        if weights.is_file():
             pack_file(weights)
     encoder = SourceRecipe(encoder_name or str((target / "encoder").resolve()))
     backbone = SourceRecipe(str((target / "backbone").resolve()))

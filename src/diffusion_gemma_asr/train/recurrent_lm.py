@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from ..data.batches import LengthBuckets
 from ..prompt import sentence_ends
 from ..recurrent_lm import RecurrentLM
 from .tokenizer import kept_sentences
@@ -30,6 +31,7 @@ LONGEST = 100  # tokens; the rest of longer sentences is left out
 WEIGHT_DECAY = 1e-2
 WARMUP = 300  # steps
 REPORTS = 20  # lines about a training's progress
+JUDGED = 64  # sentences at once
 
 
 class Dropout(NamedTuple):
@@ -75,41 +77,37 @@ def train(
         log: file to which the progress is added, a line of JSON each time.
     """
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
     device = next(model.parameters()).device
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     biases = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
-    in_order = sorted(rows, key=len)
-    total = max(1, round(epochs * len(list(_batches(in_order, np.random.default_rng(0))))))
-    began, step, seen, cost, told = time.monotonic(), 0, 0, torch.zeros((), device=device), 0.0
+    buckets = LengthBuckets([min(len(row), LONGEST) + 1 for row in rows], BATCH_TOKENS, len(rows), seed)
+    began, step, shown, seen, cost, told = time.monotonic(), 0, 0, 0, torch.zeros((), device=device), 0
     model.train()
-    while True:
-        for batch in _batches(in_order, rng):
-            done = max(step / total, (time.monotonic() - began) / (60 * minutes))
-            if done >= 1:
-                return model.eval()
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * done))
-            ids, count = _padded(batch, model.bos, model.eos)
-            found = loss(model, ids.to(device, non_blocking=True), dropout)
-            optimizer.zero_grad(set_to_none=True)
-            (found / count).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step, seen, cost = step + 1, seen + count, cost + found.detach()
-            if done >= told + 1 / REPORTS:
-                nats, costs = float(cost) / seen, {} if dev is None else nats_a_token(model, dev)
-                line = f"step {step}, {done:.0%}, {time.monotonic() - began:.0f} s: {nats:.3f} nats a token"
-                if costs:
-                    line += "; dev " + " ".join(f"{code} {value:.3f}" for code, value in costs.items())
-                print(line, flush=True)
-                if log is not None:
-                    judged = {f"nats_{code}": round(value, 4) for code, value in costs.items()}
-                    with log.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"step": step, "loss": round(nats, 4), "evaluation": judged}) + "\n")
-                seen, cost, told = 0, torch.zeros((), device=device), done
+    while (done := max(shown / (epochs * len(rows)), (time.monotonic() - began) / (60 * minutes))) < 1:
+        batch = [rows[i] for i in buckets.at(step)]
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * done))
+        ids, count = _padded(batch, model.bos, model.eos)
+        found = loss(model, ids.to(device, non_blocking=True), dropout)
+        optimizer.zero_grad(set_to_none=True)
+        (found / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step, shown, seen, cost = step + 1, shown + len(batch), seen + count, cost + found.detach()
+        if int(done * REPORTS) > told:
+            nats, costs = float(cost) / seen, {} if dev is None else nats_a_token(model, dev)
+            line = f"step {step}, {done:.0%}, {time.monotonic() - began:.0f} s: {nats:.3f} nats a token"
+            if costs:
+                line += "; dev " + " ".join(f"{code} {value:.3f}" for code, value in costs.items())
+            print(line, flush=True)
+            if log is not None:
+                judged = {f"nats_{code}": round(value, 4) for code, value in costs.items()}
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, "loss": round(nats, 4), "evaluation": judged}) + "\n")
+            seen, cost, told = 0, torch.zeros((), device=device), int(done * REPORTS)
+    return model.eval()
 
 
 def loss(model: RecurrentLM, ids: Tensor, dropout: Dropout) -> Tensor:
@@ -142,29 +140,14 @@ def nats_a_token(model: RecurrentLM, dev: dict[str, list[list[int]]]) -> dict[st
     model.eval()
     with torch.no_grad():
         for code, rows in dev.items():
-            cost, count = 0.0, 0
-            for batch in _batches(sorted(rows, key=len), np.random.default_rng(0)):
-                ids, tokens = _padded(batch, model.bos, model.eos)
+            cost, count, in_order = 0.0, 0, sorted(rows, key=len)
+            for start in range(0, len(rows), JUDGED):
+                ids, tokens = _padded(in_order[start : start + JUDGED], model.bos, model.eos)
                 cost += float(loss(model, ids.to(device), Dropout(0, 0, 0, 0, 0)))
                 count += tokens
             found[code] = cost / count
     model.train()
     return found
-
-
-def _batches(in_order: Sequence[Sequence[int]], rng: np.random.Generator) -> Iterator[list[Sequence[int]]]:
-    """Batches of sentences of about the same length, which come in order of it, in a random order."""
-    lengths = np.minimum([len(row) for row in in_order], LONGEST) + 1
-    order = np.argsort(lengths * rng.uniform(0.9, 1.1, len(lengths)), kind="stable")
-    cuts, longest, first = [0], 0, 0
-    for place, row in enumerate(order):
-        longest = max(longest, int(lengths[row]))
-        if longest * (place - first + 1) > BATCH_TOKENS and place > first:
-            cuts.append(place)
-            first, longest = place, int(lengths[row])
-    cuts.append(len(order))
-    for number in rng.permutation(len(cuts) - 1):
-        yield [in_order[row] for row in order[cuts[number] : cuts[number + 1]]]
 
 
 def _padded(rows: Sequence[Sequence[int]], bos: int, eos: int) -> tuple[Tensor, int]:
