@@ -1,6 +1,6 @@
 # make transcribe   install into .venv, then transcribe examples/en.flac with the bundled model
 # make test         install into .venv with the development tools, then check style, types and behaviour
-# make mini         build the English model mini anew (hours on a CPU; resumable)
+# make mini         build the small models base and mini anew (days on two cores; resumable)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 AUDIO ?= examples/en.flac
@@ -34,7 +34,8 @@ transcribe: $(VENV)/.installed
 	@$(VENV)/bin/diffusion-gemma-asr transcribe $(AUDIO)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/ruff check src tests
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check --quiet src tests benchmarks
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q -m "not slow and not gpu"
 

@@ -12,7 +12,6 @@ measured copy rate, and its operations over the measured rate of matrix products
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -24,32 +23,42 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from pages import fill, measured
+from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, stated, write_results
 from torch import nn
-from transformers import AutoTokenizer, WhisperConfig, WhisperFeatureExtractor
+from transformers import AutoTokenizer, WhisperConfig
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from diffusion_gemma_asr.backbone import Backbone
-from diffusion_gemma_asr.decoding import rounded
-from diffusion_gemma_asr.denoise import DenoiseOptions
-from diffusion_gemma_asr.encoder import AcousticEncoder
-from diffusion_gemma_asr.engine import Job, run_fast
-from diffusion_gemma_asr.evaluate.run import machine, write_whole
-from diffusion_gemma_asr.known_configs import diffusiongemma_26b, whisper_small
-from diffusion_gemma_asr.model import DiffusionGemmaASR
-from diffusion_gemma_asr.objective import SpeechBatch, text_batch
-from diffusion_gemma_asr.projector import AudioProjector, output_length
-from diffusion_gemma_asr.recipe import load_recipe
-from diffusion_gemma_asr.train.backbone_config import small_config
+from diffusion_gemma_asr.checkpoint.known_configs import diffusiongemma_26b, whisper_small
+from diffusion_gemma_asr.denoise.decode import rounded
+from diffusion_gemma_asr.denoise.engine import Job, run_queue
+from diffusion_gemma_asr.denoise.steps import DenoiseOptions
+from diffusion_gemma_asr.model.backbone import Backbone
+from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, ModelConfig, ProjectorConfig
+from diffusion_gemma_asr.model.encoder import AcousticEncoder
+from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.model.projector import AudioProjector
+from diffusion_gemma_asr.train.mini.backbone_config import BackboneShape, small_config
+from diffusion_gemma_asr.train.objective import SpeechBatch, losses, text_batch
+from diffusion_gemma_asr.train.recipe import load_recipe
 
-PAGE = Path("docs/performance.md")
-TOKENIZER = Path(__file__).parents[1] / "src/diffusion_gemma_asr/presets/mini/backbone"  # its ids stand for the real ones
+DATA, PAGE = RESULTS / "full_size.json", ROOT / "docs/performance.md"
+TOKENIZER = ROOT / "src/diffusion_gemma_asr/presets/mini/backbone"  # its ids stand for the real ones
 TOKENS_PER_S = 4.0  # of speech, Gemma's tokens: a fitted canvas of a 10 s clip has 48
+TINY = ModelConfig("tiny", EncoderConfig("none"), BackboneConfig("none"), ProjectorConfig(hidden_size=24))
+TINY_SHAPE = BackboneShape(
+    hidden=32, layers=6, heads=4, head_dim=8, intermediate=32, experts=4, top_k=2, expert_intermediate=16
+)
 
 
 class Size(NamedTuple):
-    """What is measured: clip lengths in s, batch sizes, steps, steps of transformers' generate()."""
+    """What is measured.
+
+    Attributes:
+        clips_s: clip lengths in s.
+        batches: clips at once.
+        steps: denoising steps.
+        generate_steps: steps of transformers' generate().
+    """
 
     clips_s: tuple[int, ...]
     batches: tuple[int, ...]
@@ -66,28 +75,24 @@ SIZES = {
 def build(size: str, device: str) -> DiffusionGemmaASR:
     """The composition with random weights: bfloat16 on a GPU."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    if size == "real":
-        config, ear, channels = diffusiongemma_26b(), whisper_small(), load_recipe("small").projector.hidden_size
-    else:
-        config = small_config(
-            tokenizer, hidden=32, layers=6, heads=4, head_dim=8, intermediate=32, experts=4, top_k=2, expert_intermediate=16
-        )
-        ear = WhisperConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32)
-        channels = 24
+    real = size == "real"
+    config = load_recipe("small").model if real else TINY
+    backbone_config = diffusiongemma_26b() if real else small_config(tokenizer, TINY_SHAPE)
+    tiny = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    encoder_config = whisper_small() if real else WhisperConfig(**tiny)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
     try:
         with torch.device(device):
             with init_empty_weights():
-                empty = Backbone.from_config(config)
+                empty = Backbone.from_config(backbone_config)
             backbone = filled(empty, device)
-            encoder = AcousticEncoder(WhisperEncoder(ear), WhisperFeatureExtractor(feature_size=ear.num_mel_bins))
-            projector = AudioProjector(ear.d_model, backbone.hidden_size, channels, 1.0)
+            encoder = AcousticEncoder.from_config(encoder_config)
+            projector = AudioProjector(config.projector, encoder.hidden_size, backbone.hidden_size)
     finally:
         torch.set_default_dtype(before)
-    return DiffusionGemmaASR(encoder, projector, backbone, tokenizer).requires_grad_(False).eval()
+    return DiffusionGemmaASR(config, encoder, projector, backbone, tokenizer).requires_grad_(False).eval()
 
 
 def filled(empty: Backbone, device: str) -> Backbone:
@@ -173,52 +178,65 @@ def ours(model: DiffusionGemmaASR, device: str, seconds: int, batch: int, canvas
     def transcribe() -> None:
         synchronise(device)
         began = time.perf_counter()
-        slots, lengths = model.encode_audio(clips)
-        model.draft(slots, lengths)
-        prefill, _ = model.read_prompts(slots, lengths, ["en"] * batch)
+        encoded = model.encode(clips)
+        model.greedy.drafts(encoded)
+        prefill, _ = model.read_prompts(encoded.slots, encoded.slot_lengths, ["en"] * batch)
         synchronise(device)
         times["before"] = time.perf_counter() - began
         generators = [torch.Generator(device).manual_seed(0) for _ in clips]
         ids = [torch.randint(model.backbone.vocab_size, (canvas,), generator=g, device=device) for g in generators]
         jobs = [Job(row, generator) for row, generator in zip(ids, generators, strict=True)]
-        found = list(run_fast(model.backbone, jobs, lambda _: prefill, options, batch))
+        finished = list(run_queue(model.backbone, jobs, lambda _: prefill, options, batch))
         synchronise(device)
         times["denoising"] = time.perf_counter() - began - times["before"]
-        for _, row in found:
+        for _, row in finished:
             model.text(row.canvas.tolist())
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     wall = timed(transcribe, device, 3)
     return {
-        "clip_s": seconds, "batch": batch, "canvas": canvas, "steps": steps, "seconds": wall,
-        "ms_a_pass": 1000 * times["denoising"] / steps, "ms_before": 1000 * times["before"],
-        "rtfx": batch * seconds / wall, "peak_gb": memory(device), **cost(model, batch * canvas),
-    }  # fmt: skip
+        "clip_s": seconds,
+        "batch": batch,
+        "canvas": canvas,
+        "steps": steps,
+        "seconds": wall,
+        "ms_a_pass": 1000 * times["denoising"] / steps,
+        "ms_before": 1000 * times["before"],
+        "rtfx": batch * seconds / wall,
+        "peak_gb": memory(device),
+        **cost(model, batch * canvas),
+    }
 
 
 @torch.no_grad()
 def theirs(model: DiffusionGemmaASR, device: str, seconds: int, steps: int) -> dict[str, Any]:
     """transformers' generate() for one clip: the same prompt as ids, its canvas of 256, fixed steps."""
-    slots = output_length(torch.tensor([50 * seconds])).tolist()
+    slots = model.projector.output_length(torch.tensor([50 * seconds])).tolist()
     ids = model.prompts.build(slots, ["en"]).ids.to(device)
     canvas = model.backbone.model.config.canvas_length
 
     def generate() -> None:
         model.backbone.model.generate(
-            ids, max_new_tokens=canvas, max_denoising_steps=steps, sampler_config=EntropyBoundSamplerConfig(0.1),
-            t_min=0.4, t_max=0.8, stability_threshold=1, confidence_threshold=1e-9,
-        )  # fmt: skip
+            ids,
+            max_new_tokens=canvas,
+            max_denoising_steps=steps,
+            sampler_config=EntropyBoundSamplerConfig(0.1),
+            t_min=0.4,
+            t_max=0.8,
+            stability_threshold=1,
+            confidence_threshold=1e-9,
+        )
 
     wall = timed(generate, device, 2)
-    return {"clip_s": seconds, "batch": 1, "canvas": canvas, "steps": steps, "seconds": wall, "rtfx": seconds / wall,
-            "ms_a_pass": 1000 * wall / steps, **cost(model, canvas)}  # fmt: skip
+    shape = {"clip_s": seconds, "batch": 1, "canvas": canvas, "steps": steps}
+    return shape | {"seconds": wall, "rtfx": seconds / wall, "ms_a_pass": 1000 * wall / steps} | cost(model, canvas)
 
 
 def training_step(model: DiffusionGemmaASR, device: str, seconds: int) -> dict[str, Any]:
     """One step of the small recipe, 8 utterances of 10 s, forwards and backwards: the last part, it puts LoRA in."""
     recipe = load_recipe("small")
-    model.backbone.add_lora(recipe.lora.rank, recipe.lora.alpha)
+    model.backbone.add_lora(recipe.model.lora.rank, recipe.model.lora.alpha)
     for parameter in model.trained().values():
         parameter.requires_grad_(True)
     batch = recipe.train.batch_size
@@ -230,8 +248,7 @@ def training_step(model: DiffusionGemmaASR, device: str, seconds: int) -> dict[s
     rows = SpeechBatch(frames, lengths, text).to(torch.device(device))
 
     def step() -> None:
-        found, ctc = model.losses(rows, recipe.losses.self_conditioning)
-        (found.diffusion + found.autoregressive + ctc).backward()
+        losses(model, rows, recipe.losses).total(recipe.losses).backward()
 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -245,22 +262,20 @@ def memory(device: str) -> float | None:
 
 def parts(model: DiffusionGemmaASR, device: str, size: Size) -> dict[str, Callable[[], dict[str, Any]]]:
     """What there is to measure, by name, in the order that tells most first."""
-    found: dict[str, Callable[[], dict[str, Any]]] = {"rates": partial(rates, device)}
+    calls: dict[str, Callable[[], dict[str, Any]]] = {"rates": partial(rates, device)}
     for seconds, batch, steps in product(size.clips_s, size.batches, size.steps):
         for canvas in (rounded(round(TOKENS_PER_S * seconds) + 4), 256):
             name = f"ours {seconds} s, batch {batch}, canvas {canvas}, {steps} steps"
-            found[name] = partial(ours, model, device, seconds, batch, canvas, steps)
+            calls[name] = partial(ours, model, device, seconds, batch, canvas, steps)
     for seconds, steps in product(size.clips_s, size.generate_steps):
-        found[f"generate() {seconds} s, {steps} steps"] = partial(theirs, model, device, seconds, steps)
-    found["training step"] = partial(training_step, model, device, size.clips_s[0])
-    return found
+        calls[f"generate() {seconds} s, {steps} steps"] = partial(theirs, model, device, seconds, steps)
+    calls["training step"] = partial(training_step, model, device, size.clips_s[0])
+    return calls
 
 
-def run(size: str, device: str, out: Path) -> None:
+def run(model: DiffusionGemmaASR, size: str, device: str, out: Path) -> None:
     """Measures what `out` does not hold yet."""
-    new: dict[str, Any] = {"machine": machine(), "size": size, "parts": {}}
-    kept = json.loads(out.read_text(encoding="utf-8")) if out.exists() else new
-    model = build(size, device)
+    kept = read_results(out) or {"circumstances": circumstances(), "size": size, "parts": {}}
     for name, part in parts(model, device, SIZES[size]).items():
         if name in kept["parts"]:
             continue
@@ -270,8 +285,7 @@ def run(size: str, device: str, out: Path) -> None:
             kept["parts"][name] = {"error": str(error).splitlines()[0]}
             torch.cuda.empty_cache()
         print(name, shown(kept["parts"][name], kept["parts"]["rates"]), flush=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, json.dumps(kept, indent=1) + "\n")
+        write_results(out, kept)
 
 
 def limit_ms(part: dict[str, Any], best: dict[str, float]) -> float:
@@ -288,46 +302,54 @@ def shown(part: dict[str, Any], best: dict[str, float]) -> str:
     return line or str(part)
 
 
+HEADING = [
+    "clips",
+    "canvas",
+    "8 steps: s",
+    "× real time",
+    "ms a pass",
+    "3 steps: s",
+    "× real time",
+    "limit of a pass",
+    "memory",
+]
 COLUMNS = ((8, "seconds", 2), (8, "rtfx", 0), (8, "ms_a_pass", 0), (3, "seconds", 2), (3, "rtfx", 0))  # of the table
 
 
-def table(held: dict[str, Any]) -> str:
+def table(measured: dict[str, Any]) -> str:
     """One line for each clip length, batch and canvas that was measured; the other parts behind."""
-    best = held["parts"]["rates"]
+    best = measured["parts"]["rates"]
     rows: dict[tuple[int, int, int], dict[int, dict[str, Any]]] = {}
-    for name, part in held["parts"].items():
+    for name, part in measured["parts"].items():
         if name.startswith("ours") and "error" not in part:
             rows.setdefault((part["clip_s"], part["batch"], part["canvas"]), {})[part["steps"]] = part
-    lines = [
-        "| clips | canvas | 8 steps: s | × real time | ms a pass | 3 steps: s | × real time | limit of a pass | memory |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for (seconds, batch, canvas), by_steps in rows.items():
         cells = [f"{batch} × {seconds} s", str(canvas)]
         for steps, key, digits in COLUMNS:
             cells.append(f"{by_steps[steps][key]:.{digits}f}" if steps in by_steps else "–")
         some = next(iter(by_steps.values()))
-        lines.append("| " + " | ".join([*cells, f"{limit_ms(some, best):.0f} ms", f"{some['peak_gb']:.0f} GB"]) + " |")
-    others = {name: part for name, part in held["parts"].items() if name != "rates" and not name.startswith("ours")}
-    lines += ["", *(f"{name}: {shown(part, best)}." for name, part in others.items())]
-    machine = held["machine"]
+        lines.append([*cells, f"{limit_ms(some, best):.0f} ms", f"{some['peak_gb']:.0f} GB"])
+    others = {name: part for name, part in measured["parts"].items() if name != "rates" and not name.startswith("ours")}
     rates = f"{best['bytes_s'] / 1e12:.1f} TB/s copied, {best['flop_s'] / 1e12:.0f} TFLOP/s multiplied"
-    return "\n".join([*lines, f"{machine['gpu']} ({rates}), torch {machine['torch']}, {machine['date']}."])
+    notes = [*(f"{name}: {shown(part, best)}." for name, part in others.items())]
+    return "\n".join([markdown(HEADING, lines), "", *notes, f"{rates}; {stated(measured['circumstances'])}."])
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Measures or reports."""
     parser = argparse.ArgumentParser(description="Speed of the real composition with random weights.")
     parser.add_argument("--size", choices=SIZES, default="real")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/full_size.json"))
+    parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--report", action="store_true", help="fill the page with what was measured")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.report:
-        fill(PAGE, {"full_size": table(measured(args.out))})
+        fill(PAGE, {"full_size": table(read_results(args.out))})
         return
     if args.size == "real" and args.device == "cpu":
         raise SystemExit("the real size needs a GPU of 80 GB; --size tiny shows on a CPU that the parts run")
-    run(args.size, args.device, args.out)
+    run(build(args.size, args.device), args.size, args.device, args.out)
 
 
 if __name__ == "__main__":

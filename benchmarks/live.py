@@ -11,27 +11,26 @@ that is more. Processor time of one thread is what the program would take on a c
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 from long_recordings import write_recording
-from pages import circumstances, fill
+from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, stated, write_results
 
-from diffusion_gemma_asr import LiveUpdate, TranscribeOptions, load, transcribe, transcribe_live
-from diffusion_gemma_asr.audio import SAMPLE_RATE, Samples, load_audio
-from diffusion_gemma_asr.evaluate.run import machine, write_whole
-from diffusion_gemma_asr.model import DiffusionGemmaASR
-from diffusion_gemma_asr.transcribe import transcribe_chunk
-from diffusion_gemma_asr.vad import Chunk, VadOptions, speech_chunks
+import diffusion_gemma_asr as asr
+from diffusion_gemma_asr.audio.read import SAMPLE_RATE, Samples, load_audio
+from diffusion_gemma_asr.audio.vad import Chunk, VadOptions, speech_chunks
+from diffusion_gemma_asr.denoise.decode import DecodeOptions
+from diffusion_gemma_asr.evaluate.metrics import error_rate
+from diffusion_gemma_asr.evaluate.normalise import NORMALISER
+from diffusion_gemma_asr.transcribe.recordings import transcribe_chunk
 
-FOUND = Path("benchmarks/results/live.json")
-PAGE = Path("docs/live.md")
+DATA, PAGE = RESULTS / "live.json", ROOT / "docs/live.md"
+MODEL = "mini"
 MINUTES = 4.0
 BUFFERS_S = (1.0, 2.0, 4.0, 8.0, 15.0)
 REPEATS = 7
@@ -55,6 +54,7 @@ class ActedMicrophone:
         return self._now + time.process_time() - self._asked
 
     def blocks(self) -> Iterator[Samples]:
+        """What there is to read, block by block."""
         while self._position < len(self._sound):
             now = self.now()
             self.behind = max(self.behind, now - self._position / SAMPLE_RATE)
@@ -64,23 +64,24 @@ class ActedMicrophone:
             yield block
 
 
-def decoding_ms(model: DiffusionGemmaASR, speech: Samples, seconds: float) -> float:
+def decoding_ms(model: asr.Recognizer, speech: Samples, seconds: float) -> float:
     """Median processor time of decoding so much speech, with word times, over pieces of it."""
-    options, size, took = TranscribeOptions(word_timestamps=True), round(seconds * SAMPLE_RATE), []
+    options = asr.TranscribeOptions(DecodeOptions(language="en"), word_timestamps=True)
+    size, took = round(seconds * SAMPLE_RATE), []
     for number in range(REPEATS):
         first = number * (len(speech) - size) // REPEATS
         chunk = Chunk(0.0, speech[first : first + size], 0.0, seconds, 1.0)
         start = time.process_time()
-        transcribe_chunk(model, chunk, options)
+        transcribe_chunk(model.model, chunk, options)
         took.append(1000 * (time.process_time() - start))
     return float(np.median(took))
 
 
-def stream(model: DiffusionGemmaASR, sound: Samples, every: float) -> dict[str, Any]:
+def stream(model: asr.Recognizer, sound: Samples, every: float) -> dict[str, Any]:
     """A recording as if it were spoken now: its words, when they were shown and committed, what it cost."""
     start, microphone = time.process_time(), ActedMicrophone(sound)
-    updates: list[tuple[float, LiveUpdate]] = []
-    for update in transcribe_live(microphone.blocks(), model, every=every):
+    updates: list[tuple[float, asr.LiveUpdate]] = []
+    for update in model.live(microphone.blocks(), every=every, language="en"):
         updates.append((microphone.now(), update))
     committed = [at - word.end for at, update in updates for word in update.committed]
     words = [word for _, update in updates for word in update.committed]
@@ -99,7 +100,7 @@ def stream(model: DiffusionGemmaASR, sound: Samples, every: float) -> dict[str, 
 
 def measure() -> None:
     """Measures everything and stores it."""
-    model = load("mini", device="cpu")
+    model = asr.load(MODEL, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         script = write_recording(Path(folder) / "recording.wav", MINUTES)
         sound = load_audio(Path(folder) / "recording.wav")
@@ -107,12 +108,13 @@ def measure() -> None:
     speech = np.concatenate([chunk.samples for chunk in speech_chunks([sound], VadOptions())])
     decoding_ms(model, speech, 1.0)  # what is only done once
     start = time.process_time()
-    batch = transcribe(sound, model)
+    batch = model.transcribe(sound, language="en")
     results: dict[str, Any] = {
-        "machine": machine(),
+        "model": MODEL,
+        "normaliser": NORMALISER,
         "duration_s": len(sound) / SAMPLE_RATE,
         "batch": {
-            "wer": jiwer.wer(said, batch.text),
+            "wer": error_rate([said], [batch.text], "en"),
             "processor_share": (time.process_time() - start) / (len(sound) / SAMPLE_RATE),
         },
         "decoding_ms": {str(seconds): decoding_ms(model, speech, seconds) for seconds in BUFFERS_S},
@@ -120,34 +122,50 @@ def measure() -> None:
     }
     print(results, flush=True)
     for every in EVERY_S:
-        found = stream(model, sound, every)
-        text = found.pop("text")
-        found |= {"wer": jiwer.wer(said, text), "differs_from_batch": jiwer.wer(batch.text, text)}
-        results["streams"].append(found)
-        print(found, flush=True)
-    write_whole(FOUND, json.dumps(results, indent=1) + "\n")
+        row = stream(model, sound, every)
+        text = row.pop("text")
+        row |= {"wer": error_rate([said], [text], "en"), "differs_from_batch": error_rate([batch.text], [text], "en")}
+        results["streams"].append(row)
+        print(row, flush=True)
+    write_results(DATA, results | {"circumstances": circumstances()})
 
 
 def report() -> None:
     """Fills the tables."""
-    results = json.loads(FOUND.read_text(encoding="utf-8"))
-    costs = results["decoding_ms"]
-    decoding = [
-        "| speech in the buffer | " + " | ".join(f"{float(s):g} s" for s in costs) + " |",
-        "|---" * (len(costs) + 1) + "|",
-        "| decoding | " + " | ".join(f"{ms:.0f} ms" for ms in costs.values()) + " |",
+    results = read_results(DATA)
+    costs, batch = results["decoding_ms"], results["batch"]
+    decoding = markdown(
+        ["speech in the buffer", *(f"{float(s):g} s" for s in costs)],
+        [["decoding", *(f"{ms:.0f} ms" for ms in costs.values())]],
+    )
+    heading = [
+        "`every`",
+        "shown",
+        "committed",
+        "early",
+        f"WER, {results['normaliser']}",
+        "unlike batch",
+        "of a core",
+        "waiting",
     ]
-    heading = "| `every` | shown | committed | early | WER | unlike batch | of a core | waiting |"
     rows = [
-        f"| {r['every_s']:g} s | {r['shown_s'][0]:.1f} / {r['shown_s'][1]:.1f} s "
-        f"| {r['committed_s'][0]:.1f} / {r['committed_s'][1]:.1f} s | {r['before_the_pause']:.0%} | {r['wer']:.1%} "
-        f"| {r['differs_from_batch']:.1%} | {r['processor_share']:.0%} | {r['behind_s']:.1f} s |"
+        [
+            f"{r['every_s']:g} s",
+            f"{r['shown_s'][0]:.1f} / {r['shown_s'][1]:.1f} s",
+            f"{r['committed_s'][0]:.1f} / {r['committed_s'][1]:.1f} s",
+            f"{r['before_the_pause']:.0%}",
+            f"{r['wer']:.1%}",
+            f"{r['differs_from_batch']:.1%}",
+            f"{r['processor_share']:.0%}",
+            f"{r['behind_s']:.1f} s",
+        ]
         for r in results["streams"]
     ]
-    batch = results["batch"]
-    rows.append(f"| batch | – | – | – | {batch['wer']:.1%} | – | {batch['processor_share']:.0%} | – |")
-    where = f"{results['duration_s']:.0f} s of sound; processor time; {circumstances(results['machine'])}."
-    fill(PAGE, {"decoding": "\n".join(decoding), "streams": "\n".join([heading, "|---" * 8 + "|", *rows, "", where])})
+    rows.append(["batch", "–", "–", "–", f"{batch['wer']:.1%}", "–", f"{batch['processor_share']:.0%}", "–"])
+    where = (
+        f"`{results['model']}`, {results['duration_s']:.0f} s of sound; processor time; {stated(results['circumstances'])}."
+    )
+    fill(PAGE, {"decoding": decoding, "streams": f"{markdown(heading, rows)}\n\n{where}"})
 
 
 if __name__ == "__main__":

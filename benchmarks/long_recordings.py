@@ -4,13 +4,12 @@
     python benchmarks/long_recordings.py report                fills the tables of docs/long_recordings.md
 
 A recording is made of held-out sentences (recipes/lists/heldout-en.txt) that espeak-ng says in held-out voices, each as
-`data.synth.render` makes it, with gaps of 0.7 to 3 s of silence, faint hiss or louder coloured noise between them.
+`data.synthetic.synth.render` makes it, with gaps of 0.7 to 3 s of silence, faint hiss or louder coloured noise between them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import subprocess
@@ -24,22 +23,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import soxr
-from pages import circumstances, fill
+from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, stated, write_results
 
-from diffusion_gemma_asr import Transcript, Word, load, transcribe_many
-from diffusion_gemma_asr.audio import SAMPLE_RATE, Samples
-from diffusion_gemma_asr.data.espeak import speak
-from diffusion_gemma_asr.data.synth import HELD_OUT_VARIANTS, Line, plan, render, render_with_phonemes
+import diffusion_gemma_asr as asr
+from diffusion_gemma_asr.audio.read import SAMPLE_RATE, Samples
+from diffusion_gemma_asr.data.synthetic.espeak import speak
+from diffusion_gemma_asr.data.synthetic.synth import HELD_OUT_VARIANTS, Line, plan, render, render_with_phonemes
 from diffusion_gemma_asr.data.text import plain_english
-from diffusion_gemma_asr.evaluate.run import machine, write_whole
-from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
+from diffusion_gemma_asr.evaluate.metrics import error_rate
+from diffusion_gemma_asr.evaluate.normalise import NORMALISER
 
-FOUND = Path("benchmarks/results/long_recordings.json")
-PAGE = Path("docs/long_recordings.md")
-SENTENCES = Path(__file__).parents[1] / "recipes/lists/heldout-en.txt"
+DATA, PAGE = RESULTS / "long_recordings.json", ROOT / "docs/long_recordings.md"
+SENTENCES = ROOT / "recipes/lists/heldout-en.txt"
+MODEL = "mini"
 MINUTES = (10.0, 60.0)
 GAPS_S = (0.7, 3.0)  # after the pause that each utterance has of its own
 WORDS, GLUED = 6, 200  # in a glued utterance; utterances
@@ -97,17 +96,17 @@ def _gap(rng: np.random.Generator) -> Samples:
     return (amplitude * noise / max(float(noise.std()), 1e-9)).astype(np.float32)
 
 
-def compare(script: Sequence[Spoken], alone: Sequence[str], found: Transcript) -> dict[str, Any]:
+def compare(script: Sequence[Spoken], alone: Sequence[str], transcript: asr.Transcript) -> dict[str, Any]:
     """Error rates of the single utterances and of the recording, and how far segments start from what is said."""
     said = [spoken.line.text for spoken in script]
     starts = np.array([spoken.start for spoken in script])
-    off = [float(np.min(np.abs(starts - segment.start))) for segment in found.segments]
+    off = [float(np.min(np.abs(starts - segment.start))) for segment in transcript.segments]
     return {
         "utterances": len(said),
-        "segments": len(found.segments),
-        "duration_s": round(found.duration, 1),
-        "wer_alone": jiwer.wer(" ".join(said), " ".join(alone)),
-        "wer": jiwer.wer(" ".join(said), found.text),
+        "segments": len(transcript.segments),
+        "duration_s": round(transcript.duration, 1),
+        "wer_alone": error_rate([" ".join(said)], [" ".join(alone)], "en"),
+        "wer": error_rate([" ".join(said)], [transcript.text], "en"),
         "start_error_s": {
             "median": float(np.median(off)),
             "largest": max(off),
@@ -116,16 +115,21 @@ def compare(script: Sequence[Spoken], alone: Sequence[str], found: Transcript) -
     }
 
 
-def measure_recording(model: DiffusionGemmaASR, path: Path, minutes: float) -> dict[str, Any]:
+def read_alone(model: asr.Recognizer, script: Sequence[Spoken]) -> list[str]:
+    """What the model writes for each utterance by itself, without voice activity detection."""
+    clips = [render(spoken.line) for spoken in script]
+    return [row.text for row in decode_clips(model.model, clips, DecodeOptions(language="en"))]
+
+
+def measure_recording(model: asr.Recognizer, path: Path, minutes: float) -> dict[str, Any]:
     """Makes a recording and transcribes it, in this process for the text, in one of its own for its memory."""
     script = write_recording(path, minutes)
-    alone = model.transcribe_batch([render(spoken.line) for spoken in script])
+    alone = read_alone(model, script)
     start = time.perf_counter()
-    (found,) = transcribe_many(model, [path])
+    transcript = model.transcribe(path, language="en")
     took_s = time.perf_counter() - start
-    assert isinstance(found, Transcript)
-    figures = compare(script, [one.text for one in alone], found)
-    return figures | {"minutes": minutes, "rtfx": found.duration / took_s, "peak_memory_mb": peak_memory_mb(path)}
+    figures = compare(script, alone, transcript)
+    return figures | {"minutes": minutes, "rtfx": transcript.duration / took_s, "peak_memory_mb": peak_memory_mb(path)}
 
 
 def peak_memory_mb(path: Path) -> float:
@@ -134,16 +138,16 @@ def peak_memory_mb(path: Path) -> float:
     The process says it itself: what its parent is told of it counts the parent's own memory from before it began.
     """
     code = (
-        "import sys, diffusion_gemma_asr.cli as cli\n"
+        "import sys, diffusion_gemma_asr.app.cli as cli\n"
         "try:\n    cli.main(sys.argv[1:])\n"
         "finally:\n    print(open('/proc/self/status').read(), file=sys.stderr)"
     )
-    command = [sys.executable, "-c", code, "transcribe", str(path), "--device", "cpu"]
+    command = [sys.executable, "-c", code, "transcribe", str(path), "--model", MODEL, "--language", "en", "--device", "cpu"]
     said = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True).stderr
     return int(re.findall(r"VmHWM:\s+(\d+) kB", said)[0]) * 1024 / 1e6
 
 
-def glued(count: int, seed: int = 1) -> Iterator[tuple[Samples, list[Word]]]:
+def glued(count: int, seed: int = 1) -> Iterator[tuple[Samples, list[asr.Word]]]:
     """Recordings of single words, each said by itself, with gaps of 50 to 400 ms, and when each is said."""
     rng = random.Random(seed)
     counts = Counter(SENTENCES.read_text(encoding="utf-8").lower().split())
@@ -154,7 +158,7 @@ def glued(count: int, seed: int = 1) -> Iterator[tuple[Samples, list[Word]]]:
         at = len(parts[0])
         for word in rng.sample(vocabulary, WORDS):
             samples = _word(word, voice, rng)
-            said.append(Word(word, at / SAMPLE_RATE, (at + len(samples)) / SAMPLE_RATE, 1.0))
+            said.append(asr.Word(word, at / SAMPLE_RATE, (at + len(samples)) / SAMPLE_RATE, 1.0))
             parts += [samples, np.zeros(round(rng.uniform(0.05, 0.4) * SAMPLE_RATE), np.float32)]
             at += sum(map(len, parts[-2:]))
         whole = np.concatenate([*parts, np.zeros(SAMPLE_RATE // 2, np.float32)])
@@ -171,8 +175,8 @@ def _word(word: str, voice: str, rng: random.Random) -> Samples:
     return 0.3 * samples / np.abs(samples).max()
 
 
-def word_errors(model: DiffusionGemmaASR, count: int) -> dict[str, list[float]]:
-    """|found - true| in seconds of the starts and ends of words, by the words they belong to.
+def word_errors(model: asr.Recognizer, count: int) -> dict[str, list[float]]:
+    """Distance in seconds of the starts and ends of words from the true ones, by the words they belong to.
 
     Returns:
         script: of all words, the true text being aligned with the sound; transcript: of those that the model recognised.
@@ -180,10 +184,10 @@ def word_errors(model: DiffusionGemmaASR, count: int) -> dict[str, list[float]]:
     """
     errors: dict[str, list[float]] = {"script": [], "transcript": []}
     for samples, said in glued(count):
-        segments = model.transcribe(samples, word_timestamps=True).segments
-        found = {"script": list(model.align(samples, " ".join(word.word for word in said)))}
-        found["transcript"] = [word for segment in segments for word in segment.words or ()]
-        for kind, words in found.items():
+        segments = model.transcribe(samples, language="en", word_timestamps=True).segments
+        timed = {"script": list(model.align(samples, " ".join(word.word for word in said)))}
+        timed["transcript"] = [word for segment in segments for word in segment.words or ()]
+        for kind, words in timed.items():
             texts = [word.word.strip() for word in words]
             for true in said:
                 if texts.count(true.word) == 1:
@@ -194,8 +198,8 @@ def word_errors(model: DiffusionGemmaASR, count: int) -> dict[str, list[float]]:
 
 def measure() -> None:
     """Measures everything and stores it."""
-    model = load("mini", device="cpu")
-    results: dict[str, Any] = {"machine": machine(), "recordings": []}
+    model = asr.load(MODEL, device="cpu")
+    results: dict[str, Any] = {"model": MODEL, "normaliser": NORMALISER, "recordings": []}
     with tempfile.TemporaryDirectory() as folder:
         for minutes in MINUTES:
             results["recordings"].append(measure_recording(model, Path(folder) / "recording.wav", minutes))
@@ -210,35 +214,35 @@ def measure() -> None:
         for kind, errors in word_errors(model, GLUED).items()
     }
     print(results["words"])
-    write_whole(FOUND, json.dumps(results, indent=1) + "\n")
+    write_results(DATA, results | {"circumstances": circumstances()})
 
 
 def report() -> None:
     """Fills the tables."""
-    results = json.loads(FOUND.read_text(encoding="utf-8"))
+    results = read_results(DATA)
+    heading = ["recording", "utterances", "segments", f"WER of each alone, {results['normaliser']}", "WER"]
+    heading += ["start off, median / most", "by at most 0.3 s", "RTFx", "memory"]
     rows = []
     for r in results["recordings"]:
         off = r["start_error_s"]
         cells = [
-            f"{r['minutes']:.0f} min", r["utterances"], r["segments"], f"{r['wer_alone']:.1%}", f"{r['wer']:.1%}",
-            f"{off['median']:.2f} / {off['largest']:.2f} s", f"{off['within_0.3']:.1%}", f"{r['rtfx']:.0f}",
-            f"{r['peak_memory_mb']:.0f} MB",
-        ]  # fmt: skip
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    columns = (
-        "recording", "utterances", "segments", "WER of each alone", "WER", "start off, median / most", "by at most 0.3 s",
-        "RTFx", "memory",
-    )  # fmt: skip
+            f"{r['minutes']:.0f} min",
+            str(r["utterances"]),
+            str(r["segments"]),
+            f"{r['wer_alone']:.1%}",
+            f"{r['wer']:.1%}",
+        ]
+        cells += [f"{off['median']:.2f} / {off['largest']:.2f} s", f"{off['within_0.3']:.1%}", f"{r['rtfx']:.0f}"]
+        rows.append([*cells, f"{r['peak_memory_mb']:.0f} MB"])
     growth = results["recordings"][-1]["peak_memory_mb"] - results["recordings"][0]["peak_memory_mb"]
-    table = "\n".join([f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *rows])
     names = {"script": "the true text, aligned", "transcript": "what the model wrote"}
-    words = ["| words of | words | median | 95th percentile | at most 250 ms off |", "|---" * 5 + "|"]
+    words = []
     for kind, w in results["words"].items():
-        share = f"{w['words']} of {GLUED * WORDS}"
-        times = f"{1000 * w['median_s']:.0f} ms | {1000 * w['p95_s']:.0f} ms | {w['within_250_ms']:.1%}"
-        words.append(f"| {names[kind]} | {share} | {times} |")
-    where = circumstances(results["machine"])
-    fill(PAGE, {"recordings": f"{table}\n\nMemory grows by {growth:.0f} MB. {where}.", "words": "\n".join(words)})
+        times = [f"{1000 * w['median_s']:.0f} ms", f"{1000 * w['p95_s']:.0f} ms", f"{w['within_250_ms']:.1%}"]
+        words.append([names[kind], f"{w['words']} of {GLUED * WORDS}", *times])
+    where = f"Memory grows by {growth:.0f} MB. `{results['model']}`, {stated(results['circumstances'])}."
+    word_heading = ["words of", "words", "median", "95th percentile", "at most 250 ms off"]
+    fill(PAGE, {"recordings": f"{markdown(heading, rows)}\n\n{where}", "words": markdown(word_heading, words)})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import pytest
 import tiny
 import torch
 
+torch.set_num_threads(1)  # tests work on tiny tensors, for which threads cost more than they give
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `gpu` where there is none."""

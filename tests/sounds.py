@@ -9,17 +9,15 @@ from __future__ import annotations
 import io
 import wave
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_gemma_asr.ctc import TokenSpan
-from diffusion_gemma_asr.decoding import Shown
-from diffusion_gemma_asr.denoise import DenoiseOptions
-from diffusion_gemma_asr.errors import AsrError
+if TYPE_CHECKING:
+    pass
 
 CODECS = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".m4a": "aac", ".ogg": "libopus"}
 
@@ -37,14 +35,68 @@ def write(path: Path, samples: NDArray[np.float32], rate: int = 16_000, codec: s
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec or CODECS[path.suffix], rate=rate)
         stream.layout = layout
-        resampler = av.AudioResampler(
-            format=stream.format, layout=layout, rate=rate, frame_size=stream.frame_size
-        )
+        resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate, frame_size=stream.frame_size)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes), format="fltp", layout=layout)
         frame.sample_rate, frame.pts = rate, 0
         for piece in (*resampler.resample(frame), *resampler.resample(None), None):
             container.mux(stream.encode(piece))
     return path
+
+
+def write_film(
+    path: Path,
+    tracks: Sequence[NDArray[np.float32]],
+    codec: str,
+    *,
+    rate: int = 16_000,
+    move: Callable[[float], float | None] = lambda time_s: time_s,
+    picture_s: float = 0.0,
+    default: int | None = None,
+    **options: str,
+) -> Path:
+    """Write (n,) or (channels, n) floats as audio tracks, beside a black picture if it is to last.
+
+    Args:
+        move: the time of a packet, in seconds, to the one that is written; None leaves the packet out.
+        default: number of the track that is marked as the default one.
+        options: of the container.
+    """
+    with av.open(str(path), "w", options=options) as container:
+        if picture_s:
+            picture = container.add_stream(
+                {".webm": "libvpx", ".ts": "mpeg2video", ".mpg": "mpeg2video"}.get(path.suffix, "mpeg4"), rate=25
+            )
+            picture.width = picture.height = 64
+            picture.pix_fmt = "yuv420p"
+        streams = [container.add_stream(codec, rate=rate) for _ in tracks]
+        for number, (stream, samples) in enumerate(zip(streams, tracks, strict=True)):
+            stream.layout = "stereo" if samples.ndim == 2 else "mono"
+            if default is not None:
+                stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+        packets = []
+        if picture_s:
+            for number in range(round(picture_s * 25)):
+                frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+                frame.pts = number
+                packets += picture.encode(frame)
+            packets += picture.encode(None)
+        for stream, samples in zip(streams, tracks, strict=True):
+            for packet in _encoded(stream, np.atleast_2d(samples), rate):
+                time_s = move(float(packet.pts * packet.time_base))
+                if time_s is not None:
+                    packet.pts = packet.dts = round(time_s / packet.time_base)
+                    packets.append(packet)
+        container.mux(packets)
+    return path
+
+
+def _encoded(stream: av.AudioStream, planes: NDArray[np.float32], rate: int) -> list[av.Packet]:
+    layout = stream.layout.name
+    resampler = av.AudioResampler(format=stream.format, layout=layout, rate=rate, frame_size=stream.frame_size or 1024)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes, np.float32), format="fltp", layout=layout)
+    frame.sample_rate, frame.pts = rate, 0
+    pieces = (*resampler.resample(frame), *resampler.resample(None), None)
+    return [packet for piece in pieces for packet in stream.encode(piece)]
 
 
 def write_wav(samples: NDArray[np.float32]) -> bytes:
@@ -62,79 +114,3 @@ def pitch(samples: NDArray[np.float32], rate: int = 16_000) -> float:
     """Hertz of the strongest component."""
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     return float(np.argmax(spectrum) * rate / len(samples))
-
-
-@dataclass(frozen=True)
-class HeardPitch:
-    """What the model returns for one sound, as `model.Decoded`."""
-
-    text: str
-    tokens: list[int]
-    logprobs: list[float]
-    steps: int
-    draft: str
-    spans: list[TokenSpan] | None
-    language: str
-
-    def as_drafted(self) -> HeardPitch:
-        return replace(self, text=self.draft, tokens=[3], logprobs=[-0.125])
-
-
-@dataclass
-class PitchModel:
-    """Stands in for DiffusionGemmaASR: transcribes every sound to its pitch, to the nearest 20 Hz.
-
-    Attributes:
-        loops: {pitch: the seeds with which its text goes round in circles}.
-    """
-
-    loops: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    drafts: bool = True
-    slot_s: float = 0.16
-    draft_text: str = "a draft"
-
-    batches: list[list[int]] = field(default_factory=list)  # samples of every sound, call by call
-    # language, options, seed, start, engine, rows of every call
-    asked: list[tuple[str, Sequence[str] | None, str]] = field(default_factory=list)  # language, among, context
-    calls: list[tuple[str, DenoiseOptions | int | None, int, str | None, str, int]] = field(default_factory=list)
-
-    def transcribe_batch(
-        self,
-        audio: Sequence[NDArray[np.float32]],
-        language: str = "en",
-        options: DenoiseOptions | int | None = None,
-        seed: int = 0,
-        start: str | None = None,
-        engine: str = "fast",
-        rows: int = 32,
-        on_done: Callable[[int], None] | None = None,
-        align: bool = False,
-        on_step: Callable[[int, list[list[Shown]]], None] | None = None,
-        among: Sequence[str] | None = None,
-        context: str = "",
-    ) -> list[HeardPitch]:
-        if language not in ("en", "de", "auto"):
-            raise AsrError(f"language {language} is not one of en, de")
-        self.asked.append((language, among, context))
-        found = language if language != "auto" else (among or ["en"])[-1]
-        self.batches.append([len(samples) for samples in audio])
-        self.calls.append((language, options, seed, start, engine, rows))
-        heard = [self._hear(samples, seed, align, found) for samples in audio]
-        if on_step is not None:
-            for step in (0, 1):
-                on_step(step, [[Shown(one.text, float(step))] for one in heard])
-        for index in reversed(range(len(audio))):
-            if on_done:
-                on_done(index)
-        return heard
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """A token is a word: its number."""
-        return " ".join(str(token) for token in tokens)
-
-    def _hear(self, samples: NDArray[np.float32], seed: int, align: bool, language: str) -> HeardPitch:
-        assert samples.dtype == np.float32 and samples.ndim == 1
-        hertz = round(pitch(samples) / 20) * 20
-        spans = [TokenSpan(1, 2, -0.1), TokenSpan(4, 5, -0.1)] if align else None
-        text = f" {hertz} hertz" if seed not in self.loops.get(hertz, ()) else f" {hertz}" * 9
-        return HeardPitch(text, [hertz, 7], [-0.25, -0.75], 2, self.draft_text, spans, language)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sounds import pitch, tone, write
 
-from diffusion_gemma_asr.audio import SAMPLE_RATE, convert_blocks, duration_of, load_audio, read_blocks
+from diffusion_gemma_asr.audio.read import SAMPLE_RATE, convert_blocks, duration_of, load_audio, read_blocks
 from diffusion_gemma_asr.errors import AudioError
 
 
@@ -37,9 +37,7 @@ def test_any_rate_keeps_duration_and_pitch(tmp_path: Path, rate: int) -> None:
 @pytest.mark.parametrize("codec", ["pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le", "pcm_f64le"])
 def test_every_sample_format_has_full_scale_one(tmp_path: Path, codec: str) -> None:
     original = tone(440, 0.5)
-    np.testing.assert_allclose(
-        load_audio(write(tmp_path / "tone.wav", original, codec=codec)), original, atol=0.01
-    )
+    np.testing.assert_allclose(load_audio(write(tmp_path / "tone.wav", original, codec=codec)), original, atol=0.01)
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
@@ -218,9 +216,7 @@ def test_the_duration_a_file_claims(tmp_path: Path) -> None:
 def test_blocks_as_they_come() -> None:
     sound = tone(440, 1.0, rate=48_000)
     stereo = [(np.stack([block, block], axis=1) * 32767).astype(np.int16) for block in np.array_split(sound, 7)]
-    np.testing.assert_allclose(
-        np.concatenate(list(convert_blocks(stereo, 48_000))), load_audio(sound, 48_000), atol=1e-4
-    )
+    np.testing.assert_allclose(np.concatenate(list(convert_blocks(stereo, 48_000))), load_audio(sound, 48_000), atol=1e-4)
     assert list(convert_blocks([])) == []
     for wrong, message in (([0.1], "one is a list"), (np.full(9, np.nan), "NaN"), (np.full(9, 900.0), "full scale is 1")):
         with pytest.raises(AudioError, match=message):

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny_model import RANK, lively_lora
+from tiny_model import RANK, lively_lora, tiny_backbone
 from torch import Tensor
-from transformers import AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
-from diffusion_gemma_asr.backbone import Backbone, Prefill
-from diffusion_gemma_asr.denoise import DenoiseOptions
+from diffusion_gemma_asr.checkpoint.parts import load_backbone
+from diffusion_gemma_asr.denoise.decode import DecodeOptions
+from diffusion_gemma_asr.denoise.steps import DenoiseOptions
 from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.train.backbone_config import small_config
+from diffusion_gemma_asr.model.backbone import Backbone, Prefill
+from diffusion_gemma_asr.model.config import BackboneConfig
 
 ENCODER, DECODER = "encoder.language_model", "model.decoder"  # how the stacks' parameters are called
 CANVAS = 7
@@ -27,13 +29,13 @@ WIDTH = tiny.HIDDEN_SIZE
 
 @pytest.fixture(scope="module")
 def backbone(backbone_folder: Path) -> Backbone:
-    return Backbone.from_pretrained(backbone_folder)
+    return tiny_backbone(backbone_folder)
 
 
 @pytest.fixture
 def adapted(backbone_folder: Path) -> Backbone:
     """A backbone with lively LoRA, to be changed by its test."""
-    found = Backbone.from_pretrained(backbone_folder)
+    found = tiny_backbone(backbone_folder)
     found.add_lora(RANK, 2 * RANK)
     lively_lora(found)
     return found
@@ -214,7 +216,7 @@ def test_loads_frozen(backbone: Backbone) -> None:
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
-        Backbone.from_pretrained(tmp_path / "nowhere", local_files_only=True)
+        load_backbone(BackboneConfig(str(tmp_path / "nowhere")), local_files_only=True)
 
 
 # -- LoRA ----------------------------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_new_lora_changes_nothing(backbone_folder: Path, backbone: Backbone) -> None:
     expected = predict(backbone, read(backbone, draw(2, 8))[0])
-    new = Backbone.from_pretrained(backbone_folder)
+    new = tiny_backbone(backbone_folder)
     new.add_lora(RANK, 2 * RANK)
     torch.testing.assert_close(predict(new, read(new, draw(2, 8))[0]), expected, atol=0, rtol=0)
 
@@ -271,7 +273,7 @@ def test_decoder_lora_leaves_the_encoder_alone(adapted: Backbone) -> None:
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_merged_lora_gives_the_same_logits(backbone_folder: Path, fresh: bool) -> None:
-    model = Backbone.from_pretrained(backbone_folder)
+    model = tiny_backbone(backbone_folder)
     model.add_lora(RANK, 2 * RANK)
     if not fresh:
         lively_lora(model)
@@ -288,7 +290,7 @@ def test_merged_lora_gives_the_same_logits(backbone_folder: Path, fresh: bool) -
 
 def test_lora_state_dict_round_trip(adapted: Backbone, backbone_folder: Path) -> None:
     state = {name: value.clone() for name, value in adapted.lora_state_dict().items()}
-    other = Backbone.from_pretrained(backbone_folder)
+    other = tiny_backbone(backbone_folder)
     other.add_lora(RANK, 2 * RANK)
     other.load_lora_state_dict(state)
     expected = predict(adapted, read(adapted, draw(2, 8))[0])
@@ -327,35 +329,12 @@ def test_lora_of_another_backbone_is_refused(
 
 
 def test_lora_of_another_rank_is_refused(adapted: Backbone, backbone_folder: Path) -> None:
-    other = Backbone.from_pretrained(backbone_folder)
+    other = tiny_backbone(backbone_folder)
     with pytest.raises(CheckpointError, match="names differ"):
         other.load_lora_state_dict(adapted.lora_state_dict())  # add_lora was forgotten
     other.add_lora(2 * RANK)
     with pytest.raises(CheckpointError, match=rf"\({RANK}, .*needs \({2 * RANK}, "):
         other.load_lora_state_dict(adapted.lora_state_dict())
-
-
-# -- configurations of our own -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layers", [2, 6, 8])
-def test_small_config_has_the_real_ones_shape(backbone_folder: Path, layers: int) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
-    config = small_config(
-        tokenizer, hidden=16, layers=layers, heads=4, head_dim=4, intermediate=16, experts=4, top_k=2,
-        expert_intermediate=8,
-    )  # fmt: skip
-    kinds = config.text_config.layer_types
-    assert len(kinds) == layers
-    full_ones = {i for i, kind in enumerate(kinds) if kind == "full_attention"}
-    assert full_ones == {*range(5, layers, 6), layers - 1}
-    assert config.text_config.eos_token_id == [1, 106]
-    model = Backbone.from_config(config).eval()
-    prefill, _ = read(model, draw(1, 6))
-    assert [keys.shape for keys in keys_of(prefill)] == [
-        (1, 2, 6, 4) if kind == "sliding_attention" else (1, 1, 6, 8) for kind in kinds
-    ]
-    assert predict(model, prefill).shape == (1, CANVAS, tiny.VOCAB_SIZE)
 
 
 # -- how to denoise ------------------------------------------------------------------------------------------
@@ -369,6 +348,9 @@ def test_the_generation_config_says_how_to_denoise(backbone_folder: Path, tmp_pa
     said |= {"t_max": 0.5, "t_min": 0.25, "stability_threshold": 2, "confidence_threshold": 0.01}
     said["sampler_config"]["entropy_bound"] = 3.0
     path.write_text(json.dumps(said))
-    found = Backbone.from_pretrained(folder)
-    assert found.denoise_options(5) == DenoiseOptions(5, 3.0, 0.5, 0.25, 2, 0.01)
-    assert Backbone.from_config(found.model.config).denoise_options(4) == DenoiseOptions(steps=4)
+    backbone = tiny_backbone(folder)
+    settings = backbone.sampler_settings()
+    assert DecodeOptions(steps=5).denoising(settings) == DenoiseOptions(5, 3.0, 0.5, 0.25, 2, 0.01)
+    assert DecodeOptions(steps=5, t_max=0.9).denoising(settings).t_max == 0.9, "what is asked for goes before"
+    silent = Backbone.from_config(backbone.model.config).sampler_settings()
+    assert DecodeOptions(steps=4).denoising(silent) == DenoiseOptions(steps=4)

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 
 from diffusion_gemma_asr.data.batches import UNLIMITED, LengthBuckets, Mixture, tempered
 
-PATIENT = settings(
-    deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
-)
+PATIENT = settings(deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 sizes = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 
 

@@ -1,4 +1,4 @@
-"""data/copies.py: each utterance once more, different and the same by seed, with its text and its new length."""
+"""data/synthetic/copies.py: each utterance once more, different and the same by seed, with its text and its new length."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from sounds import tone, write
 
-from diffusion_gemma_asr.audio import SAMPLE_RATE
-from diffusion_gemma_asr.data.copies import Distortion, distorted, draw_distortion, make_copies
+from diffusion_gemma_asr.audio.read import SAMPLE_RATE
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
-from diffusion_gemma_asr.data.synth import read_sound
+from diffusion_gemma_asr.data.sound import read_sound
+from diffusion_gemma_asr.data.synthetic.copies import Distortion, distorted, draw_distortion, make_copies
 
 PLAIN = Distortion(1.0, -6.0, None, None, False, 0)
 

@@ -1,4 +1,4 @@
-"""denoise.py: each rule on small tensors, and the loop over a backbone whose predictions are a table."""
+"""Denoising steps: each rule on small tensors, and the loop over a backbone whose predictions are a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion_gemma_asr.denoise import (
+from diffusion_gemma_asr.denoise.canvas import uniform_canvas
+from diffusion_gemma_asr.denoise.steps import (
     DenoiseOptions,
     accept,
     cut_at_end,
@@ -27,12 +28,9 @@ from diffusion_gemma_asr.denoise import (
     token_logprobs,
 )
 from diffusion_gemma_asr.errors import AsrError
-from diffusion_gemma_asr.noise import uniform_canvas
 
 VOCAB = 16
-entropies = st.lists(
-    st.lists(st.floats(0, 12, width=32), min_size=5, max_size=5), min_size=1, max_size=3
-).map(torch.tensor)
+entropies = st.lists(st.lists(st.floats(0, 12, width=32), min_size=5, max_size=5), min_size=1, max_size=3).map(torch.tensor)
 bounds = st.floats(0, 5)
 
 
@@ -70,12 +68,8 @@ def test_logprobs_are_those_of_log_softmax() -> None:
     ("bound", "positions"),
     [(0, [1]), (0.125, [1, 3]), (0.374, [1, 3]), (0.375, [0, 1, 3]), (1, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4])],
 )
-def test_accept_takes_the_surest_while_those_before_sum_to_the_bound(
-    bound: float, positions: list[int]
-) -> None:
-    entropy = torch.tensor(
-        [[0.5, 0.125, 2.0, 0.25, 4.0]]
-    )  # sums before, in rising order: 0 .125 .375 .875 2.875
+def test_accept_takes_the_surest_while_those_before_sum_to_the_bound(bound: float, positions: list[int]) -> None:
+    entropy = torch.tensor([[0.5, 0.125, 2.0, 0.25, 4.0]])  # sums before, in rising order: 0 .125 .375 .875 2.875
     assert accept(entropy, bound)[0].nonzero().flatten().tolist() == positions
 
 
@@ -185,9 +179,7 @@ class TableBackbone:
     canvases: list[Tensor] = field(default_factory=list)
     conditioning: list[Tensor | None] = field(default_factory=list)
 
-    def denoise_logits(
-        self, canvas: Tensor, prefill: None, self_conditioning: Tensor | None = None
-    ) -> Tensor:
+    def denoise_logits(self, canvas: Tensor, prefill: None, self_conditioning: Tensor | None = None) -> Tensor:
         self.canvases.append(canvas)
         self.conditioning.append(None if self_conditioning is None else self_conditioning.clone())
         return self.table(len(self.canvases) - 1, canvas)
@@ -207,9 +199,7 @@ def run(
     backbone: TableBackbone, canvas: Tensor, options: DenoiseOptions, seed: int = 0
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
     drafts: list[Tensor] = []
-    result = denoise(
-        backbone, None, canvas, options, seeded(seed), lambda step, draft, entropy: drafts.append(draft)
-    )
+    result = denoise(backbone, None, canvas, options, seeded(seed), lambda step, draft, entropy: drafts.append(draft))
     return drafts, result.canvas, result.logprobs, result.entropy, result.steps
 
 
@@ -221,9 +211,7 @@ def test_a_sure_backbone_is_believed_after_two_steps() -> None:
     _, canvas, logprobs, entropy, steps = run(backbone, torch.zeros_like(TRUTH), DenoiseOptions())
     assert torch.equal(canvas, TRUTH)
     assert steps.tolist() == [2, 2]  # the second step shows that the draft is stable
-    assert torch.allclose(logprobs, torch.zeros(2, 5)) and torch.allclose(
-        entropy, torch.zeros(2, 5), atol=1e-6
-    )
+    assert torch.allclose(logprobs, torch.zeros(2, 5)) and torch.allclose(entropy, torch.zeros(2, 5), atol=1e-6)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, 3])
@@ -325,7 +313,5 @@ def test_with_a_generator_per_row_a_result_does_not_depend_on_the_batch(order: l
 
 def test_no_gradient_is_recorded() -> None:
     weight = torch.ones(VOCAB, requires_grad=True)
-    result = denoise(
-        TableBackbone(lambda step, canvas: unsure(step, canvas) * weight), None, TRUTH, DenoiseOptions(), None
-    )
+    result = denoise(TableBackbone(lambda step, canvas: unsure(step, canvas) * weight), None, TRUTH, DenoiseOptions(), None)
     assert not result.logprobs.requires_grad

@@ -1,4 +1,4 @@
-"""The loop of denoise.py against `DiffusionGemmaForBlockDiffusion.generate()`: the same canvas, step by step.
+"""The loop of steps.py against `DiffusionGemmaForBlockDiffusion.generate()`: the same canvas, step by step.
 
 Both run the same small random weights from the same random state. Only the loop differs, and the way the
 prompt comes in: ids for `generate()`, embeddings for ours.
@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
 
-from diffusion_gemma_asr.backbone import Backbone, Prefill
-from diffusion_gemma_asr.denoise import DenoiseOptions, denoise
-from diffusion_gemma_asr.noise import uniform_canvas
+from diffusion_gemma_asr.denoise.canvas import uniform_canvas
+from diffusion_gemma_asr.denoise.steps import DenoiseOptions, denoise
+from diffusion_gemma_asr.model.backbone import Backbone, Prefill
 
 VOCAB = 96
 CANVAS = 12
@@ -100,9 +100,7 @@ class Trace:
         torch.testing.assert_close(self.conditioning[1:], other.conditioning[1:])
 
 
-def trace_generate(
-    model: DiffusionGemmaForBlockDiffusion, ids: Tensor, options: DenoiseOptions, seed: int
-) -> Trace:
+def trace_generate(model: DiffusionGemmaForBlockDiffusion, ids: Tensor, options: DenoiseOptions, seed: int) -> Trace:
     """Run `generate()` for one canvas and look at each of its denoising steps."""
     trace, passes = Trace(), torch.zeros(len(ids), dtype=torch.long)
     denoising_step, generate = model._denoising_step, cast(Callable[..., Any], model.generate)
@@ -151,9 +149,7 @@ def trace_ours(backbone: Backbone, embeds: Tensor, options: DenoiseOptions, seed
     prefill, _ = backbone.prefill(embeds, torch.ones(embeds.shape[:2], dtype=torch.bool))
     canvas = uniform_canvas(len(embeds), CANVAS, VOCAB, generator)
     watched = WatchedBackbone(backbone, trace)
-    result = denoise(
-        watched, prefill, canvas, options, generator, lambda _, d, __: trace.drafts.append(d.clone())
-    )
+    result = denoise(watched, prefill, canvas, options, generator, lambda _, d, __: trace.drafts.append(d.clone()))
     assert torch.equal(result.canvas, trace.drafts[-1])
     trace.steps = result.steps.tolist()
     return trace
@@ -180,9 +176,7 @@ def audio_in_placeholders(model: DiffusionGemmaForBlockDiffusion, audio: Tensor)
         handle.remove()
 
 
-@pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda options: f"{options.steps}-steps-{options.entropy_bound}"
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options.steps}-steps-{options.entropy_bound}")
 @pytest.mark.parametrize("seed", range(3))
 def test_text_prompt(backbone: Backbone, options: DenoiseOptions, seed: int) -> None:
     ids = prompts()
@@ -190,16 +184,12 @@ def test_text_prompt(backbone: Backbone, options: DenoiseOptions, seed: int) -> 
     trace_ours(backbone, backbone.embed(ids), options, seed).assert_equal(expected)
 
 
-@pytest.mark.parametrize(
-    "options", OPTIONS, ids=lambda options: f"{options.steps}-steps-{options.entropy_bound}"
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options.steps}-steps-{options.entropy_bound}")
 @pytest.mark.parametrize("seed", range(3))
 def test_audio_in_the_placeholder_slots(backbone: Backbone, options: DenoiseOptions, seed: int) -> None:
     ids = prompts()
     slots = ids == SLOT  # (B, P)
-    audio = 6 * torch.randn(
-        int(slots.sum()), backbone.hidden_size, generator=torch.Generator().manual_seed(seed)
-    )
+    audio = 6 * torch.randn(int(slots.sum()), backbone.hidden_size, generator=torch.Generator().manual_seed(seed))
     with audio_in_placeholders(backbone.model, audio):
         expected = trace_generate(backbone.model, ids, options, seed)
     embeds = backbone.embed(ids).detach().masked_scatter(slots[..., None], audio)

@@ -1,4 +1,4 @@
-"""data/distort.py: rooms ring as long as asked, telephones are narrow, noise is as loud as asked, speed moves the pitch."""
+"""data/synthetic/distort.py: rooms ring as long as asked, telephones are narrow, noise is as loud as asked."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sounds import pitch, tone
 
-from diffusion_gemma_asr.audio import SAMPLE_RATE
-from diffusion_gemma_asr.data.distort import add_noise, change_speed, reverberate, telephone
+from diffusion_gemma_asr.audio.read import SAMPLE_RATE
+from diffusion_gemma_asr.data.synthetic.distort import add_noise, change_speed, reverberate, telephone
 
 
 def test_a_room_rings_on_for_as_long_as_asked() -> None:

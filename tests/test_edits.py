@@ -1,4 +1,4 @@
-"""edits.py: drafts laid out for correction, and what they have to become."""
+"""Layouts of canvases: drafts laid out for correction, and what they have to become."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_gemma_asr.edits import SPARE, align_edits, edit_canvases, edit_layout
+from diffusion_gemma_asr.denoise.canvas import SPARE, align_edits, edit_canvases, edit_layout
 
 ROWS = st.lists(st.integers(1, 3), max_size=4)
 

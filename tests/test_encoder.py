@@ -14,8 +14,11 @@ from tiny_model import clips, loud_encoder
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from diffusion_gemma_asr.encoder import AcousticEncoder, length_mask
+from diffusion_gemma_asr.checkpoint.parts import load_encoder
 from diffusion_gemma_asr.errors import AudioError, CheckpointError
+from diffusion_gemma_asr.model.config import EncoderConfig
+from diffusion_gemma_asr.model.encoder import AcousticEncoder
+from diffusion_gemma_asr.model.lengths import length_mask
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +115,8 @@ def test_mel_bins_of_another_checkpoint_are_refused() -> None:
 
 
 def test_loads_frozen_and_without_a_decoder(whisper_folder: Path, tmp_path: Path) -> None:
-    whole = AcousticEncoder.from_pretrained(whisper_folder)
-    bare = AcousticEncoder.from_pretrained(tiny.write_whisper(tmp_path / "bare", encoder_only=True))
+    whole = load_encoder(EncoderConfig(str(whisper_folder)))
+    bare = load_encoder(EncoderConfig(str(tiny.write_whisper(tmp_path / "bare", encoder_only=True))))
     assert not any(p.requires_grad for p in whole.parameters())
     assert not whole.training
     mel, lengths = whole.features(clips([5000]))
@@ -122,7 +125,7 @@ def test_loads_frozen_and_without_a_decoder(whisper_folder: Path, tmp_path: Path
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
-        AcousticEncoder.from_pretrained(tmp_path / "nowhere", local_files_only=True)
+        load_encoder(EncoderConfig(str(tmp_path / "nowhere")), local_files_only=True)
 
 
 def test_length_mask_marks_each_rows_length() -> None:

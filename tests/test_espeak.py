@@ -1,4 +1,4 @@
-"""data/espeak.py: the library says what the program says, again and again, and its phoneme times are right."""
+"""data/synthetic/espeak.py: the library says what the program says, again and again, and its phoneme times are right."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_gemma_asr.data import espeak, synth
-from diffusion_gemma_asr.data.espeak import Speech, speak
-from diffusion_gemma_asr.data.synth import HELD_OUT_VARIANTS, TRAIN_VARIANTS, Line, render, render_with_phonemes
+from diffusion_gemma_asr.data.synthetic import espeak, synth
+from diffusion_gemma_asr.data.synthetic.espeak import Speech, speak
+from diffusion_gemma_asr.data.synthetic.synth import HELD_OUT_VARIANTS, TRAIN_VARIANTS, Line, render, render_with_phonemes
 from diffusion_gemma_asr.errors import SynthesisError
 
 pytestmark = pytest.mark.skipif(
@@ -160,7 +160,7 @@ def test_times_are_shifted_with_the_sound() -> None:
     assert loud[0] == pytest.approx(spoken[0][1], abs=0.01) and loud[-1] == pytest.approx(spoken[-1][2], abs=0.01)
 
 
-def test_a_corpus_lists_the_phonemes_in_the_order_of_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_lists_the_phonemes_in_the_order_of_the_manifest(tmp_path: Path) -> None:
     lines = [replace(LINE, text=text) for text in ("two", "one", "three")]
     manifest = synth.synthesise(lines, tmp_path, workers=1)
     text = (tmp_path / "phonemes.jsonl").read_text(encoding="utf-8")
@@ -173,9 +173,10 @@ def test_a_corpus_lists_the_phonemes_in_the_order_of_the_manifest(tmp_path: Path
         assert np.allclose([p[1:] for p in row["phonemes"]], [p[1:] for p in expected], atol=1e-4)
 
     (tmp_path / "phonemes.jsonl").unlink()
-    monkeypatch.setattr(espeak, "library_name", lambda: None)  # whatever would be rendered now raises
-    synth.synthesise(lines, tmp_path, workers=1)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "wav").iterdir()}
+    synth.synthesise(lines, tmp_path, workers=1)  # from the files beside the sounds
     assert (tmp_path / "phonemes.jsonl").read_text(encoding="utf-8") == text
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "wav").iterdir()} == before
 
 
 def test_sound_without_phonemes_is_rendered_again_to_the_same_bytes(tmp_path: Path) -> None:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from diffusion_gemma_asr.data.features import FeatureCache
+from diffusion_gemma_asr.data.features import FeatureCache, fingerprint
 from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.errors import DataError
 
 WIDTH = 3
+MARK = "an encoder"
 
 
 def utterances(count: int, first: int = 0) -> list[Utterance]:
     """Of different durations, not in order."""
-    return [
-        Utterance(f"/sound/{i}.wav", f"number {i}", "en", 0.1 * (1 + i * 7 % 11))
-        for i in range(first, first + count)
-    ]
+    return [Utterance(f"/sound/{i}.wav", f"number {i}", "en", 0.1 * (1 + i * 7 % 11)) for i in range(first, first + count)]
 
 
 def features(utterance: Utterance) -> np.ndarray:
@@ -56,10 +59,10 @@ def assert_holds(cache: FeatureCache, rows: Sequence[Utterance]) -> None:
 
 def test_every_utterance_is_computed_once_and_a_second_build_computes_nothing(tmp_path: Path) -> None:
     rows, encoder = utterances(37), Encoder()
-    assert_holds(FeatureCache.build(tmp_path / "cache", rows, WIDTH, encoder, batch_size=5), rows)
+    assert_holds(FeatureCache.build(tmp_path / "cache", rows, WIDTH, encoder, MARK, batch_size=5), rows)
     assert sorted(encoder.asked) == sorted(u.audio_filepath for u in rows)
     again = Encoder(limit=0)
-    assert_holds(FeatureCache.build(tmp_path / "cache", rows, WIDTH, again), rows)
+    assert_holds(FeatureCache.build(tmp_path / "cache", rows, WIDTH, again, MARK), rows)
     assert_holds(FeatureCache(tmp_path / "cache"), rows)
     assert again.asked == []
 
@@ -72,16 +75,16 @@ def test_the_encoder_is_asked_for_batches_of_like_duration(tmp_path: Path) -> No
         durations.extend(u.duration for u in batch)
         return [features(u) for u in batch]
 
-    FeatureCache.build(tmp_path, utterances(37), WIDTH, compute, batch_size=5)
+    FeatureCache.build(tmp_path, utterances(37), WIDTH, compute, MARK, batch_size=5)
     assert sizes == [5] * 7 + [2]
     assert durations == sorted(u.duration for u in utterances(37))
 
 
 def test_new_utterances_are_appended(tmp_path: Path) -> None:
     old, new = utterances(8), utterances(8, first=8)
-    before = FeatureCache.build(tmp_path, old, WIDTH, Encoder())
+    before = FeatureCache.build(tmp_path, old, WIDTH, Encoder(), MARK)
     encoder = Encoder()
-    after = FeatureCache.build(tmp_path, [*new, *old], WIDTH, encoder, batch_size=3)
+    after = FeatureCache.build(tmp_path, [*new, *old], WIDTH, encoder, MARK, batch_size=3)
     assert sorted(encoder.asked) == sorted(u.audio_filepath for u in new)
     assert_holds(after, [*old, *new])
     assert_holds(before, old)  # an open cache stays valid
@@ -91,16 +94,14 @@ def test_new_utterances_are_appended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(40, 0), (430, 400)])
-def test_an_interrupted_build_resumes_and_equals_an_uninterrupted_one(
-    tmp_path: Path, limit: int, kept: int
-) -> None:
+def test_an_interrupted_build_resumes_and_equals_an_uninterrupted_one(tmp_path: Path, limit: int, kept: int) -> None:
     """The index is written every 50 batches; frames behind it are computed again and never doubled."""
     rows = utterances(450)
-    FeatureCache.build(tmp_path / "whole", rows, WIDTH, Encoder(), batch_size=1)
+    FeatureCache.build(tmp_path / "whole", rows, WIDTH, Encoder(), MARK, batch_size=1)
     with pytest.raises(KeyboardInterrupt):
-        FeatureCache.build(tmp_path / "broken", rows, WIDTH, Encoder(limit), batch_size=1)
+        FeatureCache.build(tmp_path / "broken", rows, WIDTH, Encoder(limit), MARK, batch_size=1)
     encoder = Encoder()
-    cache = FeatureCache.build(tmp_path / "broken", rows, WIDTH, encoder, batch_size=1)
+    cache = FeatureCache.build(tmp_path / "broken", rows, WIDTH, encoder, MARK, batch_size=1)
     assert len(encoder.asked) == len(rows) - kept
     assert_holds(cache, rows)
     for name in ("frames.f16", "index.json"):
@@ -109,27 +110,154 @@ def test_an_interrupted_build_resumes_and_equals_an_uninterrupted_one(
 
 def test_several_workers_build_one_cache(tmp_path: Path) -> None:
     rows, encoders = utterances(37), [Encoder(), Encoder(), Encoder()]
-    FeatureCache.build(tmp_path, rows[:9], WIDTH, Encoder())
+    FeatureCache.build(tmp_path, rows[:9], WIDTH, Encoder(), MARK)
     for number, encoder in enumerate(encoders):
-        FeatureCache.build(tmp_path, rows, WIDTH, encoder, 4, number, len(encoders))
+        FeatureCache.build(tmp_path, rows, WIDTH, encoder, MARK, 4, number, len(encoders))
     asked = [path for encoder in encoders for path in encoder.asked]
     assert sorted(asked) == sorted(u.audio_filepath for u in rows[9:])
     assert all(encoder.asked for encoder in encoders)
     assert_holds(FeatureCache(tmp_path), rows)
     alone = Encoder()
-    assert_holds(FeatureCache.build(tmp_path, [*rows, *utterances(3, first=50)], WIDTH, alone), rows)
+    assert_holds(FeatureCache.build(tmp_path, [*rows, *utterances(3, first=50)], WIDTH, alone, MARK), rows)
     assert len(alone.asked) == 3
 
 
 def test_an_encoder_that_returns_too_little_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        FeatureCache.build(tmp_path, utterances(4), WIDTH, lambda batch: [features(u) for u in batch[1:]])
+        FeatureCache.build(tmp_path, utterances(4), WIDTH, lambda batch: [features(u) for u in batch[1:]], MARK)
 
 
 def test_a_cache_of_another_width_is_refused(tmp_path: Path) -> None:
     """Two recipes that name one cache folder but not one encoder would read each other's numbers."""
-    FeatureCache.build(tmp_path, utterances(4), WIDTH, Encoder())
+    FeatureCache.build(tmp_path, utterances(4), WIDTH, Encoder(), MARK)
     for rows in (utterances(4), utterances(5)):
         with pytest.raises(DataError, match=rf"{tmp_path.name}.*{WIDTH}.*{WIDTH + 1}"):
-            FeatureCache.build(tmp_path, rows, WIDTH + 1, Encoder())
+            FeatureCache.build(tmp_path, rows, WIDTH + 1, Encoder(), MARK)
     assert_holds(FeatureCache(tmp_path), utterances(4))  # and is left whole
+
+
+def test_frames_of_another_width_in_the_batch_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"frames of shape .*, not \(n, 3\)"):
+        FeatureCache.build(tmp_path, utterances(4), WIDTH, lambda batch: [features(u)[:, :2] for u in batch], MARK)
+
+
+# -- what is reused is known by what it was made from --------------------------------------------------------------
+
+
+def test_frames_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    FeatureCache.build(tmp_path, utterances(4), WIDTH, Encoder(), MARK)
+    encoder = Encoder()
+    attempts: list[Callable[[], object]] = [
+        lambda: FeatureCache.build(tmp_path, utterances(4), WIDTH, encoder, "another"),
+        lambda: FeatureCache.build(tmp_path, utterances(8), WIDTH, encoder, "another", 4, 1, 2),
+        lambda: FeatureCache.open(tmp_path, utterances(4), "another"),
+        lambda: FeatureCache(tmp_path, "another"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(DataError, match=rf"{tmp_path.name} holds frames of another encoder .*; delete it"):
+            attempt()
+    assert encoder.asked == []
+    assert_holds(FeatureCache.open(tmp_path, utterances(4), MARK), utterances(4))  # and are left whole
+    assert FeatureCache(tmp_path).fingerprint == MARK
+
+
+def test_an_utterance_that_has_changed_is_computed_anew(tmp_path: Path) -> None:
+    sound = tmp_path / "a.wav"
+    sound.write_bytes(b"first")
+    one = Utterance(str(sound), "one", "en", 0.3)
+    cache = FeatureCache.build(tmp_path / "cache", [one], WIDTH, Encoder(), MARK)
+    for other in (replace(one, offset=0.1), replace(one, duration=0.2), replace(one, text="two")):
+        assert one in cache and other not in cache
+        encoder = Encoder()
+        assert_holds(FeatureCache.build(tmp_path / "cache", [one, other, other], WIDTH, encoder, MARK), [one, other])
+        assert encoder.asked == [str(sound)]  # once, and the first not again
+    for change in (
+        lambda: sound.write_bytes(b"other"),
+        lambda: os.utime(sound, ns=(1, 1)),
+        lambda: sound.write_bytes(b"longer"),
+    ):
+        change()
+        assert one not in FeatureCache(tmp_path / "cache")
+        with pytest.raises(DataError, match=r"lacks 1 utterances as they are now, such as .*a\.wav"):
+            FeatureCache.open(tmp_path / "cache", [one])
+        encoder = Encoder()
+        cache = FeatureCache.build(tmp_path / "cache", [one], WIDTH, encoder, MARK)
+        assert one in cache and encoder.asked == [str(sound)]
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+@pytest.mark.parametrize(
+    "damage", ["cut index", "empty index", "no frames", "cut frames", "odd frames", "lying index", "list"]
+)
+def test_what_is_damaged_is_computed_anew(
+    tmp_path: Path, damage: str, worker: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = utterances(12)
+    for number in range(2):
+        FeatureCache.build(tmp_path, rows, WIDTH, Encoder(), MARK, 4, number, 2)
+    index, frames = (tmp_path / f"{name}{'-1' * worker}{end}" for name, end in (("index", ".json"), ("frames", ".f16")))
+    size = frames.stat().st_size
+    if damage == "cut index":
+        index.write_text(index.read_text()[:-20])
+    elif damage in ("empty index", "list"):
+        index.write_text("" if damage == "empty index" else "[]")
+    elif damage == "no frames":
+        frames.unlink()
+    elif damage == "lying index":
+        content = json.loads(index.read_text())
+        content["spans"][-1][3] = "0"
+        index.write_text(json.dumps(content))
+    else:
+        os.truncate(frames, size // 2 if damage == "cut frames" else size - 1)
+    assert len([u for u in rows if u in FeatureCache(tmp_path)]) < 12
+    with pytest.raises(DataError, match=f"{tmp_path.name} lacks"):
+        FeatureCache.open(tmp_path, rows)
+    assert not caplog.records
+    encoder = Encoder()
+    assert_holds(FeatureCache.build(tmp_path, rows, WIDTH, encoder, MARK), rows)
+    computed = len(encoder.asked)
+    assert 1 < computed < 6 if damage == "cut frames" else computed == {"odd frames": 1}.get(damage, 6)
+    assert [r.getMessage() for r in caplog.records if "anew" in r.getMessage()]
+    assert_holds(FeatureCache.open(tmp_path, rows, MARK), rows)
+
+
+def test_a_cache_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"width": WIDTH, "spans": [["/sound/0.wav", 0, 1]]}))
+    (tmp_path / "frames.f16").write_bytes(bytes(2 * WIDTH))
+    for attempt in (lambda: FeatureCache(tmp_path), lambda: FeatureCache.build(tmp_path, [], WIDTH, Encoder(), MARK)):
+        with pytest.raises(DataError, match=rf"{tmp_path.name} holds frames of another version.*; delete it"):
+            attempt()
+
+
+def test_no_utterances_are_no_trouble(tmp_path: Path) -> None:
+    assert FeatureCache.build(tmp_path, [], WIDTH, Encoder(), MARK).width == 0
+
+
+# -- fingerprints ----------------------------------------------------------------------------------------------------
+
+
+def small(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
+
+
+def test_a_fingerprint_changes_with_whatever_counts() -> None:
+    plain = fingerprint(small())
+    assert plain == fingerprint(small()) and len(plain) == 32
+    changed = [small(1), small().to(torch.bfloat16), small().half(), nn.Sequential(small()), nn.Linear(3, 4)]
+    bent, buffered = small(), small()
+    with torch.no_grad():
+        bent[2].weight[1, 2] += 1e-6  # type: ignore[index, union-attr]
+        buffered[1].running_mean[0] = 1.0  # type: ignore[index, union-attr]
+    found = {fingerprint(module) for module in (*changed, bent, buffered)}
+    assert len(found | {plain, fingerprint(small(), "other features"), fingerprint(small(), "other", "features")}) == 10
+    turned = small()
+    turned[2].weight.data = turned[2].weight.data.T.contiguous().T  # type: ignore[index, union-attr]  # as laid out elsewhere
+    assert fingerprint(turned) == plain
+
+
+def test_a_fingerprint_is_the_same_in_every_run() -> None:
+    module = nn.Linear(2, 2)
+    nn.init.constant_(module.weight, 0.5)
+    nn.init.zeros_(module.bias)
+    assert fingerprint(module) == "5a649d573d59155e8240bdb198f177ab"

@@ -23,36 +23,35 @@ def full_size() -> ModuleType:
     return module
 
 
-def test_parts_are_measured_once(full_size: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "results" / "found.json"
-
-    def dies(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(full_size, "theirs", dies)
-        full_size.run("tiny", "cpu", out)
-    before = json.loads(out.read_text())["parts"]
-    assert before["rates"]["flop_s"] > 0 and "training step" not in before
-    full_size.run("tiny", "cpu", out)
-    parts = json.loads(out.read_text())["parts"]
-    assert {name: parts[name] for name in before} == before
-    kinds = [name.split()[0] for name in parts]
-    assert kinds.count("ours") == 4 and kinds[-2:] == ["generate()", "training"]
-    for part in parts.values():
+def test_parts_are_measured_once(full_size: ModuleType, tmp_path: Path) -> None:
+    """A run that was interrupted behind the fourth part goes on with the fifth."""
+    out = tmp_path / "results" / "measured.json"
+    full_size.main(["--size", "tiny", "--device", "cpu", "--out", str(out)])
+    whole = json.loads(out.read_text())
+    kinds = [name.split()[0] for name in whole["parts"]]
+    assert kinds == ["rates", *["ours"] * 4, "generate()", "training"]
+    for part in whole["parts"].values():
         assert all(value > 0 for value in part.values() if value is not None)
-    assert all(part["peak_gb"] is None for name, part in parts.items() if name.startswith("ours"))
+    assert all(part["peak_gb"] is None for name, part in whole["parts"].items() if name.startswith("ours"))
+    kept = dict(list(whole["parts"].items())[:4])
+    out.write_text(json.dumps(whole | {"parts": kept}))
+    full_size.main(["--size", "tiny", "--device", "cpu", "--out", str(out)])
+    again = json.loads(out.read_text())["parts"]
+    assert list(again) == list(whole["parts"]) and {name: again[name] for name in kept} == kept
 
 
 def test_what_was_measured_stands_in_the_table(full_size: ModuleType) -> None:
-    part = {"clip_s": 10, "batch": 8, "canvas": 48, "steps": 8, "seconds": 0.5, "ms_a_pass": 60.0, "rtfx": 160.0,
-            "peak_gb": 53.0, "bytes": 2e9, "flop": 1e9}  # fmt: skip
+    part = {
+        "clip_s": 10, "batch": 8, "canvas": 48, "steps": 8, "seconds": 0.5, "ms_a_pass": 60.0, "rtfx": 160.0,
+        "peak_gb": 53.0, "bytes": 2e9, "flop": 1e9,
+    }  # fmt: skip
     parts = {"rates": {"bytes_s": 1e12, "flop_s": 1e15}, "ours a": part, "ours b": {"error": "no memory"}}
     parts["generate() 10 s"] = part | {"batch": 1}
-    machine = {"gpu": "GPU", "torch": "2", "date": "today"}
-    text = full_size.table({"parts": parts, "machine": machine})
-    assert "| 8 × 10 s | 48 | 0.50 | 160 | 60 | – | – | 2 ms | 53 GB |" in text and text.count("\n| ") == 1
+    facts = {"gpu": "a GPU", "torch": "2", "transformers": "5", "date": "today", "commit": "abc"}
+    text = full_size.table({"parts": parts, "circumstances": facts})
+    assert "| 8 × 10 s | 48 | 0.50 | 160 | 60 | – | – | 2 ms | 53 GB |" in text and text.count("\n| ") == 2
     assert "generate() 10 s: " in text and "30.00 times the limit of 2 ms" in text
+    assert "a GPU, torch 2, transformers 5, today, commit abc." in text
 
 
 def test_a_pass_costs_what_its_weights_say(full_size: ModuleType) -> None:
@@ -65,7 +64,6 @@ def test_a_pass_costs_what_its_weights_say(full_size: ModuleType) -> None:
     assert many["bytes"] - one["bytes"] == pytest.approx(4 * experts * unused)
 
 
-def test_the_real_size_wants_a_gpu(full_size: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["full_size.py", "--device", "cpu"])
+def test_the_real_size_wants_a_gpu(full_size: ModuleType) -> None:
     with pytest.raises(SystemExit, match="needs a GPU of 80 GB"):
-        full_size.main()
+        full_size.main(["--device", "cpu"])

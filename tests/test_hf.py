@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +33,13 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import diffusion_gemma_asr as asr
 import diffusion_gemma_asr.hf as hf
-from diffusion_gemma_asr.audio import load_audio
-from diffusion_gemma_asr.checkpoint import load_checkpoint, save_checkpoint
+from diffusion_gemma_asr.audio.read import load_audio
+from diffusion_gemma_asr.checkpoint.load import load_checkpoint
+from diffusion_gemma_asr.checkpoint.save import save_checkpoint
+from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
 from diffusion_gemma_asr.errors import AsrError, AudioError, CheckpointError
+from diffusion_gemma_asr.model.ctc import DraftToken
+from diffusion_gemma_asr.model.drafter import Encoded, GreedyCtc
 
 TASK = "automatic-speech-recognition"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "en.flac"
@@ -44,23 +48,25 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "en.flac"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, whisper_folder: Path, backbone_folder: Path) -> Path:
     """A tiny checkpoint, not to be changed."""
-    recipe = tiny.model_recipe(whisper_folder, backbone_folder)
-    return save_checkpoint(tiny.build_model(recipe), tmp_path_factory.mktemp("hf") / "checkpoint", recipe)
+    config = tiny.model_config(whisper_folder, backbone_folder)
+    return save_checkpoint(tiny.build_model(config), tmp_path_factory.mktemp("hf") / "checkpoint")
 
 
 @pytest.fixture
-def old_folder(tmp_path: Path, whisper_folder: Path, backbone_folder: Path) -> Path:
-    """A tiny checkpoint as they were before transformers could take them."""
-    recipe = tiny.model_recipe(whisper_folder, backbone_folder)
-    saved = save_checkpoint(tiny.build_model(recipe), tmp_path / "old", recipe)
-    (saved / "preprocessor_config.json").unlink()
-    edit_config(saved, lambda config: config.pop("model_type"))
-    return saved
+def old_folder(folder: Path, tmp_path: Path) -> Path:
+    """The tiny checkpoint as it was saved before transformers could take it: format 1, without model_type."""
+    old = Path(shutil.copytree(folder, tmp_path / "old"))
+    (old / "preprocessor_config.json").unlink()
+    config = json.loads((old / "config.json").read_text())
+    kept = {key: config[key] for key in ("encoder", "backbone", "projector", "lora", "languages", "dtype", "start")}
+    kept |= {"format": 1, "package_version": "0.1.0", "recipe": config["name"], "drafts": config["ctc"]}
+    (old / "config.json").write_text(json.dumps(kept))
+    return old
 
 
 @pytest.fixture(scope="module")
 def pipe() -> hf.DiffusionGemmaASRPipeline:
-    return pipeline(TASK, model=hf.MINI, device="cpu")
+    return pipeline(TASK, model=hf.bundled("mini"), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +80,8 @@ def long_sound(sound: np.ndarray) -> np.ndarray:
     return np.concatenate([sound, np.zeros(16_000, np.float32)] * 3)
 
 
-def edit_config(folder: Path, change: Callable[[dict], object]) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def expected(pipe: hf.DiffusionGemmaASRPipeline, sound: Any, **options: Any) -> asr.Transcript:
-    return asr.transcribe(sound, pipe.model.asr, **options)
+    return pipe.model.recognizer.transcribe(sound, **options)
 
 
 # -- Auto classes ------------------------------------------------------------------------------------------
@@ -97,6 +97,9 @@ def test_the_configuration_is_the_checkpoint_s(folder: Path) -> None:
     assert isinstance(config, hf.DiffusionGemmaASRConfig)
     assert config.model_type == "diffusion_gemma_asr"
     assert (config.encoder["width"], config.backbone["layers"], config.lora["rank"]) == (16, 6, 4)
+    assert (config.name, config.languages, config.finds_language, config.drafter) == ("tiny", ["en", "de"], False, None)
+    content = json.loads((folder / "config.json").read_text())
+    assert {key: config.to_dict()[key] for key in content} == content
 
 
 @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForSpeechSeq2Seq])
@@ -143,10 +146,48 @@ def test_processor_and_generate_write_what_transcribing_does(folder: Path, sound
     assert inputs["attention_mask"].sum(1).tolist() == [300, 125]
     ids = model.generate(**inputs, language="de", seed=3)
     texts = processor.batch_decode(ids, skip_special_tokens=True)
-    wanted = model.asr.transcribe_batch(clips, "de", seed=3)
+    wanted = decode_clips(model.asr, clips, DecodeOptions(language="de", seed=3))
     assert [text.strip() for text in texts] == [decoded.text for decoded in wanted]
     assert ids[0, : len(wanted[0].tokens)].tolist() == wanted[0].tokens
     assert torch.equal(processor(sound)["input_features"][0], inputs["input_features"][0])
+
+
+class Searching:
+    """A drafter that counts how often it is asked, and proposes what greedy CTC does."""
+
+    trusted = False
+
+    def __init__(self, greedy: GreedyCtc):
+        self.greedy, self.asked = greedy, 0
+
+    def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
+        self.asked += 1
+        return self.greedy.drafts(encoded)
+
+
+def test_drafts_are_not_searched_where_canvases_start_from_noise(folder: Path, sound: np.ndarray) -> None:
+    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+    drafter = Searching(model.asr.greedy)
+    model.asr.use_drafter(drafter)
+    inputs = processor([sound])
+    for start, asked in (("noise", 0), ("draft", 1)):
+        model.generate(**inputs, language="en", steps=1, start=start)
+        assert drafter.asked == asked
+
+
+def test_generate_refuses_what_the_model_does_not_know(folder: Path, sound: np.ndarray) -> None:
+    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+    inputs = processor([sound])
+    with pytest.raises(AsrError, match="the model tiny was not trained for language 'fr'; it knows en, de"):
+        model.generate(**inputs, language="fr")
+    with pytest.raises(AsrError, match="num_beams is no option here"):
+        model.generate(**inputs, language="en", num_beams=5)
+
+
+def test_bundled_models_have_folders() -> None:
+    assert (Path(hf.bundled()) / "config.json").is_file() and Path(hf.bundled("mini")).name == "mini"
+    with pytest.raises(AsrError, match="maxi is no bundled model; give one of"):
+        hf.bundled("maxi")
 
 
 def test_the_processor_refuses_what_it_cannot_use(folder: Path, sound: np.ndarray) -> None:
@@ -157,12 +198,6 @@ def test_the_processor_refuses_what_it_cannot_use(folder: Path, sound: np.ndarra
         processor(sound, sampling_rate=8000)
     with pytest.raises(AsrError, match="only 'pt'"):
         processor(sound, return_tensors="np")
-
-
-def test_a_model_without_a_whisper_has_no_processor(old_folder: Path) -> None:
-    edit_config(old_folder, lambda config: config["encoder"].update(name="waveform"))
-    with pytest.raises(CheckpointError, match=r"without a Whisper; use diffusion_gemma_asr\.transcribe"):
-        hf.DiffusionGemmaASRProcessor.from_pretrained(old_folder)
 
 
 def test_tokenizer_and_features_are_the_parts_own(folder: Path, whisper_folder: Path, backbone_folder: Path) -> None:
@@ -241,11 +276,12 @@ def test_words_with_times(pipe: hf.DiffusionGemmaASRPipeline, long_sound: np.nda
 
 
 def test_options_are_kept_from_the_start_and_changed_by_a_call(sound: np.ndarray) -> None:
-    pipe = pipeline(TASK, model=hf.MINI, device="cpu", return_timestamps="word", start="noise", seed=5)
+    folder = hf.bundled("mini")
+    pipe = pipeline(TASK, model=folder, device="cpu", return_timestamps="word", start="noise", seed=5)
     assert pipe(sound)["text"] == expected(pipe, sound, start="noise", seed=5).text
     assert pipe(sound, return_timestamps=False) == {"text": pipe(sound)["text"]}
-    other = pipe(sound, return_timestamps=None, seed=6, generate_kwargs={"denoise": 1})
-    assert other["text"] == expected(pipe, sound, start="noise", seed=6, denoise=1).text
+    other = pipe(sound, return_timestamps=None, seed=6, generate_kwargs={"steps": 1})
+    assert other["text"] == expected(pipe, sound, start="noise", seed=6, steps=1).text
     assert other["text"] != pipe(sound)["text"]
     assert len(other["chunks"]) == len(other["text"].split())
 
@@ -291,30 +327,36 @@ def test_a_pipeline_of_parts_and_its_saving(folder: Path, tmp_path: Path, sound:
     assert again(sound, language="en")["text"] == pipe(sound, language="en")["text"]
 
 
-def test_a_hub_repository_in_the_cache_is_taken_by_name(
-    folder: Path, tmp_path: Path, sound: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The cache of huggingface_hub, laid out by hand: models--OWNER--NAME/{refs,snapshots}."""
+def test_a_hub_repository_in_the_cache_is_taken_by_name(folder: Path, tmp_path: Path, sound: np.ndarray) -> None:
+    """The cache of huggingface_hub, laid out by hand: models--OWNER--NAME/{refs,snapshots}. Its place is read at import,
+    so this takes a process of its own."""
     repository = tmp_path / "models--someone--asr"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
-    for module in ("constants", "file_download.constants", "_snapshot_download.constants"):
-        monkeypatch.setattr(f"huggingface_hub.{module}.HF_HUB_CACHE", str(tmp_path))
-    pipe = pipeline(TASK, model="someone/asr", device="cpu")
-    model = load_checkpoint(folder, device="cpu")
-    assert pipe(sound, language="en")["text"] == asr.transcribe(sound, model, language="en").text
+    code = (
+        "from transformers import pipeline\nimport diffusion_gemma_asr.hf\n"
+        f"pipe = pipeline({TASK!r}, model='someone/asr', device='cpu')\n"
+        f"print(ascii(pipe({str(EXAMPLE)!r}, language='en')['text']))"
+    )
+    where = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    found = subprocess.run([sys.executable, "-c", code], env=where, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == ascii(asr.load(folder, device="cpu").transcribe(sound, language="en").text)
 
 
-def test_an_old_checkpoint_loads_as_ever_and_makes_a_pipeline_by_class(old_folder: Path, sound: np.ndarray) -> None:
-    model = load_checkpoint(old_folder, device="cpu")
+def test_an_old_checkpoint_loads_as_ever_and_makes_a_pipeline_by_class(
+    folder: Path, old_folder: Path, sound: np.ndarray
+) -> None:
+    text = asr.load(folder, device="cpu").transcribe(sound, language="en").text
+    assert asr.load(old_folder, device="cpu").transcribe(sound, language="en").text == text
     with pytest.raises(ValueError, match="model_type"):
         pipeline(TASK, model=old_folder)
     wrapped = hf.DiffusionGemmaASRForSpeechSeq2Seq.from_pretrained(old_folder)
-    pipe = hf.DiffusionGemmaASRPipeline(wrapped, device="cpu")
-    assert pipe(sound, language="en")["text"] == asr.transcribe(sound, model, language="en").text
+    assert wrapped.config.name == "tiny" and wrapped.config.ctc is True
+    assert hf.DiffusionGemmaASRPipeline(wrapped, device="cpu")(sound, language="en")["text"] == text
     hf.DiffusionGemmaASRForSpeechSeq2Seq.from_pretrained(old_folder, merge_lora=False).save_pretrained(old_folder)
-    assert pipeline(TASK, model=old_folder, device="cpu")(sound, language="en")["text"] == pipe(sound, language="en")["text"]
+    assert pipeline(TASK, model=old_folder, device="cpu")(sound, language="en")["text"] == text
 
 
 def test_other_models_get_the_pipeline_they_had(whisper_folder: Path, backbone_folder: Path) -> None:

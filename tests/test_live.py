@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from spoken import RATE, WORDS, Sound, WordModel, blocks, live, pause, said, text
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.audio import load_audio
+from diffusion_gemma_asr.audio.read import load_audio
+from diffusion_gemma_asr.transcribe.recognizer import Recognizer
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "en.flac"
 
@@ -53,14 +54,14 @@ def test_in_the_end_it_is_the_batch_transcript(
     sound = np.concatenate([part for words in sentences for part in (said(words), pause(gap_s))])
     model = WordModel()
     updates = live(sound, model, block_s, every=every, chunk_length=chunk_length)
-    assert text(updates) == asr.transcribe(sound, WordModel(), vad_method="energy").text
+    assert text(updates) == Recognizer(WordModel()).transcribe(sound, vad_method="energy").text
     assert text(updates) == " ".join(str(word) for words in sentences for word in words)
     assert model.longest <= chunk_length * RATE
 
 
 def test_nothing_is_taken_back_when_hypotheses_flip() -> None:
     rng = np.random.default_rng(0)
-    lies = WordModel(lambda call, place, word: word + int(rng.integers(3)))
+    lies = WordModel(slip=lambda call, place, word: word + int(rng.integers(3)))
     updates = live(np.concatenate([said(WORDS * 3), pause(1.0)]), lies)
     assert len(text(updates).split()) == 30  # each word once, whatever it is taken for
     assert lies.calls > 10
@@ -70,13 +71,13 @@ def test_a_word_that_was_committed_stays_though_it_is_heard_otherwise_later() ->
     honest = live(said(WORDS), WordModel())
     number = next(i for i, update in enumerate(honest, 1) if update.committed)
     taken = [word.word for word in honest[number - 1].committed]
-    late = WordModel(lambda call, place, word: word if call <= number else 7)
+    late = WordModel(slip=lambda call, place, word: word if call <= number else 8)
     updates = live(said(WORDS), late)
-    assert text(updates).split() == [*(word.strip() for word in taken), *["7"] * (len(WORDS) - len(taken))]
+    assert text(updates).split() == [*(word.strip() for word in taken), *["8"] * (len(WORDS) - len(taken))]
 
 
 def test_what_two_hypotheses_agree_on_up_to_the_first_difference() -> None:
-    model = WordModel(lambda call, place, word: word + call if place == 2 else word)
+    model = WordModel(slip=lambda call, place, word: word + call if place == 2 else word)
     updates = live(said(WORDS), model)
     before_the_end = [word for update in updates[:-1] for word in update.committed]
     assert [word.word.strip() for word in before_the_end] == ["400", "700"]
@@ -109,7 +110,7 @@ def test_a_long_unbroken_stream_keeps_the_buffer_bounded() -> None:
 
 def test_also_where_nothing_is_ever_agreed_on() -> None:
     words = [400 + 100 * (i * 7 % 13) for i in range(100)]
-    model = WordModel(lambda call, place, word: word + call)
+    model = WordModel(slip=lambda call, place, word: word + call)
     updates = live(said(words), model, chunk_length=10)
     assert len(text(updates).split()) == 100
     assert model.longest <= 10 * RATE
@@ -119,10 +120,10 @@ def test_also_where_nothing_is_ever_agreed_on() -> None:
 def test_memory_stays_bounded() -> None:
     sentence = np.concatenate([said([400, 900, 500]), pause(0.7)])
     stream = (block for _ in range(60) for block in blocks(sentence))
-    list(asr.transcribe_live(blocks(sentence), WordModel(), vad_method="energy"))
+    list(Recognizer(WordModel()).live(blocks(sentence), vad_method="energy"))
     tracemalloc.start()
     try:
-        words = sum(len(u.committed) for u in asr.transcribe_live(stream, WordModel(), vad_method="energy", every=2))
+        words = sum(len(u.committed) for u in Recognizer(WordModel()).live(stream, vad_method="energy", every=2))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -142,31 +143,33 @@ def test_any_rate_and_type() -> None:
     fine = np.repeat(sound, 3)  # 48 kHz
     stereo = (np.stack([fine, fine], axis=1) * 32767).astype(np.int16)
     pieces = [stereo[i : i + 4800] for i in range(0, len(stereo), 4800)]
-    updates = list(asr.transcribe_live(pieces, WordModel(), vad_method="energy", sampling_rate=48_000))
+    updates = list(Recognizer(WordModel()).live(pieces, vad_method="energy", sampling_rate=48_000))
     assert text(updates) == "400 700 500 900"
 
 
 def test_errors() -> None:
     with pytest.raises(asr.AsrError, match="every is 0; choose"):
-        asr.transcribe_live([], WordModel(), every=0)
+        Recognizer(WordModel()).live([], every=0)
     with pytest.raises(asr.AsrError, match="clip_timestamps"):
-        asr.transcribe_live([], WordModel(), clip_timestamps=(1.0, 2.0))
+        Recognizer(WordModel()).live([], clip_timestamps=(1.0, 2.0))
     with pytest.raises(asr.AsrError, match="chunk_length is 40"):
-        asr.transcribe_live([], WordModel(), chunk_length=40)
+        Recognizer(WordModel()).live([], chunk_length=40)
+    with pytest.raises(asr.AsrError, match="'de'; it knows en"):
+        Recognizer(WordModel()).live([], language="de")
     with pytest.raises(asr.AudioError, match="one is a str; give numpy arrays"):
-        list(asr.transcribe_live("talk.mp3", WordModel()))
+        list(Recognizer(WordModel()).live("talk.mp3"))
     with pytest.raises(asr.AudioError, match="NaN"):
-        list(asr.transcribe_live([np.full(1600, np.nan)], WordModel()))
+        list(Recognizer(WordModel()).live([np.full(1600, np.nan)]))
 
 
 def test_the_bundled_model() -> None:
-    mini = asr.load("mini")
+    mini = asr.load("mini", device="cpu")
     sound = load_audio(EXAMPLE)
-    updates = live(np.concatenate([sound, pause(1.0), sound, pause(1.0)]), mini, vad_method="silero")
+    updates = live(np.concatenate([sound, pause(1.0), sound, pause(1.0)]), mini.model, vad_method="silero")
     segments = [update.segment for update in updates if update.segment is not None]
     assert len(segments) == 2
     assert text(updates) == " ".join(segment.text for segment in segments)
-    batch = asr.transcribe(sound, mini).text.split()
+    batch = mini.transcribe(sound).text.split()
     for segment in segments:  # the first words are those of an early hypothesis
         assert len(set(segment.text.split()) & set(batch)) >= len(set(batch)) - 2
     assert any(update.committed and update.segment is None for update in updates)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.data.espeak import library_name
-from diffusion_gemma_asr.model import DiffusionGemmaASR
+from diffusion_gemma_asr.data.synthetic.espeak import library_name
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 needs_espeak = pytest.mark.skipif(
@@ -35,16 +34,15 @@ def bench() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def mini() -> DiffusionGemmaASR:
+def mini() -> asr.Recognizer:
     return asr.load("mini", device="cpu")
 
 
 @needs_espeak
-def test_three_minutes(bench: ModuleType, mini: DiffusionGemmaASR, tmp_path: Path) -> None:
+def test_three_minutes(bench: ModuleType, mini: asr.Recognizer, tmp_path: Path) -> None:
     script = bench.write_recording(tmp_path / "recording.wav", 3.0)
-    alone = mini.transcribe_batch([bench.render(spoken.line) for spoken in script])
-    found = mini.transcribe(tmp_path / "recording.wav")
-    figures = bench.compare(script, [one.text for one in alone], found)
+    transcript = mini.transcribe(tmp_path / "recording.wav")
+    figures = bench.compare(script, bench.read_alone(mini, script), transcript)
     assert figures["segments"] == figures["utterances"] == len(script) > 30
     assert figures["start_error_s"]["largest"] < 0.3
     assert figures["wer"] < 1.1 * figures["wer_alone"] + 0.05  # some 300 words: a few of them are chance
@@ -52,7 +50,7 @@ def test_three_minutes(bench: ModuleType, mini: DiffusionGemmaASR, tmp_path: Pat
 
 @needs_espeak
 @pytest.mark.slow
-def test_sixty_minutes(bench: ModuleType, mini: DiffusionGemmaASR, tmp_path: Path) -> None:
+def test_sixty_minutes(bench: ModuleType, mini: asr.Recognizer, tmp_path: Path) -> None:
     long = bench.measure_recording(mini, tmp_path / "hour.wav", 60.0)
     short = bench.measure_recording(mini, tmp_path / "minutes.wav", 10.0)
     assert long["wer"] < 1.1 * long["wer_alone"]
@@ -61,7 +59,7 @@ def test_sixty_minutes(bench: ModuleType, mini: DiffusionGemmaASR, tmp_path: Pat
 
 
 @needs_espeak
-def test_word_times(bench: ModuleType, mini: DiffusionGemmaASR) -> None:
+def test_word_times(bench: ModuleType, mini: asr.Recognizer) -> None:
     errors = bench.word_errors(mini, 20)
     assert len(errors["script"]) == 2 * 120 and len(errors["transcript"]) > 2 * 20
     assert np.median(errors["script"]) < 0.1 and np.percentile(errors["script"], 95) < 0.25
@@ -69,7 +67,7 @@ def test_word_times(bench: ModuleType, mini: DiffusionGemmaASR) -> None:
 
 
 @pytest.mark.parametrize("kind", ["silence", "white noise", "tone"])
-def test_ten_minutes_without_speech(mini: DiffusionGemmaASR, kind: str) -> None:
+def test_ten_minutes_without_speech(mini: asr.Recognizer, kind: str) -> None:
     n = 600 * 16_000
     time_s = np.arange(n) / 16_000
     sound = {
@@ -77,11 +75,11 @@ def test_ten_minutes_without_speech(mini: DiffusionGemmaASR, kind: str) -> None:
         "white noise": lambda: 0.1 * np.random.default_rng(0).standard_normal(n),
         "tone": lambda: 0.3 * np.sin(2 * np.pi * 440 * time_s),
     }[kind]().astype(np.float32)
-    found = mini.transcribe(sound)
-    assert (found.text, found.segments, found.duration) == ("", (), 600.0)
+    transcript = mini.transcribe(sound)
+    assert (transcript.text, transcript.segments, transcript.duration) == ("", (), 600.0)
 
 
-def test_music_of_plain_tones_gives_nothing(mini: DiffusionGemmaASR) -> None:
+def test_music_of_plain_tones_gives_nothing(mini: asr.Recognizer) -> None:
     """Chords and arpeggios with overtones and decay, a minute of them."""
     rng = np.random.default_rng(1)
     sound = np.zeros(60 * 16_000, np.float32)

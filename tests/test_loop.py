@@ -17,10 +17,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.errors import CheckpointError, RecipeError
-from diffusion_gemma_asr.train.loop import LoopOptions, Metrics, learning_rate, run, step_seed
+from diffusion_gemma_asr.train import fingerprint
+from diffusion_gemma_asr.train.loop import LoopOptions, Metrics, compute_dtype, learning_rate, run, step_seed
 
-OPTIONS = LoopOptions(steps=14, lr=0.2, warmup_steps=3, save_every=4, evaluate_every=5, accumulation=2)
+OPTIONS = LoopOptions(
+    steps=14,
+    lr=0.2,
+    betas=(0.9, 0.98),
+    weight_decay=0.01,
+    warmup_steps=3,
+    min_lr_ratio=0.1,
+    save_every=4,
+    eval_every=5,
+    accumulation=2,
+)
 
 
 class Regression:
@@ -45,8 +57,8 @@ class Regression:
         torch.randn(step)  # an evaluation may draw; training must not notice
         return {"bias": float(self.trained["bias"].detach().norm())}
 
-    def run(self, folder: Path, options: LoopOptions = OPTIONS) -> Regression:
-        run(self.trained, self.loss_of, folder, options, self.evaluate)
+    def run(self, folder: Path, options: LoopOptions = OPTIONS, settings: dict[str, str] | None = None) -> Regression:
+        run(self.trained, self.loss_of, folder, options, self.evaluate, settings)
         return self
 
     def weights(self) -> dict[str, Tensor]:
@@ -188,6 +200,31 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing(tmp_path: Path, fac
     assert all(bool(value.isfinite().all()) for value in model.weights().values())
     records = read_log(tmp_path)  # JSON has no NaN: the line has null
     assert len(records) == 14 and records[5]["loss"] is None and records[5]["grad_norm"] is None
+    assert [record["step"] for record in records if "skipped" in record] == [6]
+
+
+def test_skipped_steps_are_named_and_counted_across_a_resumption(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def train(steps: int, bad: set[int]) -> None:
+        model = Regression()
+
+        def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
+            loss, metrics = model.loss_of(step, micro)
+            return (loss * math.inf if step in bad else loss), metrics
+
+        run(model.trained, loss_of, tmp_path, replace(OPTIONS, steps=steps))
+
+    train(8, {2, 5})
+    printed = capfd.readouterr()
+    assert "step 3: the gradient is not finite, so the step is skipped (1 so far)" in printed.err and not printed.out
+    train(12, {9})
+    assert "(3 so far)" in capfd.readouterr().err
+    assert {r["step"]: r["skipped"] for r in read_log(tmp_path) if "skipped" in r} == {3: 1, 6: 2, 10: 3}
+
+
+def test_an_evaluation_may_find_infinity(tmp_path: Path) -> None:
+    model = Regression()
+    run(model.trained, model.loss_of, tmp_path, replace(OPTIONS, steps=1, warmup_steps=0), lambda step: {"rate": math.inf})
+    assert read_log(tmp_path)[0]["evaluation"] == {"rate": None}
 
 
 # -- a broken run ------------------------------------------------------------------------------------------
@@ -247,7 +284,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not(tmp_path: 
 
 
 def test_muon_learns_and_resumes_to_the_same_state(tmp_path: Path) -> None:
-    options = replace(OPTIONS, optimizer="muon", steps=60, lr=0.5, evaluate_every=18)
+    options = replace(OPTIONS, optimizer="muon", steps=60, lr=0.5, eval_every=18)
     Regression().run(tmp_path / "whole", options)
     losses = [record["loss"] for record in read_log(tmp_path / "whole")]
     assert losses[-1] < losses[0] / 20
@@ -259,38 +296,27 @@ def test_muon_learns_and_resumes_to_the_same_state(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_an_unknown_optimizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="optimizer 'adam': choose adamw, muon or muon-bfloat16"):
-        Regression().run(tmp_path, replace(OPTIONS, optimizer="adam"))
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"'train\.optimizer' must be adamw or muon, found adam"):
+        replace(OPTIONS, optimizer="adam")
 
 
-@pytest.mark.parametrize(
-    "half", ['{"step": 13, "lo', '{"step": 13, "loss": 1.0, "evaluation": {"bias": 1.0}']
-)
+def test_the_dtype_of_the_computation() -> None:
+    cpu = torch.device("cpu")
+    assert [compute_dtype(name, cpu) for name in ("auto", "float32", "bfloat16")] == [
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+    ]
+
+
+@pytest.mark.parametrize("half", ['{"step": 13, "lo', '{"step": 13, "loss": 1.0, "evaluation": {"bias": 1.0}'])
 def test_a_log_line_that_a_kill_cut_short_is_dropped(tmp_path: Path, half: str) -> None:
-    options = replace(OPTIONS, evaluate_every=100)
+    options = replace(OPTIONS, eval_every=100)
     Regression().run(tmp_path, replace(options, steps=12))
     with (tmp_path / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(half)
     Regression().run(tmp_path, options)
-    assert [record["step"] for record in read_log(tmp_path)] == list(range(1, 15))
-
-
-def test_a_kill_while_the_log_is_shortened_loses_no_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Regression().run(tmp_path, replace(OPTIONS, steps=8))
-    write_text = Path.write_text
-
-    def dying_write(path: Path, text: str, encoding: str) -> int:
-        write_text(path, text[: len(text) // 2], encoding=encoding)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_text", dying_write)
-    with pytest.raises(KeyboardInterrupt):
-        Regression().run(tmp_path)
-    monkeypatch.undo()
-    Regression().run(tmp_path)
     assert [record["step"] for record in read_log(tmp_path)] == list(range(1, 15))
 
 
@@ -305,3 +331,47 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"state\.pt: bias is \(3,\) there, \(1,\) here"):
         run(resized.trained, resized.loss_of, tmp_path, OPTIONS)
     assert (tmp_path / "state.pt").read_bytes() == state and len(read_log(tmp_path)) == 14
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_state_that_was_cut_short_is_named(tmp_path: Path, size: int) -> None:
+    Regression().run(tmp_path)
+    os.truncate(tmp_path / "state.pt", size)
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged or was cut short; delete it to train from the start"):
+        Regression().run(tmp_path)
+    (tmp_path / "state.pt").unlink()
+    assert Regression().run(tmp_path).steps[0] == (0, 0)
+
+
+def test_a_state_with_other_settings_is_refused(tmp_path: Path) -> None:
+    Regression().run(tmp_path, settings={"train.lr": "0.2", "data": "a"})
+    with pytest.raises(CheckpointError, match=r"state\.pt was made with other settings \(data was a, is b\)"):
+        Regression().run(tmp_path, settings={"train.lr": "0.2", "data": "b"})
+    with pytest.raises(CheckpointError, match="data was a, is absent"):
+        Regression().run(tmp_path, settings={"train.lr": "0.2"})
+    assert Regression().run(tmp_path, settings={"train.lr": "0.2", "data": "a"}).steps == []
+
+
+def test_a_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    Regression().run(tmp_path)
+    with pytest.raises(CheckpointError, match=r"state\.pt was made with another optimizer"):
+        Regression().run(tmp_path, replace(OPTIONS, optimizer="muon"))
+
+
+# -- fingerprints ------------------------------------------------------------------------------------------
+
+
+def test_tensors_are_known_by_names_shapes_and_values_whatever_their_precision() -> None:
+    weights = {name: p.detach() for name, p in Regression().trained.items()}
+    mark = fingerprint.of_tensors(weights)
+    assert mark == fingerprint.of_tensors({name: w.bfloat16() for name, w in reversed(weights.items())})
+    others = [{"weight": weights["weight"]}, weights | {"bias": torch.ones(3)}, weights | {"bias": torch.zeros(3, 1)}]
+    assert len({mark, *map(fingerprint.of_tensors, others)}) == 4
+
+
+def test_utterances_are_known_by_what_they_say_and_not_by_their_folder() -> None:
+    rows = [Utterance(f"/a/{i}.wav", f"text {i}", "en", 1.0) for i in range(3)]
+    mark = fingerprint.of_utterances(rows)
+    assert mark == fingerprint.of_utterances([replace(u, audio_filepath=f"/b/{i}.wav") for i, u in enumerate(rows)])
+    others = [rows[:2], rows[::-1], [*rows[:2], replace(rows[2], text="other")], [*rows[:2], replace(rows[2], offset=0.5)]]
+    assert len({mark, *map(fingerprint.of_utterances, others)}) == 5

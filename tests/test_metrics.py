@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +14,10 @@ from diffusion_gemma_asr.evaluate.metrics import (
     align,
     confidence_interval,
     count,
+    edits,
+    error_rate,
     paired_bootstrap,
+    percent,
     total,
 )
 from diffusion_gemma_asr.evaluate.normalise import normaliser
@@ -87,6 +93,40 @@ def test_mandarin_is_counted_by_characters() -> None:
     said, written = (normaliser("zh")(text) for text in ("今天天气很好。", "今天天很好吗"))
     assert count(said, written, "character") == Edits(hits=5, substitutions=0, deletions=1, insertions=1)
     assert count(said, written, "character").rate == pytest.approx(2 / 6)
+
+
+def test_the_error_rate_is_of_the_corpus_in_the_language_s_unit_after_whispers_normaliser() -> None:
+    assert error_rate(["Mr. Park's here.", "It is 10km"], ["mister park is here", "it is ten"], "en") == pytest.approx(1 / 8)
+    assert error_rate(["今天天气很好。"], ["今天天很好吗"], "zh") == pytest.approx(2 / 6)
+    assert error_rate(["हिन्दी!"], ["हिन्दी"], "hi") == 0
+    assert error_rate(["nothing"], [""], "de") == 1
+    assert error_rate([""], ["something"], "de") == float("inf")
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        error_rate(["one", "two"], ["one"], "en")
+
+
+@given(st.lists(st.tuples(words, words), max_size=4))
+def test_the_error_rate_counts_as_its_parts_do(pairs: list[tuple[str, str]]) -> None:
+    said, written = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    assert error_rate(said, written, "de") == total([edits(*pair, "de") for pair in pairs]).rate
+
+
+def test_a_rate_that_there_is_not_is_a_dash() -> None:
+    assert [percent(rate, 2) for rate in (0.1234, None, float("inf"))] == ["12.34%", "–", "–"]
+
+
+@pytest.mark.parametrize("package", ["jiwer", "whisper_normalizer"])
+def test_what_evaluation_needs_is_named_in_one_line(package: str) -> None:
+    """In a process of its own, where the package cannot be found."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from diffusion_gemma_asr.errors import AsrError\n"
+        "try:\n    import diffusion_gemma_asr.evaluate.metrics\n"
+        "except AsrError as error:\n    print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(f"error rates need {package}")
+    assert "pip install 'diffusion-gemma-asr[evaluation]'" in found.stdout and found.stdout.count("\n") == 1
 
 
 @settings(derandomize=True, deadline=None)

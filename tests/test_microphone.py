@@ -17,23 +17,26 @@ from rich.console import Console
 from sounds import tone, write
 from spoken import RATE, WORDS, Sound, WordModel, blocks, live, pause, said
 
-import diffusion_gemma_asr as asr
-from diffusion_gemma_asr import microphone, terminal
-from diffusion_gemma_asr.cli import main
+from diffusion_gemma_asr.app.cli import main
+from diffusion_gemma_asr.app.microphone import Microphone, Notes, listen
+from diffusion_gemma_asr.app.terminal import Line
+from diffusion_gemma_asr.errors import AudioError
+from diffusion_gemma_asr.transcribe.recognizer import Recognizer
+from diffusion_gemma_asr.transcribe.recordings import TranscribeOptions
 
 
 class FakeStream:
-    """Gives its sound at once, and then presses Ctrl-C, or goes away."""
+    """Gives its sound at once, and then presses Ctrl-C, or goes away; on the way it may say that it lost some."""
 
-    def __init__(self, sound: Sound, ends: str, callback: Callable[..., None], **how: object):
-        self._sound, self._ends, self._callback, self.how = sound, ends, callback, how
+    def __init__(self, sound: Sound, ends: str, status: object, callback: Callable[..., None], **how: object):
+        self._sound, self._ends, self._status, self._callback, self.how = sound, ends, status, callback, how
         self.active = True
 
     def __enter__(self) -> FakeStream:
         memory = np.zeros((800, 1), np.float32)  # used again, as PortAudio does
         for block in blocks(self._sound, 0.05):
             memory[: len(block), 0] = block
-            self._callback(memory[: len(block)], len(block), None, None)
+            self._callback(memory[: len(block)], len(block), None, self._status)
         if self._ends == "interrupt":
             signal.raise_signal(signal.SIGINT)
         self.active = False
@@ -43,6 +46,15 @@ class FakeStream:
         pass
 
 
+def plug_in(monkeypatch: pytest.MonkeyPatch, sound: Sound, ends: str = "interrupt", status: object = None) -> None:
+    """A library whose device hears this sound."""
+    library = ModuleType("sounddevice")
+    library.PortAudioError = RuntimeError  # type: ignore[attr-defined]
+    library.query_devices = lambda kind: {"default_samplerate": 16_000.0}  # type: ignore[attr-defined]
+    library.InputStream = lambda **how: FakeStream(sound, ends, status, **how)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sounddevice", library)
+
+
 Run = Callable[..., SimpleNamespace]
 
 
@@ -50,15 +62,11 @@ Run = Callable[..., SimpleNamespace]
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """The command with a fake model, where the fake device hears this sound."""
 
-    def run(sound: Sound, *arguments: str | Path, ends: str = "interrupt") -> SimpleNamespace:
-        library = ModuleType("sounddevice")
-        library.PortAudioError = RuntimeError  # type: ignore[attr-defined]
-        library.query_devices = lambda kind: {"default_samplerate": 16_000.0}  # type: ignore[attr-defined]
-        library.InputStream = lambda **how: FakeStream(sound, ends, **how)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "sounddevice", library)
-        monkeypatch.setattr(asr, "load", lambda name, **how: WordModel())
+    def run(sound: Sound, *arguments: str | Path, ends: str = "interrupt", status: object = None) -> SimpleNamespace:
+        plug_in(monkeypatch, sound, ends, status)
+        command = ["transcribe", "--microphone", "--vad_method", "energy", *map(str, arguments)]
         with pytest.raises(SystemExit) as left:
-            main(["transcribe", "--microphone", "--vad_method", "energy", *map(str, arguments)])
+            main(command, load=lambda name, **how: Recognizer(WordModel()))  # type: ignore[arg-type]
         out, err = capsys.readouterr()
         return SimpleNamespace(status=left.value.code or 0, out=out, err=err)
 
@@ -99,17 +107,17 @@ def test_what_was_said_is_kept_when_the_device_goes_away(run: Run, tmp_path: Pat
     assert written.read_text() == "400 700 500 900\n600 1100 800\n"
 
 
-def test_a_model_that_cannot_keep_up_ends_the_recording(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(microphone, "BEHIND_S", 1.0)  # the fake device gives all of its sound at once
-    outcome = run(SPOKEN)
-    assert outcome.out == "400\n" and outcome.status == 1
-    assert "the model is 1 s behind the sound" in outcome.err
+def test_a_model_that_cannot_keep_up_ends_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(monkeypatch, SPOKEN)  # gives all of its sound at once
+    out, options = io.StringIO(), TranscribeOptions(vad_method="energy")
+    recognizer = Recognizer(WordModel())  # type: ignore[arg-type]
+    with pytest.raises(AudioError, match="the model is 1 s behind the sound"):
+        listen(Microphone(behind_s=1.0), recognizer, options, 1.0, Notes(out, Line()))
+    assert out.getvalue() == "400\n"
 
 
-def test_lost_sound_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = microphone.Microphone._record
-    monkeypatch.setattr(microphone.Microphone, "_record", lambda self, *a: record(self, *a[:3], "input overflow"))
-    assert "the device dropped sound" in run(SPOKEN).err
+def test_lost_sound_is_reported(run: Run) -> None:
+    assert "the device dropped sound" in run(SPOKEN, status="input overflow").err
 
 
 def test_misuse_of_the_microphone(run: Run, tmp_path: Path) -> None:
@@ -124,7 +132,7 @@ def test_misuse_of_the_microphone(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["sounddevice", "portaudio", "device"])
-def test_without_a_microphone(run: Run, missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: object) -> None:
+def test_without_a_microphone(missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def no_device(kind: str) -> None:
         raise RuntimeError("Error querying device -1\nin C")
 
@@ -165,11 +173,10 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("out", [Terminal(), io.StringIO()])
-def test_on_a_terminal_unsure_text_is_dimmed_and_replaced(out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_unsure_text_is_dimmed_and_replaced(out: io.StringIO) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100, color_system="standard")
-    monkeypatch.setattr(terminal, "Console", lambda **how: console)
-    notes = microphone.Notes(out, terminal.Line())
+    notes = Notes(out, Line(console))
     (first, *others) = (u for u in live(said(WORDS), WordModel()) if u.committed)
     notes(replace(first, partial="perhaps"))
     sure = "".join(word.word for word in first.committed)

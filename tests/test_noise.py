@@ -1,4 +1,4 @@
-"""noise.py: exact ends of the noise schedule, frequencies in between, and who draws from which generator."""
+"""Noise on canvases: exact ends of the noise schedule, frequencies in between, and who draws from which generator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_gemma_asr.noise import draw_groups, q_xt, sample_t, uniform_canvas
+from diffusion_gemma_asr.denoise.canvas import draw_groups, q_xt, sample_t, uniform_canvas
 
 VOCAB = 50
 
@@ -71,9 +71,7 @@ def test_canvas_covers_the_vocabulary() -> None:
 
 
 def test_one_generator_draws_as_randint_does() -> None:
-    assert torch.equal(
-        uniform_canvas(3, 7, VOCAB, seeded(5)), torch.randint(0, VOCAB, (3, 7), generator=seeded(5))
-    )
+    assert torch.equal(uniform_canvas(3, 7, VOCAB, seeded(5)), torch.randint(0, VOCAB, (3, 7), generator=seeded(5)))
 
 
 def test_none_is_torch_s_default_generator() -> None:

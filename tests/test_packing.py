@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diffusion_gemma_asr.packing import LEAST, SCALES, pack, unpack
+from diffusion_gemma_asr.model.packing import LEAST, SCALES, pack, unpack
 
 
 def test_unpacked_weights_are_what_was_packed_but_for_rounding() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_gemma_asr.projector import AudioProjector, output_length
+from diffusion_gemma_asr.model.config import ProjectorConfig
+from diffusion_gemma_asr.model.lengths import strided_length
+from diffusion_gemma_asr.model.projector import AudioProjector
 
 INPUT, HIDDEN, OUTPUT = 6, 8, 16
 
@@ -19,7 +22,8 @@ INPUT, HIDDEN, OUTPUT = 6, 8, 16
 def make(scale: float | None) -> AudioProjector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AudioProjector(INPUT, OUTPUT, HIDDEN, scale).eval()
+        config = ProjectorConfig(hidden_size=HIDDEN, scaled=scale is not None)
+        return AudioProjector(config, INPUT, OUTPUT, scale or 1.0).eval()
 
 
 def padded(lengths: list[int], seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -41,16 +45,16 @@ def test_output_length_is_what_the_convolutions_give() -> None:
     frames = torch.zeros(1, 1500, INPUT)
     for n in range(1, 1501):
         slots, slot_lengths = projector(frames[:, :n], torch.tensor([n]))
-        assert output_length(n) == slots.shape[1] == slot_lengths[0] == math.ceil(math.ceil(n / 4) / 2), n
+        assert strided_length(n) == slots.shape[1] == slot_lengths[0] == math.ceil(math.ceil(n / 4) / 2), n
 
 
 def test_thirty_seconds_are_188_slots() -> None:
-    assert output_length(1500) == 188
+    assert strided_length(1500) == 188
 
 
 def test_output_length_of_a_tensor() -> None:
     n = torch.arange(1, 1501)
-    assert output_length(n).tolist() == [output_length(i) for i in range(1, 1501)]
+    assert strided_length(n).tolist() == [strided_length(i) for i in range(1, 1501)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -64,10 +68,10 @@ def test_batch_is_what_single_calls_give(lengths: list[int], scale: float | None
     projector = make(scale)
     frames, frame_lengths = padded(lengths, seed)
     slots, slot_lengths = projector(frames, frame_lengths)
-    assert slots.shape == (len(lengths), output_length(max(lengths)), OUTPUT)
+    assert slots.shape == (len(lengths), strided_length(max(lengths)), OUTPUT)
     for row, n in enumerate(lengths):
         alone, own = projector(frames[row : row + 1, :n], frame_lengths[row : row + 1])
-        s = output_length(n)
+        s = strided_length(n)
         assert own.tolist() == [s] == [int(slot_lengths[row])]
         torch.testing.assert_close(slots[row, :s], alone[0], atol=1e-5, rtol=1e-5)
         assert not slots[row, s:].any(), "not zero behind the end"
@@ -114,15 +118,15 @@ def test_the_scale_is_not_trained() -> None:
 
 def test_other_strides_make_shorter_slots() -> None:
     """Strides of 2 and 2: a slot of four frames, padding without effect, and as many slots as the lengths say."""
-    projector = AudioProjector(INPUT, OUTPUT, HIDDEN, 1.0, (2, 2)).eval()
-    assert projector.frames_per_slot == 4 and AudioProjector(INPUT, OUTPUT, HIDDEN).frames_per_slot == 8
+    projector = AudioProjector(ProjectorConfig(hidden_size=HIDDEN, strides=(2, 2)), INPUT, OUTPUT).eval()
+    assert projector.frames_per_slot == 4 and make(None).frames_per_slot == 8
     frames = torch.randn(2, 50, INPUT)
     lengths = torch.tensor([50, 33])
     frames[1, 33:] = 0
     with torch.no_grad():
         slots, slot_lengths = projector(frames, lengths)
         alone, _ = projector(frames[1:, :33], lengths[1:])
-    assert slot_lengths.tolist() == [output_length(50, (2, 2)), output_length(33, (2, 2))] == [13, 9]
+    assert slot_lengths.tolist() == [strided_length(50, (2, 2)), strided_length(33, (2, 2))] == [13, 9]
     assert slots.shape == (2, 13, OUTPUT) and not slots[1, 9:].any()
     torch.testing.assert_close(slots[1, :9], alone[0])
 
@@ -131,7 +135,8 @@ def with_layers(strides: tuple[int, int] = (2, 2), layer_stride: int = 1) -> Aud
     """Layers that already do something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        projector = AudioProjector(INPUT, OUTPUT, HIDDEN, 7.5, strides, 2, 64, layer_stride).eval()
+        config = ProjectorConfig(hidden_size=HIDDEN, strides=strides, layers=2, layer_width=64, layer_stride=layer_stride)
+        projector = AudioProjector(config, INPUT, OUTPUT, 7.5).eval()
         assert projector.deep is not None
         torch.nn.init.normal_(projector.deep.out_proj.weight)
     return projector
@@ -146,7 +151,7 @@ def test_layers_give_a_row_of_a_batch_what_they_give_it_alone(strides: tuple[int
     slots, slot_lengths = projector(frames, frame_lengths)
     for row, n in enumerate(lengths):
         alone, own = projector(frames[row : row + 1, :n], frame_lengths[row : row + 1])
-        s = output_length(n, strides)
+        s = strided_length(n, strides)
         assert own.tolist() == [s] == [int(slot_lengths[row])]
         torch.testing.assert_close(slots[row, :s], alone[0], atol=1e-4, rtol=1e-4)
         assert not slots[row, s:].any(), "not zero behind the end"
@@ -154,8 +159,9 @@ def test_layers_give_a_row_of_a_batch_what_they_give_it_alone(strides: tuple[int
 
 @torch.no_grad()
 def test_new_layers_add_nothing() -> None:
-    deep = AudioProjector(INPUT, OUTPUT, HIDDEN, None, (2, 2), layers=2, layer_width=64).eval()
-    shallow = AudioProjector(INPUT, OUTPUT, HIDDEN, None, (2, 2)).eval()
+    config = ProjectorConfig(hidden_size=HIDDEN, strides=(2, 2), scaled=False)
+    shallow = AudioProjector(config, INPUT, OUTPUT).eval()
+    deep = AudioProjector(replace(config, layers=2, layer_width=64), INPUT, OUTPUT).eval()
     shallow.load_state_dict({name: value for name, value in deep.state_dict().items() if not name.startswith("deep.")})
     frames, lengths = padded([40, 21])
     assert torch.equal(deep(frames, lengths)[0], shallow(frames, lengths)[0])

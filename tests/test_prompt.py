@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from diffusion_gemma_asr.checkpoint.load import DEFAULT_MODEL, PRESETS
 from diffusion_gemma_asr.errors import AsrError, CheckpointError
-from diffusion_gemma_asr.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder, context_of
-from diffusion_gemma_asr.train.tokenizer import train_tokenizer
+from diffusion_gemma_asr.languages import LANGUAGES
+from diffusion_gemma_asr.model.prompt import SPECIAL_TOKENS, PromptBuilder, context_of
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,9 @@ def published(backbone_folder: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    """A tokenizer as the mini model has it, loaded as a user would."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer({"en": tiny.SENTENCES * 400}, 500, folder)  # enough words for the prompt to get tokens of its own
-    return AutoTokenizer.from_pretrained(folder)
+def own() -> PreTrainedTokenizerBase:
+    """The tokenizer of a model inside the package."""
+    return AutoTokenizer.from_pretrained(PRESETS / DEFAULT_MODEL / "backbone")
 
 
 @pytest.fixture(params=["published", "own"])
@@ -121,3 +119,13 @@ def test_context_stands_behind_the_instruction_as_plain_text(prompts: PromptBuil
     assert told.count(prompts.special["audio"]) == 3 and told.count(prompts.special["end_of_turn"]) == 1
     assert "Hegel" in prompts.tokenizer.decode(told)
     assert context_of() == "" and context_of(hotwords=" Kant ") == "Words that may occur: Kant."
+
+
+def test_what_is_written_of_a_transcript_stands_behind_the_prompt(prompts: PromptBuilder) -> None:
+    begun = prompts.target("the quick")[:-1]
+    prompt = prompts.build([2, 3], ["en", "de"], [begun, []])
+    first, second = prompts.row(2, "en"), prompts.row(3, "de")
+    assert prompt.ids[0, : len(first) + len(begun)].tolist() == [*first, *begun]
+    assert prompt.lengths.tolist() == [len(first) + len(begun), len(second)]
+    audio = prompts.special["audio"]
+    assert int(prompts.build([2], ["en"], [[audio, *begun]]).slot_mask.sum()) == 2, "a written slot would have no sound"

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_model import tiny_backbone
 from torch import Tensor, nn
 
-from diffusion_gemma_asr.backbone import Backbone
+from diffusion_gemma_asr.checkpoint.parts import load_backbone
+from diffusion_gemma_asr.checkpoint.quantization import QUANTIZATIONS, Quantizer, find_quantizer, quantize_experts
 from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.quantization import QUANTIZATIONS, Quantizer, find_quantizer, quantize_experts
+from diffusion_gemma_asr.model.backbone import Backbone
+from diffusion_gemma_asr.model.config import BackboneConfig
 
 
 class Halves(nn.Module):
@@ -35,7 +38,7 @@ def logits(backbone: Backbone) -> Tensor:
 
 
 def test_only_the_experts_are_packed_and_the_stacks_share_them(backbone_folder: Path) -> None:
-    backbone = Backbone.from_pretrained(backbone_folder)
+    backbone = tiny_backbone(backbone_folder)
     before = logits(backbone)
     quantize_experts(backbone.model, Quantizer("halves", halve), "cpu")
     assert torch.allclose(logits(backbone), before, atol=0.05)
@@ -50,7 +53,7 @@ def test_only_the_experts_are_packed_and_the_stacks_share_them(backbone_folder: 
 
 
 def test_lora_trains_on_packed_experts(backbone_folder: Path) -> None:
-    backbone = Backbone.from_pretrained(backbone_folder)
+    backbone = tiny_backbone(backbone_folder)
     quantize_experts(backbone.model, Quantizer("halves", halve), "cpu")
     backbone.add_lora(rank=2)
     ids = torch.arange(8)[None]
@@ -70,7 +73,7 @@ def test_packing_loses_little(backbone_folder: Path, library: str, name: str, er
     assert packed.dtype == torch.uint8 and packed.numel() == weight.numel() * int(name) // 8
     error = (unpack(packed) - weight).pow(2).mean() / weight.pow(2).mean()
     assert error.sqrt() < error_bound
-    backbone = Backbone.from_pretrained(backbone_folder)
+    backbone = tiny_backbone(backbone_folder)
     before = logits(backbone)
     quantize_experts(backbone.model, quantizer, "cpu")
     after = logits(backbone)
@@ -80,7 +83,7 @@ def test_packing_loses_little(backbone_folder: Path, library: str, name: str, er
 @pytest.mark.parametrize("name", ["bnb-4bit", "torchao-int8"])
 def test_a_backbone_loads_packed_and_takes_lora_and_its_merge(backbone_folder: Path, name: str) -> None:
     pytest.importorskip("bitsandbytes" if name.startswith("bnb") else "torchao")
-    backbone = Backbone.from_pretrained(backbone_folder, quantization=name)
+    backbone = load_backbone(BackboneConfig(str(backbone_folder)), quantization=name)
     assert not backbone.training
     assert torch.uint8 in {parameter.dtype for parameter in backbone.parameters()}
     backbone.add_lora(rank=2)

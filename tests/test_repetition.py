@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion_gemma_asr.repetition import repeats
+from diffusion_gemma_asr.transcribe.repetition import repeats
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from diffusion_gemma_asr.results import Segment, Transcript, Word, compression_ratio
+from diffusion_gemma_asr.transcribe.results import Segment, Transcript, Word, compression_ratio
 
 
 def segment(index: int, text: str, words: tuple[Word, ...] | None = None) -> Segment:

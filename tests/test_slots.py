@@ -1,4 +1,4 @@
-"""data/slots.py: imitated audio tokens spell their sentence, with the errors and the blur asked for."""
+"""train/mini/slots.py: imitated audio tokens spell their sentence, with the errors and the blur asked for."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from diffusion_gemma_asr.data import slots as slots_module
-from diffusion_gemma_asr.data.slots import SlotNoise, imitate, lookalikes, slot_rows
+from diffusion_gemma_asr.train.mini import slots as slots_module
+from diffusion_gemma_asr.train.mini.slots import SlotNoise, imitate, lookalikes, slot_rows
 
 PATIENT = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 BLANK, VOCABULARY = 0, 500

@@ -13,7 +13,7 @@ from diffusion_gemma_asr.data import hub
 from diffusion_gemma_asr.data.hub import CORPORA, Corpus, store
 from diffusion_gemma_asr.data.manifest import read_manifest
 from diffusion_gemma_asr.data.sources import corpus_parts, read_source
-from diffusion_gemma_asr.errors import DataError
+from diffusion_gemma_asr.errors import AsrError, DataError
 
 datasets = pytest.importorskip("datasets")
 
@@ -123,6 +123,8 @@ def test_names_mean_parts_languages_and_splits() -> None:
     assert (
         corpus_parts("fleurs:zh", "train")
         == corpus_parts("fleurs:cmn_hans_cn/train")
+        == corpus_parts("fleurs:zh-CN/train")
+        == corpus_parts("fleurs:Mandarin/train")
         == [("fleurs", "cmn_hans_cn", "train")]
     )
     assert len(corpus_parts("fleurs")) == 6 and len(corpus_parts("voxpopuli")) == 4
@@ -162,7 +164,58 @@ def test_a_folder_of_sounds_with_their_texts(tmp_path: Path) -> None:
     assert "gone.txt: no sound of the same name beside it" in skipped[0] and "no sound.wav" in skipped[1]
     with pytest.raises(DataError, match=r"gone.txt: no sound"):
         read_source(tmp_path)
-    assert read_source(tmp_path, ["fr"], skipped=[], folder_language="fr", max_duration_s=0.1) == []
+    skipped = []
+    assert read_source(tmp_path, ["fr"], skipped=skipped, folder_language="fr", max_duration_s=0.1) == []
+    assert len(skipped) == 4 and "a.wav: 0.5 s long; at most 0.1 s are kept" in skipped[2]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no sound file with its transcript beside it"):
         read_source(tmp_path / "empty")
+
+
+def test_a_folder_as_people_have_it(tmp_path: Path) -> None:
+    texts = {"a.txt": "eins".encode("utf-16"), "b.TXT": b"\xef\xbb\xbfzwei\r\n", "c.txt": "M\xfcller".encode("latin-1")}
+    for name in ("a", "b", "c", "told by nobody"):
+        write(tmp_path / f"{name}.wav", tone(300, 0.5))
+    for name, text in texts.items():
+        (tmp_path / name).write_bytes(text)
+    for name in ("a.json", "a.lab", "notes.md", "._a.txt", "._a.wav", ".DS_Store"):  # no business of ours
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    skipped: list[str] = []
+    rows = read_source(tmp_path, ["de"], skipped=skipped, folder_language="German")
+    assert [(Path(u.audio_filepath).name, u.text, u.language) for u in rows] == [
+        ("a.wav", "eins", "de"),
+        ("b.wav", "zwei", "de"),
+    ]
+    assert len(skipped) == 2 and "c.txt: no UTF-8 in line 1 (byte 0xfc)" in skipped[0]
+    assert "told by nobody.wav: no transcript beside it as told by nobody.txt" in skipped[1]
+
+
+def test_the_language_of_a_folder_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in "ab":
+        write(tmp_path / f"{name}.wav", tone(300, 0.5))
+        (tmp_path / f"{name}.txt").write_text("one")
+    skipped: list[str] = []
+    assert read_source(tmp_path, ["fr", "de"], skipped=skipped) == []
+    assert [message.split("/")[-1] for message in skipped] == [
+        f"{name}.wav: language 'en' is not one of those kept, de, fr" for name in "ab"
+    ]
+    with pytest.raises(DataError, match=r"no sound file with .*a\.wav: language 'en' is not one of those kept, fr"):
+        read_source(tmp_path, ["fr"])
+    (tmp_path / "b.txt").unlink()
+    assert len(read_source(tmp_path)) == 1
+    assert "left out: 1, the first is " in caplog.text and "b.wav: no transcript beside it" in caplog.text
+    with pytest.raises(AsrError, match="'klingon' is not one of en"):
+        read_source(tmp_path, folder_language="klingon")
+
+
+def test_a_corpus_says_what_has_no_transcript_and_what_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = write(tmp_path / "a.wav", tone(300, 0.5)).read_bytes()
+    rows = [{"audio": {"bytes": data}, "text": text} for data, text in ((sound, "one"), (sound, " "), (b"no sound", "two"))]
+    monkeypatch.setattr(hub, "_rows", lambda *_: rows)
+    manifest = store("librispeech", "clean", "test", tmp_path / "stored")
+    assert "openslr/librispeech_asr (clean, test): 1 utterances without a transcript left out" in caplog.text
+    skipped: list[str] = []
+    assert [u.text for u in read_manifest(manifest, skipped=skipped)] == ["one"]
+    assert len(skipped) == 1 and "line 2: no duration, and the file does not tell it" in skipped[0]

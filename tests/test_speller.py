@@ -1,21 +1,25 @@
-"""speller.py and spelled_beam.py: characters of a tokenizer, words that they and a language model find together."""
+"""The speller, and the words that its characters or phonemes and a language model find together."""
 
 from __future__ import annotations
 
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from counted import ngram_of, small_lexicon
 from torch.nn import functional as F
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from diffusion_gemma_asr.beam import DraftLM
-from diffusion_gemma_asr.ngram import NgramLM
-from diffusion_gemma_asr.prompt import sentence_ends
-from diffusion_gemma_asr.spelled_beam import SPACE, SpelledSearch, placed
-from diffusion_gemma_asr.speller import Alphabet, Speller, Spelling, spelling_loss, text_of
-from diffusion_gemma_asr.token_scores import TokenScores, is_unspaced
+from diffusion_gemma_asr.drafts.beam import DraftLM
+from diffusion_gemma_asr.drafts.lexicon import Lexicon
+from diffusion_gemma_asr.drafts.lexicon_beam import LexiconSearch
+from diffusion_gemma_asr.drafts.spelled_beam import SPACE, SpelledSearch
+from diffusion_gemma_asr.drafts.speller import Alphabet, Speller, Spelling, placed, text_of
+from diffusion_gemma_asr.drafts.token_scores import TokenScores, is_unspaced
+from diffusion_gemma_asr.model.ctc import scores
+from diffusion_gemma_asr.model.prompt import sentence_ends
 
 SAID = ("the sea", "the sea", "she sells")
 
@@ -33,7 +37,7 @@ def alphabet(tokenizer: PreTrainedTokenizerBase) -> Alphabet:
 def language_model(tokenizer: PreTrainedTokenizerBase, weight: float = 1.0, bonus: float = 0.0) -> DraftLM:
     rows = [tokenizer.encode(text, add_special_tokens=False) for text in SAID]
     ends = sentence_ends(tokenizer)
-    return DraftLM(NgramLM.count(rows, len(tokenizer), *ends, order=3, least=1), *ends, weight, bonus)
+    return DraftLM(ngram_of(rows, len(tokenizer), *ends, order=3), *ends, weight, bonus)
 
 
 def token_scores(tokenizer: PreTrainedTokenizerBase, weight: float = 1.0, bonus: float = 0.0) -> TokenScores:
@@ -61,13 +65,6 @@ def test_characters_spell_what_the_tokens_do(tokenizer: PreTrainedTokenizerBase,
     assert all(len(character) == 1 or character.startswith("<0x") for character in characters)
 
 
-def test_targets_spell_the_tokens_that_count(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:
-    rows = [tokenizer.encode(text, add_special_tokens=False) for text in ("sea", "the sea shells")]
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=7)
-    targets = alphabet.targets(tokens, torch.tensor([len(row) for row in rows]))
-    assert [text_of([alphabet.characters[found] for found in row]) for row in targets] == ["sea", "the sea shells"]
-
-
 def test_a_speller_gives_a_row_of_a_batch_what_it_gives_it_alone() -> None:
     torch.manual_seed(0)
     speller = Speller(12, 9, layers=2, width=64, phonemes=5).eval()
@@ -84,16 +81,10 @@ def test_a_speller_gives_a_row_of_a_batch_what_it_gives_it_alone() -> None:
     assert characters.hear(frames, lengths).clip(0, 3).phonemes is None
 
 
-def test_the_loss_falls_as_the_text_gets_likelier(alphabet: Alphabet) -> None:
-    targets = [[alphabet.classes[character] for character in "sea"]]
-    logits, lengths = clear(alphabet, "-s-ea-")[None], torch.tensor([6])
-    assert spelling_loss(logits, lengths, targets) < 1e-3 < spelling_loss(0.3 * logits, lengths, targets)
-    assert spelling_loss(logits, torch.tensor([2]), targets) == 0  # no room
-    two = torch.cat([logits, logits])
-    longer = [*targets, 2 * targets[0]]
-    both = [float(spelling_loss(logits, lengths, [row])) for row in longer]
-    assert float(spelling_loss(two, torch.tensor([6, 6]), longer)) == pytest.approx(sum(both) / 2, rel=1e-5)
-    assert alphabet.read(Spelling(*(part[None] for part in spelling_of(logits[0]))), lengths) == ["sea"]
+def test_the_likeliest_path_is_read(alphabet: Alphabet) -> None:
+    spelling = spelling_of(clear(alphabet, "-s-ea-"))
+    batch = Spelling(*(torch.stack([part, part]) for part in spelling))
+    assert alphabet.read(batch, torch.tensor([6, 2])) == ["sea", "s"]
 
 
 def test_sure_frames_are_what_is_written(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:
@@ -145,19 +136,14 @@ def test_the_search_finds_the_best_of_all_transcripts(
     assert found.score == pytest.approx(scores[found.tokens], abs=0.02)
 
 
-def test_a_search_that_forgets_finds_the_same(
-    tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard = spelling_of(0.3 * clear(alphabet, "the▁sea"))
+def test_what_a_search_has_looked_up_changes_nothing(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:
+    rows = [spelling_of(0.3 * clear(alphabet, path)) for path in ("the▁sea", "she▁sel-ls", "the▁sea", "as▁he")]
     search = SpelledSearch(alphabet, token_scores(tokenizer))
-    found = search.best(heard)
-    assert search.best(heard) == found
-    for module in ("spelled_beam", "token_scores"):
-        monkeypatch.setattr(f"diffusion_gemma_asr.{module}.REMEMBERED", 1)
-    assert search.best(heard) == found
-    transcripts = [row.tokens for row in found]
-    fresh = SpelledSearch(alphabet, token_scores(tokenizer))
-    assert search.language.whole(transcripts) == pytest.approx(fresh.language.whole(transcripts))
+    for heard in rows:
+        assert search.best(heard) == SpelledSearch(alphabet, token_scores(tokenizer)).best(heard)
+    transcripts = [row.tokens for row in search.best(rows[0])]
+    fresh = token_scores(tokenizer)
+    assert search.language.whole(transcripts) == pytest.approx(fresh.whole(transcripts))
 
 
 def test_tokens_lie_where_their_characters_are_heard(tokenizer: PreTrainedTokenizerBase, alphabet: Alphabet) -> None:
@@ -175,3 +161,73 @@ def test_tokens_lie_where_their_characters_are_heard(tokenizer: PreTrainedTokeni
 
 def test_scripts_without_spaces() -> None:
     assert [is_unspaced(character) for character in ("今", "a", "", SPACE, "<0x0A>", "क")] == [True, *[False] * 5]
+
+
+# -- phonemes and a dictionary --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lexicon() -> Lexicon:
+    return small_lexicon()
+
+
+def sounds(lexicon: Lexicon, phonemes: str, language: str = "en") -> torch.Tensor:
+    """Logits (F, classes) that are sure of one phoneme a frame; "-" is the blank."""
+    path = [0 if phoneme == "-" else lexicon.classes[f"{language}:{phoneme}"] for phoneme in phonemes.split()]
+    return 20.0 * F.one_hot(torch.tensor(path), len(lexicon)).float()
+
+
+def test_the_language_model_knows_words_that_sound_alike(tokenizer: PreTrainedTokenizerBase, lexicon: Lexicon) -> None:
+    search = LexiconSearch(lexicon, token_scores(tokenizer))
+    rows = search.best(spelling_of(sounds(lexicon, "- D @ - s s i - -")))
+    assert tokenizer.decode(rows[0].tokens) == "the sea"
+    assert search.best(spelling_of(sounds(lexicon, "- D @ - s s i - -"))) == rows
+    assert tokenizer.decode(search.best(spelling_of(sounds(lexicon, "S i s E l z")))[0].tokens) == "she sells"
+    assert search.best(spelling_of(sounds(lexicon, "- -")))[0].tokens == ()
+    assert {one.tokens for one in search.best(spelling_of(sounds(lexicon, "z z z")))} <= {()}  # no word sounds so
+    careless = LexiconSearch(lexicon, token_scores(tokenizer, 0.0))
+    rows = careless.best(spelling_of(sounds(lexicon, "- D @ - s s i - -")))
+    assert {tokenizer.decode(one.tokens) for one in rows[:2]} == {"the sea", "the see"}
+
+
+def test_a_phoneme_that_comes_twice_has_a_blank_between(tokenizer: PreTrainedTokenizerBase, lexicon: Lexicon) -> None:
+    search = LexiconSearch(lexicon, token_scores(tokenizer, 0.0))
+    apart = search.best(spelling_of(sounds(lexicon, "s i - i s")))
+    assert tokenizer.decode(apart[0].tokens) in ("sea is", "see is") and apart[0].heard > -1
+    assert all(one.heard < -10 for one in search.best(spelling_of(sounds(lexicon, "s i i s"))))
+
+
+def test_characters_without_spaces_are_one_word(tokenizer: PreTrainedTokenizerBase, lexicon: Lexicon) -> None:
+    search = LexiconSearch(lexicon, token_scores(tokenizer, 0.0))
+    rows = search.best(spelling_of(sounds(lexicon, "S; i 55 s i 55", "zh")))
+    assert rows[0].tokens == tuple(tokenizer.encode("西思", add_special_tokens=False))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_search_along_the_dictionary_finds_the_best_of_all_transcripts(
+    tokenizer: PreTrainedTokenizerBase, lexicon: Lexicon, seed: int
+) -> None:
+    """Of at most three words, all of which can be scored."""
+    likely = [0, *(lexicon.classes[f"en:{phoneme}"] for phoneme in ("s", "i", "S", "D", "@"))]
+    logits = torch.full((6, len(lexicon)), -40.0)
+    logits[:, likely] = torch.randn(6, len(likely), generator=torch.Generator().manual_seed(seed))
+    model = language_model(tokenizer, 0.8, 0.7)
+
+    def language(words: tuple[str, ...]) -> float:
+        tokens = tokenizer.encode(" ".join(words), add_special_tokens=False)
+        row = [*tokens, model.eos]
+        return float(model.weight * model.lm.logprobs([model.context(tokens[:i]) for i in range(len(row))], row).sum())
+
+    ways: dict[tuple[str, ...], list[float]] = {}
+    pairs = list(zip(lexicon.said, lexicon.words, strict=True))
+    for size in range(4):
+        for row in itertools.product(pairs, repeat=size):
+            classes = [ord(c) for way, _ in row for c in way]
+            if len(classes) <= 6 and set(classes) <= set(likely):
+                heard = scores(logits.log_softmax(-1), [classes])[0]
+                ways.setdefault(tuple(word for _, word in row), []).append(heard)
+    totals = {words: float(np.logaddexp.reduce(heard)) + language(words) for words, heard in ways.items()}
+    winner = max(totals, key=totals.__getitem__)
+    best = LexiconSearch(lexicon, TokenScores(tokenizer, model), width=2000).best(spelling_of(logits))[0]
+    assert tokenizer.decode(best.tokens) == " ".join(winner)
+    assert best.score == pytest.approx(totals[winner], abs=0.05)

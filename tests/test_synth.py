@@ -1,20 +1,17 @@
-"""data/synth.py: the same plan sounds the same, held-out voices stay held out, levels are those asked for."""
+"""data/synthetic/synth.py: the same plan sounds the same, held-out voices stay held out, levels are those asked for."""
 
 from __future__ import annotations
 
-import sys
 import wave
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sounds import tone, write
 
-from diffusion_gemma_asr.audio import load_audio
-from diffusion_gemma_asr.data import espeak, synth
 from diffusion_gemma_asr.data.manifest import read_manifest
-from diffusion_gemma_asr.data.synth import (
+from diffusion_gemma_asr.data.synthetic import espeak, synth
+from diffusion_gemma_asr.data.synthetic.synth import (
     HELD_OUT_VARIANTS,
     SAMPLE_RATE,
     TRAIN_VARIANTS,
@@ -24,7 +21,7 @@ from diffusion_gemma_asr.data.synth import (
     render,
     synthesise,
 )
-from diffusion_gemma_asr.errors import AudioError, DataError, SynthesisError
+from diffusion_gemma_asr.errors import DataError, SynthesisError
 
 needs_espeak = pytest.mark.skipif(
     espeak.library_name() is None, reason="needs the espeak-ng library (Debian: apt-get install espeak-ng)"
@@ -150,7 +147,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @needs_espeak
-def test_a_second_call_renders_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_renders_only_what_is_missing(tmp_path: Path) -> None:
     lines = plan(["one", "two", "three"], "en", TRAIN_VARIANTS, 2)
     manifest = synthesise(lines[:2], tmp_path, workers=1)
     one, two = (Path(u.audio_filepath) for u in read_manifest(manifest))
@@ -161,7 +158,6 @@ def test_a_second_call_renders_only_what_is_missing(tmp_path: Path, monkeypatch:
     assert stamps(tmp_path)[one.name] == before[one.name] and two.read_bytes() == sound
 
     before, rows = stamps(tmp_path), manifest.read_bytes()
-    monkeypatch.setattr(espeak, "library_name", lambda: None)  # whatever would be rendered now raises
     synthesise(lines, tmp_path, workers=1)
     assert stamps(tmp_path) == before and manifest.read_bytes() == rows
 
@@ -201,25 +197,15 @@ def test_too_few_sentences_or_no_file(tmp_path: Path) -> None:
 
 
 @needs_espeak
-def test_the_command_line_keeps_voices_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_keeps_voices_apart(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     found = {}
     for name, extra in (("train", []), ("held", ["--held_out_voices"])):
         arguments = ["--text", str(tmp_path / "text.txt"), "--out", str(tmp_path / name), "--workers", "1"]
-        monkeypatch.setattr(sys, "argv", ["synth", *arguments, "--count", "2", *extra])
-        synth.main()
+        synth.main([*arguments, "--count", "2", *extra])
         found[name] = read_manifest(tmp_path / name / "manifest.jsonl")
     assert {u.speaker.split("+")[1] for u in found["train"]} <= set(TRAIN_VARIANTS)
     assert {u.speaker.split("+")[1] for u in found["held"]} <= set(HELD_OUT_VARIANTS)
-
-
-def test_sound_for_training_is_read_as_load_audio_reads_it(tmp_path: Path) -> None:
-    plain = write(tmp_path / "plain.wav", tone(440, 0.5))
-    np.testing.assert_allclose(synth.read_sound(str(plain)), load_audio(plain), atol=1e-4)
-    disguised = write(tmp_path / "sound.flac", tone(440, 0.5)).rename(tmp_path / "disguised.wav")
-    np.testing.assert_array_equal(synth.read_sound(str(disguised)), load_audio(disguised))
-    with pytest.raises(AudioError, match=r"gone\.wav"):
-        synth.read_sound(str(tmp_path / "gone.wav"))
 
 
 # -- rooms and telephones --------------------------------------------------------------------------------------

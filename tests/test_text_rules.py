@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from diffusion_gemma_asr.data.text import error_unit, plain_english, plain_text, speakable
-from diffusion_gemma_asr.prompt import LANGUAGES
+from diffusion_gemma_asr.data.text import error_unit, plain_english, plain_text, read_text, speakable
+from diffusion_gemma_asr.errors import AsrError, DataError
+from diffusion_gemma_asr.languages import LANGUAGES
 
 PATIENT = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 PLAIN = re.compile(r"(?:[a-z]+(?:'[a-z]+)*(?: [a-z]+(?:'[a-z]+)*)*)?")
@@ -102,3 +106,49 @@ def test_lines_that_lose_what_is_spoken_are_not_read_out(language: str, line: st
 
 def test_hindi_and_mandarin_are_judged_by_characters() -> None:
     assert [error_unit(code) for code in ("en", "de", "hi", "zh")] == ["word", "word", "character", "character"]
+
+
+def test_a_language_may_be_named() -> None:
+    assert plain_text("Ich büße.", "German") == "ich büße" and not speakable("圖書館在哪裡？", "zh-TW")
+    with pytest.raises(AsrError, match="'klingon' is not one of"):
+        plain_text("nuqneH", "klingon")
+
+
+TEXT = "Müller sagt “好”\nzwei\n"
+FILES = {
+    "UTF-8": TEXT.encode(),
+    "mark": codecs.BOM_UTF8 + TEXT.encode(),
+    "two files with marks": codecs.BOM_UTF8 + TEXT[:16].encode() + codecs.BOM_UTF8 + TEXT[16:].encode(),
+    "UTF-16": TEXT.encode("utf-16"),
+    "UTF-16, big end first": codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+    "UTF-32": TEXT.encode("utf-32"),
+    "Windows": codecs.BOM_UTF8 + TEXT.replace("\n", "\r\n").encode(),
+    "Windows, UTF-16": TEXT.replace("\n", "\r\n").encode("utf-16"),
+    "old Macintosh": TEXT.replace("\n", "\r").encode(),
+    "gzip": gzip.compress(TEXT.encode("utf-16")),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_text_is_read_as_it_was_written(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.txt").write_bytes(FILES[kind])
+    assert read_text(tmp_path / "a.txt") == TEXT
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        ("eins\nMüller".encode("latin-1"), r"no UTF-8 in line 2 \(byte 0xfc\); save the file as UTF-8"),
+        ("a “b”".encode("cp1252"), r"no UTF-8 in line 1 \(byte 0x93\)"),
+        ("plain".encode("utf-16-le"), "holds NUL characters, as UTF-16 without a byte order mark"),
+        (codecs.BOM_UTF16_LE + b"odd", "no UTF-16-LE in line 1"),
+        (gzip.compress(TEXT.encode())[:-12], "cannot be read"),
+    ],
+)
+def test_text_that_cannot_be_told_is_one_line(tmp_path: Path, data: bytes, complaint: str) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(DataError, match=rf"a\.txt: {complaint}") as caught:
+        read_text(tmp_path / "a.txt")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"gone\.txt: cannot be read \(No such file"):
+        read_text(tmp_path / "gone.txt")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
-from diffusion_gemma_asr.errors import DataError
-from diffusion_gemma_asr.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder, instruction
-from diffusion_gemma_asr.train.text import FIRST_WORD_TOKEN
-from diffusion_gemma_asr.train.tokenizer import read_sentences, train_tokenizer
+from diffusion_gemma_asr.errors import DataError, RecipeError
+from diffusion_gemma_asr.model.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder, instruction
+from diffusion_gemma_asr.train.mini.tokenizer import FIRST_WORD_TOKEN, read_sentences, train_tokenizer
+from diffusion_gemma_asr.train.run import train_from_recipe
 
 PATIENT = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 SENTENCES = [
@@ -134,6 +134,27 @@ def test_rare_characters_are_spelled_in_bytes(tmp_path: Path) -> None:
     tokenizer = train_tokenizer({"zh": ["你好"] * 50 + ["龘"]}, 420, tmp_path, alphabet=3)  # with the mark of a word
     assert any(token.startswith("<0x") for token in tokenizer.tokenize("龘"))
     assert tokenizer.decode(encode(tokenizer, "你好龘")) == "你好龘"
+
+
+def test_each_character_of_mandarin_is_a_token(tmp_path: Path) -> None:
+    """However often two of them stand together."""
+    tokenizer = train_tokenizer({"zh": ["你好世界"] * 500, "en": SENTENCES}, 500, tmp_path)
+    assert len(encode(tokenizer, "你好世界")) == 5  # with the mark of a word
+    assert tokenizer.decode(encode(tokenizer, "你好世界 the 世界")) == "你好世界 the 世界"
+
+
+def test_the_stage_is_done_once(tmp_path: Path) -> None:
+    (tmp_path / "en.txt").write_text("\n".join(SENTENCES * 100), encoding="utf-8")
+    recipe = tmp_path / "tokenizer.yaml"
+    recipe.write_text(f"stage: tokenizer\nname: tokens\ntext: [en.txt]\nvocab_size: {SIZE}\n", encoding="utf-8")
+    folder = train_from_recipe(recipe, tmp_path / "run", "cpu")
+    assert folder == tmp_path / "run" and len(AutoTokenizer.from_pretrained(folder)) == SIZE
+    before = (folder / "tokenizer.json").stat().st_mtime_ns
+    assert train_from_recipe(recipe, tmp_path / "run", "cpu") == folder
+    assert (folder / "tokenizer.json").stat().st_mtime_ns == before
+    recipe.write_text("stage: tokenizer\nname: tokens\ntext: [en.txt]\nvocab_size: 9\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"tokenizer\.yaml: 'vocab_size' must be above"):
+        train_from_recipe(recipe, tmp_path / "run", "cpu")
 
 
 def test_sentences_are_read_from_texts_and_manifests(tmp_path: Path) -> None:

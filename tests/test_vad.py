@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sounds import tone
 
-from diffusion_gemma_asr.audio import SAMPLE_RATE
+from diffusion_gemma_asr.audio.read import SAMPLE_RATE
+from diffusion_gemma_asr.audio.vad import Chunk, VadOptions, quietest, speech_chunks, speech_finder
 from diffusion_gemma_asr.errors import AsrError
-from diffusion_gemma_asr.vad import Chunk, VadOptions, quietest, speech_chunks, speech_finder
 
 ENERGY = VadOptions("energy")
 

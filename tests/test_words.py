@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sounds import tone
 
-from diffusion_gemma_asr.audio import SAMPLE_RATE
-from diffusion_gemma_asr.ctc import TokenSpan
-from diffusion_gemma_asr.vad import Chunk
-from diffusion_gemma_asr.words import pieces, split_words, timed_words, word_bounds
+from diffusion_gemma_asr.audio.read import SAMPLE_RATE
+from diffusion_gemma_asr.audio.vad import Chunk
+from diffusion_gemma_asr.denoise.decode import Decoded
+from diffusion_gemma_asr.model.ctc import TokenSpan
+from diffusion_gemma_asr.model.prompt import token_pieces
+from diffusion_gemma_asr.transcribe.words import split_words, timed_words, word_bounds
 
 
 class ByteTokens:
@@ -33,7 +37,7 @@ def test_words_joined_are_the_text(text: str, language: str) -> None:
     tokens = tokenizer.encode(text)
     found = split_words(tokens, tokenizer.decode, language)
     assert "".join(word for word, _ in found) == text.strip()
-    used = [place for _, own in pieces(tokens, tokenizer.decode) for place in own]
+    used = [place for _, own in token_pieces(tokens, tokenizer.decode) for place in own]
     assert used == list(range(len(used)))
 
 
@@ -89,14 +93,23 @@ def test_words_never_overlap_and_last(slots: list[int], seed: int) -> None:
 
 def test_words_of_a_chunk() -> None:
     decode = ByteTokens(" ne", "ver", " more").decode
-    tokens, logprobs = [256, 257, 258], [float(np.log(0.5))] * 3
     chunk = Chunk(10.0, sound((0.5, 0.3), (0.6, 0.6)), 10.0, 11.4, 0.9)
     spans = [TokenSpan(1, 2, -0.1), TokenSpan(2, 3, -0.1), TokenSpan(6, 7, -0.1)]
-    never, more = timed_words(tokens, logprobs, spans, chunk, decode, "en", 0.16)
+    decoded = Decoded(
+        text="never more",
+        tokens=[256, 257, 258],
+        logprobs=[float(np.log(0.5))] * 3,
+        draft="",
+        draft_tokens=[],
+        steps=1,
+        language="en",
+        spans=spans,
+    )
+    never, more = timed_words(decoded, chunk, decode, 0.16)
     assert (never.word, more.word) == ("never", " more")
     assert (never.start, never.end) == pytest.approx((10.0, 10.5), abs=0.03)
     assert (more.start, more.end) == pytest.approx((10.8, 11.4), abs=0.03)
     assert never.probability == pytest.approx(0.5)
-    never, more = timed_words(tokens, logprobs, None, chunk, decode, "en", 0.16)  # nothing to go by
+    never, more = timed_words(replace(decoded, spans=None), chunk, decode, 0.16)  # nothing to go by
     assert (never.start, more.end) == (10.0, 11.4) and never.end == more.start
-    assert timed_words([], [], [], chunk, decode, "en", 0.16) == ()
+    assert timed_words(replace(decoded, tokens=[], logprobs=[], spans=[]), chunk, decode, 0.16) == ()

@@ -34,7 +34,7 @@ def train(folder: Path, options: LoopOptions) -> dict[str, Tensor]:
 def work(number: int, port: int, folder: Path) -> None:
     """One of two processes, as torchrun starts them."""
     os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    join_workers()
+    assert join_workers(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(RecipeError, match="accumulation 3 for 2 workers"):
         run({}, lambda step, micro: (torch.zeros(()), {}), folder / "odd", replace(OPTIONS, accumulation=3))
     for count in (1, 5):
@@ -58,3 +58,16 @@ def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
     assert {record["micro"] for record in log} == {0.0}  # the first one's
     assert log[-1]["evaluation"] == {"workers": 2}
     assert not (tmp_path / "odd").exists()
+
+
+def test_alone_a_process_keeps_the_device_it_is_given() -> None:
+    assert join_workers(torch.device("cpu")) == torch.device("cpu") and workers() == 1 and rank() == 0
+
+
+@pytest.mark.gpu
+def test_each_worker_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = torch.cuda.device_count() - 1
+    assert join_workers(torch.device("cuda")) == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", str(last))
+    assert join_workers(torch.device("cuda")) == torch.device(f"cuda:{last}")
+    assert join_workers(torch.device("cuda:0")) == torch.device("cuda:0")

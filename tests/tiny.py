@@ -21,7 +21,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import (
-    AutoTokenizer,
     DiffusionGemmaConfig,
     DiffusionGemmaForBlockDiffusion,
     WhisperConfig,
@@ -29,11 +28,10 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from diffusion_gemma_asr.backbone import Backbone
-from diffusion_gemma_asr.encoder import AcousticEncoder
-from diffusion_gemma_asr.model import DiffusionGemmaASR
-from diffusion_gemma_asr.projector import AudioProjector
-from diffusion_gemma_asr.recipe import LoraRecipe, ModelRecipe, ProjectorRecipe, SourceRecipe
+from diffusion_gemma_asr.checkpoint.parts import load_backbone, load_encoder, load_tokenizer
+from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, LoraConfig, ModelConfig, ProjectorConfig
+from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.model.projector import AudioProjector
 
 SENTENCES = (
     "the quick brown fox jumps over the lazy dog",
@@ -68,14 +66,10 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     """Write `tokenizer.json` and `tokenizer_config.json`, as Gemma's: BPE, byte fallback, "▁" for spaces."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = _vocabulary()
-    tokenizer = Tokenizer(
-        BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = [*LOW_SPECIAL_TOKENS, *HIGH_SPECIAL_TOKENS]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -121,7 +115,7 @@ def write_backbone(folder: Path, *, hidden_size: int = HIDDEN_SIZE, layers: int 
         seed: of the random weights.
 
     Returns:
-        `folder`, which `Backbone.from_pretrained` loads.
+        `folder`, which `load_backbone(BackboneConfig(name=str(folder)))` loads.
     """
     write_tokenizer(folder)
     published = _backbone_config(hidden_size, layers)
@@ -154,9 +148,7 @@ def write_backbone(folder: Path, *, hidden_size: int = HIDDEN_SIZE, layers: int 
     return folder
 
 
-def write_whisper(
-    folder: Path, *, width: int = 16, mel_bins: int = 80, encoder_only: bool = False, seed: int = 0
-) -> Path:
+def write_whisper(folder: Path, *, width: int = 16, mel_bins: int = 80, encoder_only: bool = False, seed: int = 0) -> Path:
     """Write a Whisper folder: config, feature extractor, `model.safetensors`.
 
     Args:
@@ -167,7 +159,7 @@ def write_whisper(
         seed: of the random weights.
 
     Returns:
-        `folder`, which `AcousticEncoder.from_pretrained` loads.
+        `folder`, which `load_encoder(EncoderConfig(name=str(folder)))` loads.
     """
     config = WhisperConfig(
         vocab_size=64,
@@ -197,33 +189,36 @@ def write_whisper(
     return folder
 
 
-def model_recipe(encoder: Path, backbone: Path, *, scaled: bool = True) -> ModelRecipe:
-    """The recipe of a tiny model on two folders, with a small projector and LoRA of rank 4."""
-    return ModelRecipe(
-        name="tiny",
-        encoder=SourceRecipe(str(encoder)),
-        backbone=SourceRecipe(str(backbone)),
-        projector=ProjectorRecipe(hidden_size=24, scaled=scaled),
-        lora=LoraRecipe(rank=4, alpha=8),
-        languages=("en", "de"),
-    )
+def model_config(encoder: Path, backbone: Path, *, scaled: bool = True, **settings: Any) -> ModelConfig:
+    """The config of a tiny model on two folders, with a small projector and LoRA of rank 4.
+
+    Args:
+        encoder, backbone: folders of `write_whisper` and `write_backbone`.
+        scaled: of the projector.
+        **settings: other fields of `ModelConfig`, in place of those given here.
+    """
+    given = {
+        "name": "tiny",
+        "encoder": EncoderConfig(str(encoder)),
+        "backbone": BackboneConfig(str(backbone)),
+        "projector": ProjectorConfig(hidden_size=24, scaled=scaled),
+        "lora": LoraConfig(rank=4, alpha=8),
+        "languages": ("en", "de"),
+    }
+    return ModelConfig(**given | settings)
 
 
-def build_model(recipe: ModelRecipe, seed: int = 0) -> DiffusionGemmaASR:
-    """The model of `recipe`, as after training: no LoRA matrix is zero, so a lost one shows in the logits."""
-    encoder = AcousticEncoder.from_pretrained(recipe.encoder.name)
-    backbone = Backbone.from_pretrained(recipe.backbone.name)
-    backbone.add_lora(recipe.lora.rank, recipe.lora.alpha, recipe.lora.dropout)
+def build_model(config: ModelConfig, seed: int = 0) -> DiffusionGemmaASR:
+    """The model of `config`, as after training: no LoRA matrix is zero, so a lost one shows in the logits."""
+    encoder, backbone = load_encoder(config.encoder), load_backbone(config.backbone)
+    backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        scale = backbone.embedding_scale() if recipe.projector.scaled else None
-        projector = AudioProjector(
-            encoder.hidden_size, backbone.hidden_size, recipe.projector.hidden_size, scale
-        )
+        scale = backbone.embedding_scale()
+        projector = AudioProjector(config.projector, encoder.hidden_size, backbone.hidden_size, scale)
         for matrix in backbone.lora_state_dict().values():
             matrix.normal_(std=0.2)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.backbone.name)
-    return DiffusionGemmaASR(encoder, projector, backbone, tokenizer).eval()
+    return DiffusionGemmaASR(config, encoder, projector, backbone, load_tokenizer(config.backbone)).eval()
 
 
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

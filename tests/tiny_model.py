@@ -4,34 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tiny
 import torch
-from transformers import AutoTokenizer
 
-from diffusion_gemma_asr.backbone import Backbone
-from diffusion_gemma_asr.encoder import AcousticEncoder
-from diffusion_gemma_asr.model import DiffusionGemmaASR
-from diffusion_gemma_asr.objective import SpeechBatch, text_batch
-from diffusion_gemma_asr.projector import AudioProjector, output_length
+from diffusion_gemma_asr.checkpoint.config_file import read_config_file
+from diffusion_gemma_asr.checkpoint.load import find_checkpoint, load_checkpoint
+from diffusion_gemma_asr.checkpoint.parts import load_backbone, load_encoder, load_tokenizer
+from diffusion_gemma_asr.model.backbone import Backbone
+from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig
+from diffusion_gemma_asr.model.encoder import AcousticEncoder
+from diffusion_gemma_asr.model.lengths import strided_length
+from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.model.projector import AudioProjector
+
+if TYPE_CHECKING:
+    from diffusion_gemma_asr.train.objective import SpeechBatch
 
 RANK = 4
+LANGUAGES = ("en", "de", "fr", "es", "hi", "zh")
 
 
 def clips(lengths: Sequence[int], seed: int = 0) -> list[np.ndarray]:
     """Noise whose colour drifts, float32, of so many samples: no two frames are alike."""
     rng = np.random.default_rng(seed)
-    found = []
+    sounds = []
     for n in lengths:
         white = rng.standard_normal(n + 1)
         tilt = np.sin(np.arange(n) / 900 + rng.uniform(0, 6))
-        found.append((0.1 * (white[1:] + tilt * white[:-1])).astype(np.float32))
-    return found
+        sounds.append((0.1 * (white[1:] + tilt * white[:-1])).astype(np.float32))
+    return sounds
+
+
+def tiny_backbone(folder: Path) -> Backbone:
+    """The backbone of `folder`, without LoRA."""
+    return load_backbone(BackboneConfig(str(folder)))
 
 
 def loud_encoder(folder: Path) -> AcousticEncoder:
     """The encoder of `folder`, its weights so loud that every frame depends on the sound."""
-    encoder = AcousticEncoder.from_pretrained(folder)
+    encoder = load_encoder(EncoderConfig(str(folder)))
     generator = torch.Generator().manual_seed(0)
     for parameter in encoder.encoder.parameters():
         if parameter.dim() >= 2 and parameter is not encoder.encoder.embed_positions.weight:
@@ -48,27 +62,52 @@ def lively_lora(backbone: Backbone, seed: int = 0, stack: str = "") -> None:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
-def tiny_model(whisper_folder: Path, backbone_folder: Path, *, lora: bool = True) -> DiffusionGemmaASR:
-    """Encoder, new projector, backbone with lively LoRA, in eval mode; the same on every call."""
-    backbone = Backbone.from_pretrained(backbone_folder)
+def tiny_model(whisper_folder: Path, backbone_folder: Path, *, lora: bool = True, **settings: Any) -> DiffusionGemmaASR:
+    """Encoder, new projector, backbone with lively LoRA, in eval mode; the same on every call.
+
+    Args:
+        whisper_folder, backbone_folder: of the session's fixtures.
+        lora: put LoRA of rank RANK on the backbone.
+        **settings: fields of `ModelConfig`; it knows all languages, cannot find them, and reads no context otherwise.
+    """
+    config = tiny.model_config(whisper_folder, backbone_folder, **{"languages": LANGUAGES} | settings)
+    backbone = load_backbone(config.backbone)
     if lora:
         backbone.add_lora(RANK, 2 * RANK)
         lively_lora(backbone)
     encoder = loud_encoder(whisper_folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        projector = AudioProjector(encoder.hidden_size, backbone.hidden_size, 24, backbone.embedding_scale())
-    tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
-    return DiffusionGemmaASR(encoder, projector, backbone, tokenizer).eval()
+        scale = backbone.embedding_scale()
+        projector = AudioProjector(config.projector, encoder.hidden_size, backbone.hidden_size, scale)
+    return DiffusionGemmaASR(config, encoder, projector, backbone, load_tokenizer(config.backbone)).eval()
+
+
+def bundled_model(name: str, spare: Path, folder: Path | None = None) -> DiffusionGemmaASR:
+    """A model inside the package. Where its encoder is on a hub, one with random weights takes its place.
+
+    Args:
+        name: one of BUNDLED.
+        spare: where to write that encoder.
+        folder: a copy of the checkpoint, to be loaded instead.
+    """
+    own, encoder = find_checkpoint(name), None
+    source = read_config_file(own).encoder
+    if not (own / source.name).is_dir():
+        assert source.width is not None and source.mel_bins is not None
+        encoder = tiny.write_whisper(spare, width=source.width, mel_bins=source.mel_bins)
+    return load_checkpoint(folder or own, device="cpu", encoder=encoder)
 
 
 def speech_batch(
     model: DiffusionGemmaASR, texts: Sequence[str], frame_lengths: Sequence[int], margin: int = 3
 ) -> SpeechBatch:
     """Random frames with transcripts, padded as the training pads them."""
+    from diffusion_gemma_asr.train.objective import SpeechBatch, text_batch  # what tests of the core do not need
+
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(n, model.encoder.hidden_size, generator=generator) for n in frame_lengths]
-    slots = [output_length(n) for n in frame_lengths]
+    slots = [strided_length(n) for n in frame_lengths]
     targets = [model.prompts.target(text) for text in texts]
     text = text_batch(model.prompts, slots, targets, ["en"] * len(texts), margin)
     frames = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, F, D)

@@ -3,44 +3,34 @@
 import diffusion_gemma_asr as asr
 
 model = asr.load()
-print(asr.transcribe("talk.mp3", model).text)
+print(model.transcribe("talk.mp3").text)
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_gemma_asr.errors import (
-    AsrError,
-    AudioError,
-    CheckpointError,
-    DataError,
-    RecipeError,
-    SynthesisError,
-)
-from diffusion_gemma_asr.live import LiveUpdate, transcribe_live
-from diffusion_gemma_asr.results import DEFAULT_MODEL, Segment, Transcript, Word
-
-# `transcribe` is a module and its chief function: importing both here leaves the function under the name.
-from diffusion_gemma_asr.transcribe import Progress, TranscribeOptions, stream, transcribe, transcribe_many
+from .errors import AsrError, AudioError, CheckpointError, DataError, RecipeError, SynthesisError, __version__
 
 if TYPE_CHECKING:
-    import torch
+    from pathlib import Path
 
-    from diffusion_gemma_asr.model import DiffusionGemmaASR
-
-__version__ = "0.1.0"
+    from .denoise.decode import DecodeOptions
+    from .transcribe.live import LiveUpdate
+    from .transcribe.recognizer import Recognizer
+    from .transcribe.recordings import Progress, TranscribeOptions
+    from .transcribe.results import Segment, Transcript, Word
 
 __all__ = [
-    "DEFAULT_MODEL",
     "AsrError",
     "AudioError",
     "CheckpointError",
     "DataError",
+    "DecodeOptions",
     "LiveUpdate",
     "Progress",
     "RecipeError",
+    "Recognizer",
     "Segment",
     "SynthesisError",
     "TranscribeOptions",
@@ -48,61 +38,46 @@ __all__ = [
     "Word",
     "__version__",
     "load",
-    "stream",
-    "transcribe",
-    "transcribe_live",
-    "transcribe_many",
 ]
 
-DTYPES = ("float32", "bfloat16", "float16")
+# Read when they are asked for: torch takes seconds to import, and `--help` does not need it.
+_LAZY = {
+    "DecodeOptions": "denoise.decode",
+    "LiveUpdate": "transcribe.live",
+    "Progress": "transcribe.recordings",
+    "Recognizer": "transcribe.recognizer",
+    "Segment": "transcribe.results",
+    "TranscribeOptions": "transcribe.recordings",
+    "Transcript": "transcribe.results",
+    "Word": "transcribe.results",
+}
 
 
-def load(
-    name_or_path: str | Path = DEFAULT_MODEL,
-    *,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype | None = None,
-    **others: Any,
-) -> DiffusionGemmaASR:
-    """Load a model that transcribes.
+def load(name_or_path: str | Path | None = None, **options: Any) -> Recognizer:
+    """Loads a model that transcribes.
 
     Args:
-        name_or_path: a model that travels inside the package: "mini6" (six languages), "mini" (English, half the size, twice
-            as fast) or "mini-whisper-base" (six languages, its encoder is openai/whisper-base); a checkpoint folder; or a
-            hub repository. A folder that is called mini itself is "./mini".
-        device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
-        dtype: "float32", "bfloat16", "float16" or torch's own name for one; None leaves it to the checkpoint.
-        **others: what else `checkpoint.load_checkpoint` takes, for instance `quantization="bnb-4bit"`.
+        name_or_path: a model that travels inside the package, "mini6" (six languages, the default), "mini" (English,
+            half the size, twice as fast) or "mini-whisper-base" (six languages, its encoder is openai/whisper-base); a
+            checkpoint folder; or a hub repository.
+        **options: of `checkpoint.load.load_checkpoint`: device, dtype, quantization, encoder, backbone, revision,
+            local_files_only.
 
     Raises:
         CheckpointError: the model is missing, incomplete, or its parts do not fit each other.
-        AsrError: there is no such device or dtype.
+        AsrError: there is no such device, dtype or option.
     """
-    _check_device(device)  # before the weights are read
-    chosen_dtype = _dtype(dtype)
-    from diffusion_gemma_asr.checkpoint import load_checkpoint
+    from .checkpoint.load import DEFAULT_MODEL, load_checkpoint
+    from .strict import check_keywords
+    from .transcribe.recognizer import Recognizer
 
-    return load_checkpoint(name_or_path, device=device, dtype=chosen_dtype, **others)
-
-
-def _check_device(device: str | torch.device) -> None:
-    import torch
-
-    if device == "auto":
-        return
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
-        reason = str(error).splitlines()[0]
-        raise AsrError(f"device {device} cannot be used ({reason}); give auto, cpu, cuda, cuda:1 or mps") from None
+    check_keywords(load_checkpoint, options)
+    return Recognizer(load_checkpoint(name_or_path or DEFAULT_MODEL, **options))
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    import torch
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-    if not isinstance(dtype, str):
-        return dtype
-    if dtype not in DTYPES:
-        raise AsrError(f"dtype {dtype} is not known; give one of {', '.join(DTYPES)}")
-    chosen: torch.dtype = getattr(torch, dtype)
-    return chosen
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

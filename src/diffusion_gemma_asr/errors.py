@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__version__ = "0.2.0"
+
 
 class AsrError(Exception):
     """Base of all errors raised on purpose; the command line prints its message without a traceback."""
@@ -25,3 +27,8 @@ class DataError(AsrError):
 
 class SynthesisError(AsrError):
     """Synthetic speech that cannot be made, for instance because espeak-ng is missing."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message; other libraries write paragraphs."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

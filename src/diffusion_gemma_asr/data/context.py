@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from ..prompt import context_of
+from ..model.prompt import context_of
 
 HOTWORDS = 0.7  # share of the contexts that are words; the others are text
 SAID = 0.7  # share of the lists of words that hold some of the transcript's own

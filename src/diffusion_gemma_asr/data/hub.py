@@ -7,6 +7,7 @@ encoded bytes, and our own decoder reads them.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..audio import SAMPLE_RATE, load_audio
+from ..audio.read import SAMPLE_RATE, load_audio
 from ..errors import AudioError, DataError
 from .manifest import Utterance, write_manifest
 
 MANIFEST = "manifest.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def store(name: str, part: str, split: str, folder: Path | None = None, corpora:
     sounds = place / "audio"
     shutil.rmtree(sounds, ignore_errors=True)
     sounds.mkdir(parents=True)
-    rows = []
+    rows, untold = [], 0
     for number, row in enumerate(_rows(corpus, part, split)):
         if missing := sorted({"audio", corpus.text} - row.keys()):
             raise DataError(f"{corpus.repository}: no column {missing[0]}, but {', '.join(sorted(row))}")
@@ -81,11 +84,15 @@ def store(name: str, part: str, split: str, folder: Path | None = None, corpora:
         try:
             duration = len(load_audio(file)) / SAMPLE_RATE
         except AudioError:
-            duration = 0.0  # listed all the same: evaluation names and counts what it cannot read
+            duration = 0.0  # listed all the same: read_manifest names and counts what cannot be read
         text = (row[corpus.text] or "").strip()
         speaker = "" if corpus.speaker is None else str(row.get(corpus.speaker) or "")
         if text:
             rows.append(Utterance(str(file), text, corpus.parts[part], round(duration, 3), speaker))
+        else:
+            untold += 1
+    if untold:
+        logger.warning("%s (%s, %s): %d utterances without a transcript left out", corpus.repository, part, split, untold)
     if not rows:
         raise DataError(f"{corpus.repository} ({part}, {split}): no utterance with a transcript")
     write_manifest(place / MANIFEST, rows)

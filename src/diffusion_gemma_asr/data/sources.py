@@ -13,15 +13,17 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from glob import escape
 from pathlib import Path
 
-from ..audio import SAMPLE_RATE, load_audio
 from ..errors import AudioError, DataError
+from ..languages import language_code
 from .hub import CORPORA, store
-from .manifest import Utterance, read_manifest
+from .manifest import Utterance, file_seconds, known_language, read_manifest, report, why_left_out
+from .text import read_text
 
-_NAME = re.compile(r"(?P<name>[a-z_]+)(:(?P<part>\w+))?(/(?P<split>[\w.]+))?")
+_ENDINGS = ".wav .flac .mp3 .m4a .ogg .opus .oga .aac .wma .aif .aiff .amr .ac3 .caf .au .mka .mp4 .mkv .mov .webm .avi"
+SOUNDS = frozenset(_ENDINGS.split())
+_NAME = re.compile(r"(?P<name>[a-z_]+)(:(?P<part>[\w-]+))?(/(?P<split>[\w.]+))?")
 
 
 def read_source(
@@ -36,12 +38,18 @@ def read_source(
 
     Args:
         source: see above. What exists as a path is one.
-        languages, max_duration_s, skipped: see `read_manifest`.
-        folder_language: spoken in a folder of sounds, which does not say it itself.
+        languages: see `read_manifest`.
+        max_duration_s: see `read_manifest`.
+        skipped: see `read_manifest`.
+        folder_language: spoken in a folder of sounds, which does not say it itself; a code or name.
         split: of a corpus where the name says none.
+
+    Returns:
+        utterances, in the order of the source.
 
     Raises:
         DataError: no such manifest, folder or corpus; otherwise as `read_manifest` and `hub.store`.
+        AsrError: `folder_language` is none of the six.
     """
     path = Path(source)
     if path.is_dir():
@@ -68,7 +76,7 @@ def corpus_parts(source: str, split: str = "test") -> list[tuple[str, str, str]]
     chosen = list(parts)
     if parsed["part"] is not None:
         part = parsed["part"]
-        chosen = [part] if part in parts else [key for key, language in parts.items() if language == part]
+        chosen = [part] if part in parts else [key for key, code in parts.items() if code == known_language(part)]
         if not chosen:
             near = difflib.get_close_matches(part, parts, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(parts)}"
@@ -79,26 +87,45 @@ def corpus_parts(source: str, split: str = "test") -> list[tuple[str, str, str]]
 def _of_folder(
     folder: Path, languages: Iterable[str], max_duration_s: float, skipped: list[str] | None, language: str
 ) -> list[Utterance]:
-    """Every sound below a folder that has a .txt of its name beside it."""
-    keep = frozenset(languages)
-    texts = sorted(folder.rglob("*.txt"))
-    rows = []
-    for text in texts if not keep or language in keep else ():
-        sounds = [file for file in sorted(text.parent.glob(f"{escape(text.stem)}.*")) if file.suffix != ".txt"]
+    """Every sound below a folder that has a .txt of its name beside it; what lacks the other is left out."""
+    keep = frozenset(map(known_language, languages))
+    language = language_code(language)
+    rows, left_out = [], []
+    for name, files in sorted(_by_name(folder).items()):
+        texts = [file for file in files if file.suffix.lower() == ".txt"]
+        sounds = [file for file in files if file.suffix.lower() in SOUNDS] or [f for f in files if f not in texts]
+        if not texts:
+            if sounds[0].suffix.lower() in SOUNDS:
+                left_out.append(f"{sounds[0]}: no transcript beside it as {name.name}.txt")
+            continue
         try:
             if not sounds:
-                raise DataError(f"{text}: no sound of the same name beside it")
-            duration = len(load_audio(sounds[0])) / SAMPLE_RATE
+                raise DataError(f"{texts[0]}: no sound of the same name beside it")
+            spoken = " ".join(read_text(texts[0]).split())
+            duration = round(file_seconds(str(sounds[0])), 3)
         except (AudioError, DataError) as error:
             if skipped is None:
                 raise
             skipped.append(str(error))
             continue
-        if duration <= max_duration_s:
-            spoken = " ".join(text.read_text(encoding="utf-8").split())
-            rows.append(Utterance(str(sounds[0].resolve()), spoken, language, round(duration, 3)))
+        utterance = Utterance(str(sounds[0].resolve()), spoken, language, duration)
+        if why := why_left_out(utterance, keep, max_duration_s):
+            left_out.append(f"{sounds[0]}: {why}")
+        else:
+            rows.append(utterance)
+    report(left_out, skipped)
     if not rows and not skipped:
+        hint = f" ({left_out[0]})" if left_out else ""
         raise DataError(
-            f"{folder}: no sound file with its transcript beside it as NAME.txt, at most {max_duration_s} s long"
+            f"{folder}: no sound file with its transcript beside it as NAME.txt, at most {max_duration_s} s long{hint}"
         )
     return rows
+
+
+def _by_name(folder: Path) -> dict[Path, list[Path]]:
+    """The files below a folder in order, by path without ending; hidden ones, as macOS leaves them, are not looked at."""
+    found: dict[Path, list[Path]] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and not file.name.startswith("."):
+            found.setdefault(file.with_suffix(""), []).append(file)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,115 +10,118 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .. import load
-from ..baselines.autoregressive import Autoregressive
-from ..baselines.trained import TrainedBaseline
-from ..baselines.whisper import Whisper
-from ..checkpoint import choose_device
 from ..data.manifest import Utterance
 from ..data.sources import read_source
-from ..decoding import EngineName, Start
-from ..prompt import LANGUAGES
 from .compare import compare
-from .metrics import Edits
-from .report import parts, write_report
-from .run import MAX_CLIP_S, evaluate
-from .systems import CtcGreedy, Diffusion, System
+from .metrics import Edits, percent
+from .normalise import NORMALISER
+from .options import EvaluateOptions
+from .protocol import System
+from .report import write_report
+from .run import evaluate
+from .summary import cells, parts
+from .systems import load_systems
+
+TITLE = f"error rates after {NORMALISER}"
+WRAPPED = {"data": 10, "error rate": 11, "written by": 9}  # columns that may take several lines, at least so wide
+PIPE_WIDTH = 160  # of tables where no terminal says how wide it is
+
+__all__ = ["EvaluateOptions", "compare_command", "evaluate_command"]
 
 
-def evaluate_command(
-    sources: Sequence[str],
-    out: Path,
-    model: str,
-    system: str,
-    steps: Sequence[int],
-    start: Start | None,
-    seed: int,
-    batch_size: int,
-    device: str,
-    folder_language: str,
-    engine: EngineName,
-    auto: bool = False,
-) -> None:
-    """Evaluates a model on manifests, folders or corpora (see data/sources.py): once, or once for each number of steps in
-    folders `steps-N` of `out`; with `auto` it is not told the language."""
+def evaluate_command(sources: Sequence[str], out: Path, options: EvaluateOptions) -> None:
+    """Evaluates a model on manifests, folders or corpora (see data/sources.py), and writes a report.
+
+    Args:
+        sources: of utterances with their references.
+        out: folder of the run; with several numbers of steps each has a folder `steps-N` in it.
+        options: what to measure, and how.
+
+    Raises:
+        AsrError: the model cannot be loaded, the data cannot be read, or `out` holds another run.
+    """
     skipped: list[str] = []
     utterances: list[Utterance] = []
-    data_sets: dict[str, str] = {}  # by sound file
+    data_sets: dict[str, str] = {}  # by key
     for source in sources:
-        rows = usable(read_source(source, (), MAX_CLIP_S, skipped, folder_language), skipped)
-        utterances += [u for u in rows if u.audio_filepath not in data_sets]
-        data_sets = {u.audio_filepath: source for u in rows} | data_sets
-    systems = load_systems(system, model, device, out, steps, start, seed, engine, auto)
+        rows = read_source(source, (), math.inf, skipped, options.language)
+        utterances += [u for u in rows if u.key not in data_sets]
+        data_sets = {u.key: source for u in rows} | data_sets
+    systems = load_systems(options, out)
+    evaluate_systems(systems, utterances, data_sets, skipped, options.transcribe.batch_size)
+    print(write_report(list(systems), out / "report.html"))
+
+
+def evaluate_systems(
+    systems: dict[Path, System],
+    utterances: Sequence[Utterance],
+    data_sets: dict[str, str],
+    skipped: Sequence[str] = (),
+    batch_size: int = 16,
+) -> None:
+    """Evaluates systems one after the other, and prints what they make.
+
+    Args:
+        systems: by the folders of their runs.
+        utterances: with their references.
+        data_sets: the source of each, by its key.
+        skipped: messages about utterances that could not be listed.
+        batch_size: sounds that a system is given at once.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    table = Table("run", "data", "language", "error rate", "95 % interval", "passes", "RTFx", "skipped")
-    told_apart: list[tuple[str, str, float, int]] = []
-    for folder, chosen in systems.items():
+    table, shares = Table(title=TITLE), []
+    for folder, system in systems.items():
+        rows, foreign = _known(utterances, system)
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(folder.name, total=len(utterances))
+            task = bar.add_task(folder.name, total=len(rows))
 
             def show(done: int, edits: Edits, bar: Progress = bar, task: int = task, name: str = folder.name) -> None:
-                bar.update(task, completed=done, description=f"{name} {edits.rate:.1%}")  # type: ignore[arg-type]
+                bar.update(task, completed=done, description=f"{name} {percent(edits.rate)}")  # type: ignore[arg-type]
 
-            summary = evaluate(chosen, utterances, folder, batch_size, skipped, show, data_sets)
-        told_apart += [
-            (folder.name, code, found["language_found_over_2_s"], found["over_2_s"])
-            for code, found in summary["languages"].items()
-            if found.get("language_found_over_2_s") is not None
+            summary = evaluate(system, rows, folder, batch_size, [*skipped, *foreign], show, data_sets)
+        for data, language, figures in parts(summary):
+            shown = {"run": folder.name, "data": data, "language": language} | cells(summary, figures)
+            if not table.columns:
+                for name in shown:
+                    table.add_column(name, no_wrap=name not in WRAPPED, min_width=WRAPPED.get(name), overflow="fold")
+            table.add_row(*shown.values())
+        shares += [
+            f"{folder.name}: {code} found rightly in {percent(figures['language_found_over_2_s'])} of "
+            f"{figures['over_2_s']} clips of over 2 s"
+            for code, figures in summary["languages"].items()
+            if figures.get("language_found_over_2_s") is not None
         ]
-        for data, language, found in parts(summary):
-            table.add_row(
-                folder.name, data, language, f"{found['error_rate']:.2%}", f"{found['low']:.2%} – {found['high']:.2%}",
-                str(summary["passes"]), str(summary["speed"]["rtfx"]), str(summary["skipped"]),
-            )  # fmt: skip
     for why in summary["skipped_why"]:
         console.print(f"skipped: {why}", markup=False, highlight=False, soft_wrap=True)
     if summary["skipped"] > len(summary["skipped_why"]):
         console.print(f"skipped: {summary['skipped'] - len(summary['skipped_why'])} more")
-    Console().print(table)
-    for name, language, share, count in told_apart:
-        print(f"{name}: {language} found rightly in {share:.1%} of {count} clips of over 2 s")
-    print(write_report(list(systems), out / "report.html"))
+    _print(table)
+    for line in shares:
+        print(line)
 
 
-def load_systems(
-    system: str, model: str, device: str, out: Path, steps: Sequence[int], start: Start | None, seed: int,
-    engine: EngineName = "fast", auto: bool = False,
-) -> dict[Path, System]:  # fmt: skip
-    """The systems to evaluate, by the folders of their runs: one, or one for each number of steps."""
-    if system == "whisper":
-        return {out: Whisper(model, choose_device(device))}
-    if system == "baseline":
-        return {out: TrainedBaseline.load(model, seed)}
-    loaded = load(model, device=device)
-    if system == "ctc":
-        return {out: CtcGreedy(loaded, model)}
-    if system == "autoregressive":
-        return {out: Autoregressive(loaded, model)}
-    folders = [out] if len(steps) == 1 else [out / f"steps-{n}" for n in steps]
-    options = [loaded.backbone.denoise_options(n) for n in steps]
-    return {f: Diffusion(loaded, model, o, start, seed, engine, None, auto) for f, o in zip(folders, options, strict=True)}
-
-
-def usable(rows: Sequence[Utterance], skipped: list[str]) -> list[Utterance]:
-    """The utterances in a language that the system knows; `skipped` takes a message for each other one."""
-    kept = [u for u in rows if u.language in LANGUAGES]
-    known = ", ".join(LANGUAGES)
-    skipped += [
-        f"{u.audio_filepath}: language {u.language!r} is none of {known}" for u in rows if u.language not in LANGUAGES
+def _known(utterances: Sequence[Utterance], system: System) -> tuple[list[Utterance], list[str]]:
+    """The utterances in a language that the system knows, and a message for each other one."""
+    known = ", ".join(system.languages)
+    return [u for u in utterances if u.language in system.languages], [
+        f"{u.audio_filepath}: language {u.language!r} is none of {known}"
+        for u in utterances
+        if u.language not in system.languages
     ]
-    return kept
 
 
 def compare_command(runs: Sequence[Path]) -> None:
-    """Prints the comparison as a table."""
-    table = Table("run", "language", "utterances", "error rate", "against the first", "p")
+    """Prints runs side by side, each tested against the first."""
+    table = Table("run", "language", "utterances", "error rate", "against the first", "p", title=TITLE)
     for row in compare(runs):
         test = row.get("against_first")
         shown = f"{test['difference']:+.2%} ({test['low']:+.2%} to {test['high']:+.2%})" if test else ""
-        table.add_row(
-            row["run"], row["language"], str(row["utterances"]), f"{row['error_rate']:.2%}", shown,
-            f"{test['p_value']:.3f}" if test else "",
-        )  # fmt: skip
-    Console().print(table)
+        cells = (row["run"], row["language"], str(row["utterances"]), percent(row["error_rate"], 2), shown)
+        table.add_row(*cells, f"{test['p_value']:.3f}" if test else "")
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)

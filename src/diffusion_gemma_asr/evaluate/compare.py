@@ -10,12 +10,16 @@ from typing import Any
 
 from ..errors import DataError
 from .metrics import paired_bootstrap, total
+from .predictions import SETTINGS, read_predictions
 from .report import label
-from .run import SETTINGS, read_predictions
+from .summary import rates
 
 
 def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
     """Compares runs.
+
+    Args:
+        runs: folders that `evaluate` wrote.
 
     Returns:
         a row for each run and language: run, language, utterances, error_rate, and, but for the first run, `against_first`
@@ -28,21 +32,21 @@ def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
     for run in runs:
         if not (Path(run) / SETTINGS).is_file():
             raise DataError(f"{run} holds no run; give folders that `evaluate --out` wrote")
-        rows = {row.audio_filepath: row for row in read_predictions(run) if row.error is None}
+        rows = {row.key: row for row in read_predictions(run) if row.error is None}
         loaded.append((label(json.loads((Path(run) / SETTINGS).read_text(encoding="utf-8"))), rows))
-    common = sorted(set.intersection(*(set(rows) for _, rows in loaded)))
-    common = [key for key in common if len({rows[key].reference_normalised for _, rows in loaded}) == 1]
-    if not common:
+    shared = sorted(set.intersection(*(set(rows) for _, rows in loaded)))
+    shared = [key for key in shared if len({rows[key].reference_normalised for _, rows in loaded}) == 1]
+    if not shared:
         raise DataError("these runs have no utterance in common; compare runs over the same data")
     first = loaded[0][1]
     table = []
-    for language in sorted({first[key].language for key in common}):
-        keys = [key for key in common if first[key].language == language]
+    for language in sorted({first[key].language for key in shared}):
+        keys = [key for key in shared if first[key].language == language]
         base = [first[key].counts for key in keys]
         for index, (name, rows) in enumerate(loaded):
             mine = [rows[key].counts for key in keys]
             row: dict[str, Any] = {"run": name, "language": language, "utterances": len(keys)}
-            row["error_rate"] = round(total(mine).rate, 5)
+            row["error_rate"] = rates(mine)["error_rate"]
             if index and total(base).reference:
                 row["against_first"] = {k: round(v, 5) for k, v in asdict(paired_bootstrap(base, mine)).items()}
             table.append(row)

@@ -11,15 +11,19 @@ from collections.abc import Callable
 from typing import Literal
 
 from ..errors import AsrError
+from . import INSTALL
 
 try:
     from whisper_normalizer.basic import BasicTextNormalizer
     from whisper_normalizer.english import EnglishTextNormalizer
 except ModuleNotFoundError as error:
-    raise AsrError(f"evaluation needs {error.name}: pip install 'diffusion-gemma-asr[evaluation]'") from None
+    raise AsrError(f"error rates need {error.name}: {INSTALL}") from None
 
 Normaliser = Callable[[str], str]
 Rules = Literal["whisper", "marks"]
+
+NORMALISER = "Whisper's normaliser"
+"""What the heading of every table of error rates calls the rules "whisper"."""
 
 
 @functools.cache
@@ -31,5 +35,5 @@ def normaliser(language: str, rules: Rules = "whisper") -> Normaliser:
         rules: "whisper" as published, whose basic rules turn every Unicode mark into a space ("हिन्दी" becomes "ह न द");
             "marks" leaves marks where they are, and is the same for English.
     """
-    found = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(preserve_marks=rules == "marks")
-    return lambda text: " ".join(found(text).split())
+    rewrite = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(preserve_marks=rules == "marks")
+    return lambda text: " ".join(rewrite(text).split())

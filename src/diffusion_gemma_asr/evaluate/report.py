@@ -10,11 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .metrics import Piece, align
-from .run import SUMMARY, Prediction, read_predictions, write_whole
+from ..files import write_whole
+from .metrics import Piece, align, percent
+from .normalise import NORMALISER
+from .predictions import SUMMARY, Prediction, read_predictions
+from .summary import cells, parts
 
-MIME = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg", ".opus": "audio/ogg",
-        ".m4a": "audio/mp4", ".webm": "audio/webm"}  # fmt: skip
+MIME = {
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg",
+    ".opus": "audio/ogg",
+    ".m4a": "audio/mp4",
+    ".webm": "audio/webm",
+}
+PLAYER_BYTES = 4_000_000  # of a sound file at most that goes into the page
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1b1b;background:#fff}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd}
@@ -36,20 +47,25 @@ def write_report(runs: Sequence[str | Path], target: str | Path, audio: int = 50
     Args:
         runs: folders of finished runs; the utterances shown are those of the last.
         target: the file to write.
-        audio: players for so many of the worst utterances; their sound goes into the page.
+        audio: players for so many of the worst utterances, those that are a file of their own; it goes into the page.
 
     Returns:
         the file.
     """
     summaries = [json.loads((Path(run) / SUMMARY).read_text(encoding="utf-8")) for run in runs]
     rows = read_predictions(runs[-1])
-    heard = sorted((row for row in rows if row.error is None), key=lambda row: (-row.counts.errors, -row.counts.rate))
+    written = sorted((row for row in rows if row.error is None), key=lambda row: (-row.counts.errors, -row.counts.rate))
     body = [
-        "<h1>Speech recognition report</h1>", _settings(summaries), _table(summaries), _plot(summaries),
+        "<h1>Speech recognition report</h1>",
+        _settings(summaries),
+        f"<h2>Error rates after {NORMALISER}</h2>",
+        _table(summaries),
+        _plot(summaries),
         _skipped(summaries[-1]),
-        "<h2>Utterances, worst first</h2>", '<p><input id="filter" placeholder="filter: text, language, file"></p>',
-        *(_utterance(row, with_audio=i < audio) for i, row in enumerate(heard)),
-    ]  # fmt: skip
+        "<h2>Utterances, worst first</h2>",
+        '<p><input id="filter" placeholder="filter: text, language, file"></p>',
+        *(_utterance(row, with_audio=i < audio) for i, row in enumerate(written)),
+    ]
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Speech recognition report</title>'
         f"<style>{STYLE}</style><body>{''.join(body)}<script>{SCRIPT}</script></body></html>\n"
@@ -67,35 +83,23 @@ def _settings(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(summaries: Sequence[dict[str, Any]]) -> str:
-    head = ("run", "data", "language", "error rate", "95 % interval", "marks kept", "S", "D", "I", "of", "passes", "RTFx")
-    cells = [f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>"]
+    rows: list[dict[str, Any]] = []
     for summary in summaries:
-        for data, language, found in parts(summary):
-            kept = found.get("with_marks")
-            measure = "WER" if found["unit"] == "word" else "CER"
-            row = (
-                label(summary["settings"]), data, language, f"{measure} {found['error_rate']:.2%}",
-                f"{found['low']:.2%} – {found['high']:.2%}", f"{kept['error_rate']:.2%}" if kept else "",
-                found["substitutions"], found["deletions"], found["insertions"], found["reference"],
-                summary["passes"], summary["speed"]["rtfx"],
-            )  # fmt: skip
-            cells.append(f"<tr>{''.join(f'<td>{html.escape(str(value))}</td>' for value in row)}</tr>")
-    return f"<table>{''.join(cells)}</table>"
-
-
-def parts(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(data set, language, rates) of a summary: each data set's languages and, where there are several, those of all."""
-    found = [(name, key, rates) for name, by in summary["data_sets"].items() for key, rates in by.items()]
-    if len(summary["data_sets"]) > 1:
-        found += [("all", key, rates) for key, rates in summary["languages"].items()]
-    return found
+        for data, language, figures in parts(summary):
+            row = {"run": label(summary["settings"]), "data": data, "language": language} | cells(summary, figures)
+            kept = figures.get("with_marks")
+            row["marks kept"] = percent(kept["error_rate"], 2) if kept else ""
+            row |= {"S": figures["substitutions"], "D": figures["deletions"], "I": figures["insertions"]}
+            rows.append(row | {"of": figures["reference"]})
+    lines = ["".join(f"<th>{html.escape(name)}</th>" for name in rows[0])] if rows else []
+    lines += ["".join(f"<td>{html.escape(str(value))}</td>" for value in row.values()) for row in rows]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def label(settings: dict[str, Any]) -> str:
     """A short name of a run: system, model, steps and start."""
-    parts = [settings.get(key) for key in ("system", "model", "steps", "start")]
-    names = [f"{part} steps" if isinstance(part, int) else str(part) for part in parts if part is not None]
-    return " · ".join(names)
+    values = [settings.get(key) for key in ("system", "model", "steps", "start")]
+    return " · ".join(f"{value} steps" if isinstance(value, int) else str(value) for value in values if value is not None)
 
 
 def _plot(summaries: Sequence[dict[str, Any]]) -> str:
@@ -107,7 +111,8 @@ def _plot(summaries: Sequence[dict[str, Any]]) -> str:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     for language in summaries[-1]["languages"]:
-        points = [(s["speed"]["rtfx"], s["languages"][language]["error_rate"], s) for s in summaries]
+        rates = [(s["speed"]["rtfx"], s["languages"][language]["error_rate"], s) for s in summaries]
+        points = [point for point in rates if None not in point[:2]]
         axis.plot([x for x, _, _ in points], [100 * y for _, y, _ in points], "o-", label=language)
         for x, y, summary in points:
             axis.annotate(str(summary["settings"].get("steps", "")), (x, 100 * y), textcoords="offset points", xytext=(5, 5))
@@ -131,9 +136,10 @@ def _utterance(row: Prediction, with_audio: bool) -> str:
     pieces = align(row.reference_normalised, row.hypothesis_normalised, "character" if row.unit == "character" else "word")
     edits = row.counts
     meta = (
-        f"{Path(row.audio_filepath).name} · {row.language} · {row.duration:.1f} s · {edits.rate:.0%} "
-        f"({edits.substitutions} S, {edits.deletions} D, {edits.insertions} I) · {row.passes} passes"
+        f"{Path(row.audio_filepath).name} · {row.language} · {row.duration:.1f} s · {percent(edits.rate, 0)} "
+        f"({edits.substitutions} S, {edits.deletions} D, {edits.insertions} I) · {row.decoder}"
     )
+    meta += "" if row.passes is None else f" · {row.passes} passes"
     joint = "" if row.unit == "character" else " "
     return (
         f'<div class="utterance"><div class="meta">{html.escape(meta)} {_player(row) if with_audio else ""}</div>'
@@ -150,7 +156,7 @@ def _marked(piece: Piece, text: str) -> str:
 def _player(row: Prediction) -> str:
     path = Path(row.audio_filepath)
     kind = MIME.get(path.suffix.lower())
-    if kind is None or not path.is_file():
+    if kind is None or row.offset or not path.is_file() or path.stat().st_size > PLAYER_BYTES:
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<audio controls preload="none" src="data:{kind};base64,{data}"></audio>'

@@ -1,86 +1,189 @@
-"""What can be evaluated: anything that turns a batch of clips into texts."""
+"""The systems by name, and those that are models of ours: as users call them, whole clips, and the draft alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..decoding import EngineName, Start
-from ..denoise import DenoiseOptions
-from ..model import DiffusionGemmaASR
-from ..prompt import AUTO
+from ..checkpoint.config_file import CONFIG
+from ..checkpoint.load import ADAPTER, choose_device, choose_dtype, find_checkpoint, load_checkpoint
+from ..denoise.decode import decode_clips
+from ..errors import AsrError, AudioError
+from ..model.model import DiffusionGemmaASR
+from ..transcribe.recognizer import Recognizer
+from ..transcribe.recordings import TranscribeOptions
+from ..transcribe.results import Transcript
+from .baselines.autoregressive import Autoregressive
+from .baselines.whisper import Whisper
+from .options import EvaluateOptions
+from .protocol import Hypothesis, System, fingerprint
 
-
-@dataclass(frozen=True)
-class Hypothesis:
-    """What a system wrote for a clip, how many passes of its decoder that took, and the language that it found, if it had
-    to."""
-
-    text: str
-    passes: int
-    language: str | None = None
-
-
-class System(Protocol):
-    """A speech recogniser under test."""
-
-    def settings(self) -> dict[str, Any]:
-        """What defines it, as JSON: two runs with equal settings on the same audio give the same texts."""
-
-    def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
-        """Texts of (n,) float32 clips of 16 kHz, at most 30 s each, in their order."""
+CLIP_S = 30.0  # that the encoder takes at most
 
 
 class Diffusion:
-    """Our model through its denoising decoder; with `auto` it is not told the language."""
+    """A model of ours as users call it, `Recognizer.transcribe_many`: voice activity detection, thresholds, fallback.
+
+    Args:
+        model: that transcribes.
+        description: of the model, for the settings; see `describe`.
+        options: of the transcription; its language does not count unless it is to be found.
+        find_language: whether the model is left to find the language, among those of `options`.
+        clips: decode whole clips instead, of at most 30 s, and nothing around it.
+    """
 
     def __init__(
-        self, model: DiffusionGemmaASR, name: str, options: DenoiseOptions, start: Start | None = None, seed: int = 0,
-        engine: EngineName = "fast", canvas_length: int | None = None, auto: bool = False,
-    ):  # fmt: skip
-        self.model, self.name, self.options, self.seed = model, name, options, seed
-        self.start: Start = start or model.start
-        self.engine, self.canvas_length, self.auto = engine, canvas_length, auto
+        self,
+        model: DiffusionGemmaASR,
+        description: dict[str, Any],
+        options: TranscribeOptions,
+        find_language: bool = False,
+        clips: bool = False,
+    ):
+        self.model, self.description, self.options = model, description, options
+        self.find_language, self.clips = find_language, clips
+        self.longest_s = CLIP_S if clips else math.inf
+        self.languages = model.config.languages
 
     def settings(self) -> dict[str, Any]:
-        """Model, denoising options, first canvas, engine and seed."""
-        chosen = {
-            "system": "diffusion", "model": self.name, "start": self.start, "canvas": self.canvas_length or "fitted",
-            "engine": self.engine, "seed": self.seed,
-        }  # fmt: skip
-        chosen |= {"language": AUTO} if self.auto else {}
-        return chosen | asdict(self.options) | {"dtype": dtype_name(self.model)}
+        """The model, and all options but those of speed."""
+        options = asdict(self.options)
+        decode = options.pop("decode")
+        if not self.find_language:
+            del decode["language"]
+        del options["batch_size"]
+        return {"system": "diffusion"} | self.description | {"clips": self.clips} | decode | options
 
-    def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+    def transcribe(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
         """See `System`."""
-        found = self.model.transcribe_batch(
-            clips, AUTO if self.auto else languages, self.options, self.seed, self.canvas_length, start=self.start,
-            engine=self.engine,
-        )  # fmt: skip
-        return [Hypothesis(row.text, row.steps, row.language if self.auto else None) for row in found]
+        if self.clips:
+            return self._whole(sounds, languages)
+        rows: dict[int, Hypothesis] = {}
+        for places, options in self._groups(languages):
+            transcripts = Recognizer(self.model).transcribe_many([sounds[i] for i in places], options)
+            rows |= {place: self._hypothesis(result) for place, result in zip(places, transcripts, strict=True)}
+        return [rows[i] for i in range(len(sounds))]
+
+    def _groups(self, languages: Sequence[str]) -> list[tuple[list[int], TranscribeOptions]]:
+        """What can be transcribed with the same options: places in a batch, and those options."""
+        if self.find_language:
+            return [(list(range(len(languages))), self.options)]
+        groups = []
+        for code in sorted(set(languages)):
+            options = replace(self.options, decode=replace(self.options.decode, language=code))
+            groups.append(([i for i, language in enumerate(languages) if language == code], options))
+        return groups
+
+    def _hypothesis(self, result: Transcript | AudioError) -> Hypothesis:
+        if isinstance(result, AudioError):
+            raise result
+        decoders = sorted({segment.decoder for segment in result.segments})
+        language = result.language if self.find_language else None
+        steps = sum(segment.steps for segment in result.segments) if result.segments else None
+        return Hypothesis(result.text, "+".join(decoders) or "none", steps, language)
+
+    def _whole(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+        options, named = self.options, None if self.find_language else languages
+        decoded = decode_clips(self.model, sounds, options.decode, batch_size=options.batch_size, languages=named)
+        return [
+            Hypothesis(row.text, row.decoder, row.steps, row.language if self.find_language else None) for row in decoded
+        ]
 
 
 class CtcGreedy:
-    """The projector's slots straight through the frozen lm_head, greedily: no decoder at all."""
+    """The projector's audio tokens straight through the frozen output head, greedily: no decoder at all.
 
-    def __init__(self, model: DiffusionGemmaASR, name: str):
-        self.model, self.name = model, name
+    Args:
+        model: whose audio tokens they are.
+        description: of it, for the settings; see `describe`.
+    """
+
+    longest_s = CLIP_S
+
+    def __init__(self, model: DiffusionGemmaASR, description: dict[str, Any]):
+        self.model, self.description = model, description
+        self.languages = model.config.languages
 
     def settings(self) -> dict[str, Any]:
         """The model."""
-        return {"system": "ctc", "model": self.name, "dtype": dtype_name(self.model)}
+        return {"system": "ctc"} | self.description
 
     @torch.no_grad()
-    def transcribe(self, clips: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+    def transcribe(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
         """See `System`; the languages are not used."""
-        drafts = self.model.draft(*self.model.encode_audio(clips))
-        return [Hypothesis(self.model.text([token.id for token in row]), 0) for row in drafts]
+        drafts = self.model.greedy.drafts(self.model.encode(sounds))
+        return [Hypothesis(self.model.text([token.id for token in row]), "ctc", 0) for row in drafts]
 
 
-def dtype_name(model: DiffusionGemmaASR) -> str:
-    """Of the backbone's weights, as JSON."""
-    return str(model.backbone.lm_head_weight.dtype).removeprefix("torch.")
+def describe(model: DiffusionGemmaASR, name: str, quantization: str | None = None) -> dict[str, Any]:
+    """A loaded checkpoint for the settings of a run: its name, what its files hold, and how it was loaded.
+
+    Args:
+        model: as `load_checkpoint` made it.
+        name: by which it was loaded.
+        quantization: with which it was loaded.
+    """
+    folder = find_checkpoint(name)
+    dtype = str(model.backbone.lm_head_weight.dtype).removeprefix("torch.")
+    return {
+        "model": name,
+        "model_sha256": fingerprint([folder / CONFIG, folder / ADAPTER]),
+        "dtype": dtype,
+        "device": model.device.type,
+        "quantization": quantization,
+    }
+
+
+def _ours(options: EvaluateOptions) -> tuple[DiffusionGemmaASR, dict[str, Any]]:
+    model = load_checkpoint(options.model, device=options.device, dtype=options.dtype, quantization=options.quantization)
+    return model, describe(model, options.model, options.quantization)
+
+
+def _diffusion(options: EvaluateOptions, out: Path) -> dict[Path, System]:
+    model, description = _ours(options)
+    sweep = options.sweep()
+    return {
+        out if len(sweep) == 1 else out / f"steps-{count}": Diffusion(
+            model, description, chosen, options.find_language, options.clips
+        )
+        for count, chosen in sweep.items()
+    }
+
+
+def _ctc(options: EvaluateOptions, out: Path) -> dict[Path, System]:
+    return {out: CtcGreedy(*_ours(options))}
+
+
+def _autoregressive(options: EvaluateOptions, out: Path) -> dict[Path, System]:
+    return {out: Autoregressive(*_ours(options))}
+
+
+def _whisper(options: EvaluateOptions, out: Path) -> dict[Path, System]:
+    if options.quantization is not None:
+        raise AsrError("quantization packs the experts of a model of ours; leave it out with the system whisper")
+    dtype = choose_dtype(options.dtype) or torch.float32
+    return {out: Whisper(options.model, choose_device(options.device), dtype)}
+
+
+SYSTEMS: dict[str, Callable[[EvaluateOptions, Path], dict[Path, System]]] = {
+    "diffusion": _diffusion,
+    "ctc": _ctc,
+    "autoregressive": _autoregressive,
+    "whisper": _whisper,
+}
+
+
+def load_systems(options: EvaluateOptions, out: Path) -> dict[Path, System]:
+    """The systems to evaluate by the folders of their runs: one, or one for each number of steps.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+        AsrError: there is no such device or dtype, or the system cannot be loaded so.
+    """
+    return SYSTEMS[options.system](options, out)

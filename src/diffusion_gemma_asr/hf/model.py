@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .. import load
-from ..checkpoint import find_checkpoint, part_source, save_checkpoint
-from ..checkpoint_config import CheckpointConfig, read_checkpoint_config
-from ..decoding import Start
-from ..denoise import DenoiseOptions
+from ..checkpoint.config_file import MODEL_TYPE, upgraded
+from ..checkpoint.load import find_checkpoint, load_checkpoint
+from ..checkpoint.save import save_checkpoint
+from ..denoise.decode import DecodeOptions, decode, draft_clips
 from ..errors import AsrError
-from ..model import DiffusionGemmaASR
-from ..recipe import ModelRecipe
+from ..model.model import DiffusionGemmaASR
+from ..strict import from_options
+from ..transcribe.recognizer import Recognizer
 
 # what the Auto classes and the pipeline pass to every model, and nothing depends on here
 _INTERNAL = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code", "code_revision")
@@ -26,17 +25,16 @@ _OPTIONS = ("quantization", "encoder", "backbone", "merge_lora")  # of load_chec
 
 
 class DiffusionGemmaASRConfig(PreTrainedConfig):
-    """A checkpoint's config.json.
+    """A checkpoint's config.json, its keys as attributes; `model.config.ModelConfig` says what they mean."""
 
-    Its keys are attributes; `checkpoint_config.CheckpointConfig` says what they mean.
-    """
-
-    model_type = CheckpointConfig.model_type
+    model_type = MODEL_TYPE
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As of every configuration, but `encoder` and `backbone` among the keywords do not change it: they are options of
         the model's from_pretrained, which name parts to load in place of the checkpoint's own."""
+        if config_dict.get("format") == 1:
+            config_dict = upgraded(config_dict)
         wanted = kwargs.pop("return_unused_kwargs", False)
         options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
@@ -44,19 +42,27 @@ class DiffusionGemmaASRConfig(PreTrainedConfig):
 
 
 class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
-    """Our model with the methods that transformers expects; `asr` is the model itself, which `transcribe` takes.
+    """Our model with the methods that transformers expects.
 
     Made by `from_pretrained`: a checkpoint names the frozen parts, and a configuration alone does not make them.
+
+    Args:
+        config: the checkpoint's.
+        asr: the model itself.
     """
 
     config_class = DiffusionGemmaASRConfig
     main_input_name = "input_features"
     input_modalities = ("audio",)
 
-    def __init__(self, config: DiffusionGemmaASRConfig, asr: DiffusionGemmaASR, recipe: ModelRecipe):
+    def __init__(self, config: DiffusionGemmaASRConfig, asr: DiffusionGemmaASR):
         super().__init__(config)
         self.asr = asr
-        self._recipe = recipe
+
+    @property
+    def recognizer(self) -> Recognizer:
+        """What `diffusion_gemma_asr.load` returns: it transcribes recordings of any length."""
+        return Recognizer(self.asr)
 
     @classmethod
     def _from_config(cls, config: DiffusionGemmaASRConfig, **kwargs: Any) -> DiffusionGemmaASRForSpeechSeq2Seq:
@@ -77,12 +83,12 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
         """Load a checkpoint with the frozen parts that it names.
 
         Args:
-            pretrained_model_name_or_path: checkpoint folder, hub repository, or "mini".
+            pretrained_model_name_or_path: checkpoint folder, hub repository, or the name of a bundled model.
             config: of the same checkpoint; None reads it.
             dtype: of all weights; None and "auto" leave it to the checkpoint.
             device_map: one device for the whole, such as "cuda:0"; "auto" is the first accelerator, None the processor.
             revision, local_files_only: of the checkpoint's repository.
-            **kwargs: `quantization`, `encoder`, `backbone`, `merge_lora`; see `checkpoint.load_checkpoint`.
+            **kwargs: `quantization`, `encoder`, `backbone`, `merge_lora`; see `checkpoint.load.load_checkpoint`.
 
         Raises:
             CheckpointError: something is missing, damaged, or does not fit.
@@ -95,18 +101,14 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
             known = ", ".join(("dtype", "device_map", "revision", "local_files_only", *_OPTIONS))
             raise AsrError(f"{odd[0]} is no option of this model; give {known}")
         folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
-        asr = load(
+        asr = load_checkpoint(
             folder,
             device="cpu" if device_map is None else _one_device(device_map),
             dtype=None if dtype == "auto" else dtype,
             local_files_only=local_files_only,
             **options,
         )
-        checkpoint = read_checkpoint_config(folder)
-        encoder = part_source(checkpoint.encoder, options.get("encoder"), folder)
-        backbone = part_source(checkpoint.backbone, options.get("backbone"), folder)
-        recipe = replace(checkpoint.model, encoder=encoder, backbone=backbone)
-        model = cls(config or cls.config_class.from_pretrained(folder), asr, recipe).eval()
+        model = cls(config or cls.config_class.from_pretrained(folder), asr).eval()
         if device_map is not None:
             model.hf_device_map = {"": asr.device}  # tells the pipeline not to move it
         return model
@@ -120,39 +122,32 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
         """Write a checkpoint of ours: the adapter, and the names of the frozen parts.
 
         Raises:
-            CheckpointError: LoRA was merged (load with merge_lora=False to save again), or the folder is not writable.
+            CheckpointError: LoRA was merged (load with merge_lora=False to save again), its drafts are searched, or the
+                folder is not writable.
         """
-        save_checkpoint(self.asr, save_directory, self._recipe)
+        save_checkpoint(self.asr, save_directory)
 
     @torch.no_grad()
-    def generate(
-        self,
-        input_features: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        language: str = "en",
-        denoise: DenoiseOptions | int | None = None,
-        seed: int = 0,
-        start: Start | None = None,
-    ) -> Tensor:
-        """Transcribe clips of at most 30 s, as the processor makes them.
+    def generate(self, input_features: Tensor, attention_mask: Tensor | None = None, **named: Any) -> Tensor:
+        """Transcribes clips of at most 30 s, as the processor makes them.
 
         Args:
             input_features: (B, bins, T) log-mel, a frame per 10 ms.
             attention_mask: (B, T), 1 where there is sound; None is everywhere.
-            language, denoise, seed, start: see `TranscribeOptions`.
+            **named: fields of `DecodeOptions`: language, steps, seed, start, ...
 
         Returns:
             (B, L) token ids without special tokens, padded at the end with the pad token.
 
         Raises:
-            AsrError: the language is none that the model knows.
+            AsrError: an option is unknown, has an impossible value, or the model was not trained for it.
         """
+        options = from_options(DecodeOptions, named)
         asr, (rows, _, frames) = self.asr, input_features.shape
+        options.check(asr.config)
         lengths = torch.full((rows,), frames) if attention_mask is None else attention_mask.sum(1).long()
-        encoded, encoded_lengths = asr.encoder(input_features.to(asr.device), lengths.to(asr.device))
-        slots, slot_lengths, drafts = asr.listen(encoded, encoded_lengths)
-        decoded = asr.transcribe_slots(slots, slot_lengths, language, denoise, seed, start=start, drafts=drafts)
+        encoded = asr.project(*asr.encoder(input_features.to(asr.device), lengths.to(asr.device)))
+        decoded = decode(asr, draft_clips(asr, encoded, options), options, batch_size=rows)
         ids = [torch.tensor(row.tokens, dtype=torch.long, device=asr.device) for row in decoded]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=asr.prompts.special["pad"])
 

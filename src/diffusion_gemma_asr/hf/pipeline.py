@@ -1,10 +1,9 @@
-"""transformers' speech recognition pipeline for our model: its inputs and outputs around our `transcribe_many`."""
+"""transformers' speech recognition pipeline for our model: its inputs and outputs around `Recognizer.transcribe_many`."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +11,18 @@ import numpy as np
 import torch
 from transformers.pipelines.base import ChunkPipeline
 
-from ..audio import AudioSource, load_audio
+from ..audio.read import AudioSource, load_audio
 from ..errors import AsrError, AudioError
-from ..results import Segment, Transcript, joiner
-from ..transcribe import TranscribeOptions, transcribe_many
+from ..strict import from_options, option_names
+from ..transcribe.recordings import TranscribeOptions
+from ..transcribe.results import Segment, Transcript, joiner
 from .model import DiffusionGemmaASRForSpeechSeq2Seq
 
 TASK = "automatic-speech-recognition"
 
-# Options of TranscribeOptions that the pipeline has under other names, or finds in its inputs.
+# Options of ours that the pipeline has under other names, or finds in its inputs.
 _RENAMED = ("batch_size", "sampling_rate", "word_timestamps", "chunk_length")
-_OPTIONS = tuple(field.name for field in fields(TranscribeOptions) if field.name not in _RENAMED)
+_OPTIONS = tuple(name for name in option_names(TranscribeOptions) if name not in _RENAMED)
 
 ReturnTimestamps = Literal[True, False, "word"]
 
@@ -48,7 +48,7 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         if kwargs.get("tokenizer") is None:
             kwargs["tokenizer"] = model.asr.tokenizer
         if kwargs.get("feature_extractor") is None:
-            kwargs["feature_extractor"] = getattr(model.asr.encoder, "extractor", None)  # plain samples need none
+            kwargs["feature_extractor"] = model.asr.encoder.extractor
         super().__init__(model, batch_size=batch_size or TranscribeOptions.batch_size, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -61,7 +61,7 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
             return_timestamps: True for "chunks", the segments with their start and end in seconds; "word" for words.
             chunk_length_s: length of a chunk, at most and by default 30 s. Chunks are cut in silence, without overlap.
             batch_size: see the class.
-            generate_kwargs: fields of `TranscribeOptions`, such as `language`, `seed`, `denoise`; they may also be given
+            generate_kwargs: options of `Recognizer.transcribe`, such as `language`, `seed`, `steps`; they may also be given
                 as they are.
 
         Returns:
@@ -106,22 +106,22 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         if isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
             raise AudioError(f"{inputs}: addresses are not fetched; download the file and give its path")
         if hasattr(inputs, "get_all_samples"):  # torchcodec's decoder, as data sets hand it out
-            samples = inputs.get_all_samples()
-            inputs = {"array": samples.data, "sampling_rate": samples.sample_rate}
+            decoded = inputs.get_all_samples()
+            inputs = {"array": decoded.data, "sampling_rate": decoded.sample_rate}
         if not isinstance(inputs, dict):
             return _plain(inputs), {}
         extra = dict(inputs)
         rate, raw, array = (extra.pop(key, None) for key in ("sampling_rate", "raw", "array"))
-        found = array if raw is None else raw
-        if rate is None or found is None:
+        samples = array if raw is None else raw
+        if rate is None or samples is None:
             raise AudioError(f"a dict with {', '.join(map(repr, inputs))}; give 'array' or 'raw', and 'sampling_rate' in Hz")
         if "stride" in extra:
             raise AudioError("a dict with 'stride', which this model has no use for; leave it out and give the whole sound")
         extra.pop("path", None)
-        return load_audio(np.asarray(_plain(found)), int(rate)), extra
+        return load_audio(np.asarray(_plain(samples)), int(rate)), extra
 
     def _forward(self, sources: Iterable[AudioSource], options: TranscribeOptions) -> Iterator[Transcript]:
-        for result in transcribe_many(self.model.asr, sources, options):
+        for result in self.model.recognizer.transcribe_many(sources, options):
             if isinstance(result, AudioError):
                 raise result
             yield result
@@ -144,11 +144,17 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         return answer | {key: [value] for key, value in extra.items()}
 
     def get_iterator(
-        self, inputs: Any, num_workers: int, batch_size: int, preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any], postprocess_params: dict[str, Any],
-    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[dict[str, Any]]:
         """All inputs through one `transcribe_many`, which fills its batches with chunks of several."""
-        options = TranscribeOptions(batch_size=batch_size, **forward_params)  # complains now, not at the first answer
+        named = {"batch_size": batch_size} | forward_params
+        options = from_options(TranscribeOptions, named)  # complains now, not at the first answer
         extras: deque[dict[str, Any]] = deque()
 
         def sources() -> Iterator[AudioSource]:
@@ -158,7 +164,7 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
                 yield source
 
         transcripts = self._forward(sources(), options)
-        return (self.postprocess(found, extras.popleft(), **postprocess_params) for found in transcripts)
+        return (self.postprocess(result, extras.popleft(), **postprocess_params) for result in transcripts)
 
 
 def beside(other: type) -> type:

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, WhisperFeatureExtractor
 
-from ..audio import SAMPLE_RATE
-from ..checkpoint import find_checkpoint, load_tokenizer, part_source
-from ..checkpoint_config import read_checkpoint_config
-from ..ear import WAVEFORM
-from ..encoder import length_mask
-from ..errors import AsrError, AudioError, CheckpointError
-from ..pretrained import first_line
+from ..audio.read import SAMPLE_RATE
+from ..checkpoint.config_file import read_config_file
+from ..checkpoint.load import find_checkpoint, with_sources
+from ..checkpoint.parts import load_tokenizer
+from ..errors import AsrError, AudioError, CheckpointError, first_line
+from ..model.lengths import length_mask
 
 
 class BackboneTokenizer:
@@ -44,8 +43,7 @@ class BackboneTokenizer:
             CheckpointError: there is no such checkpoint, or its tokenizer cannot be read.
         """
         folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
-        source = part_source(read_checkpoint_config(folder).backbone, backbone, folder)
-        return load_tokenizer(source, local_files_only)
+        return load_tokenizer(with_sources(read_config_file(folder), folder, None, backbone).backbone, local_files_only)
 
 
 class DiffusionGemmaASRProcessor(ProcessorMixin):
@@ -64,6 +62,8 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
+        encoder: str | Path | None = None,
+        backbone: str | Path | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
         **kwargs: Any,
@@ -72,24 +72,21 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: checkpoint folder or hub repository.
+            encoder, backbone: folder or hub name to use in place of the checkpoint's.
             revision, local_files_only: of the checkpoint's repository.
-            **kwargs: `encoder`, `backbone`: folder or hub name to use in place of the checkpoint's.
+            **kwargs: what the pipeline passes to all parts alike, which does not matter to this one.
 
         Raises:
-            CheckpointError: there is no such checkpoint, its parts cannot be read, or it has no Whisper encoder.
+            CheckpointError: there is no such checkpoint, or its parts cannot be read.
         """
         folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
-        checkpoint = read_checkpoint_config(folder)
-        encoder = part_source(checkpoint.encoder, kwargs.get("encoder"), folder)
-        if encoder.name == WAVEFORM:
-            raise CheckpointError(f"{folder} hears plain samples, without a Whisper; use diffusion_gemma_asr.transcribe")
-        where = {"revision": encoder.revision, "local_files_only": local_files_only}
+        config = with_sources(read_config_file(folder), folder, encoder, backbone)
+        where = {"revision": config.encoder.revision, "local_files_only": local_files_only}
         try:
-            extractor = WhisperFeatureExtractor.from_pretrained(encoder.name, **where)
+            extractor = WhisperFeatureExtractor.from_pretrained(config.encoder.name, **where)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the features of {encoder.name}: {first_line(error)}") from error
-        backbone = part_source(checkpoint.backbone, kwargs.get("backbone"), folder)
-        return cls(extractor, load_tokenizer(backbone, local_files_only))
+            raise CheckpointError(f"cannot read the features of {config.encoder.name}: {first_line(error)}") from error
+        return cls(extractor, load_tokenizer(config.backbone, local_files_only))
 
     def __call__(
         self,
@@ -112,7 +109,9 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
             AsrError: another kind of tensor is asked for.
         """
         if sampling_rate != SAMPLE_RATE:
-            raise AudioError(f"the sampling rate is {sampling_rate} Hz; resample to {SAMPLE_RATE}: audio.load_audio does")
+            raise AudioError(
+                f"the sampling rate is {sampling_rate} Hz; resample to {SAMPLE_RATE}: audio.read.load_audio does"
+            )
         if return_tensors != "pt":
             raise AsrError(f"return_tensors is {return_tensors!r}; only 'pt' is made here")
         clips = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)

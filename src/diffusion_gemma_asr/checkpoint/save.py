@@ -1,0 +1,174 @@
+"""Writing checkpoints into folders, and folders onto a hub; what they hold is said in load.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
+
+from ..errors import CheckpointError, first_line
+from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
+from ..model.model import DiffusionGemmaASR
+from ..model.packing import pack
+from ..model.projector import AudioProjector
+from ..strict import resolve_source
+from .card import ModelCard, render_card
+from .config_file import CONFIG, read_config_file, write_config
+from .load import ADAPTER, read_adapter
+
+CARD, EXTRACTOR = "README.md", "preprocessor_config.json"
+
+Part = TypeVar("Part", EncoderConfig, BackboneConfig)
+
+
+def save_checkpoint(
+    model: DiffusionGemmaASR, folder: str | Path, card: ModelCard | None = None, packed: bool = False
+) -> Path:
+    """Writes a model's adapter, config.json, preprocessor_config.json and model card.
+
+    Everything is written to a folder beside the target first. A new target then appears at once and whole; in an
+    existing one each file is replaced whole, and other files stay. A frozen part inside the target is named relative to
+    it.
+
+    Args:
+        model: with LoRA not merged.
+        folder: where to write; made if missing.
+        card: text for README.md beyond the settings.
+        packed: write the adapter's large matrices in 8 bits (model/packing.py).
+
+    Returns:
+        the folder, absolute.
+
+    Raises:
+        CheckpointError: LoRA was merged, so that there is no adapter to save; its drafts are searched, which cannot be saved
+            again; or the folder is not writable.
+    """
+    folder = Path(folder).resolve()
+    lora = model.backbone.lora_state_dict()
+    if not lora:
+        raise CheckpointError("the model has no LoRA matrices (merged?); save the checkpoint before merging")
+    if model.config.drafter is not None:
+        raise CheckpointError(
+            f"the model {model.config.name} searches its drafts; copy its folder in place of saving it again"
+        )
+    tensors = {f"projector.{key}": value for key, value in model.projector.state_dict().items()}
+    tensors |= {f"lora.{key}": value for key, value in lora.items()}
+    config = _relative_to(with_shapes(model), folder)
+    trained = sum(parameter.numel() for parameter in model.trained().values())
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        try:
+            detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(pack(detached) if packed else detached, partial / ADAPTER, metadata={"format": "pt"})
+            (partial / CARD).write_text(render_card(config, card or ModelCard(), trained), encoding="utf-8")
+            write_config(config, partial)
+            model.encoder.extractor.save_pretrained(partial)
+            _move_into_place(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the checkpoint {folder}: {error}") from error
+    return folder
+
+
+def with_shapes(model: DiffusionGemmaASR) -> ModelConfig:
+    """A model's config with the shapes and the dtype that its frozen parts really have."""
+    backbone, encoder = model.backbone, model.encoder
+    return replace(
+        model.config,
+        encoder=replace(model.config.encoder, width=encoder.hidden_size, mel_bins=encoder.input_size),
+        backbone=replace(
+            model.config.backbone,
+            width=backbone.hidden_size,
+            vocab_size=backbone.vocab_size,
+            layers=backbone.config.num_hidden_layers,
+        ),
+        dtype=str(backbone.lm_head_weight.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+    )
+
+
+def save_projector(projector: AudioProjector, folder: str | Path) -> None:
+    """Writes a projector alone, as an adapter without LoRA that `load_adapter` takes; makes the folder if missing."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, Path(folder) / ADAPTER)
+
+
+def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
+    """Uploads all files that a checkpoint needs; frozen parts inside the folder go along.
+
+    Args:
+        folder: of `save_checkpoint`.
+        repository: "owner/name"; made if missing. The token is the one that huggingface_hub finds.
+        private: for a repository that is made.
+        revision: branch; None is the main one.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or the hub refuses.
+    """
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, private=private, exist_ok=True)
+        return hub.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=checkpoint_files(Path(folder)), revision=revision
+        ).commit_url
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot upload to {repository}: {first_line(error)}") from error
+
+
+def checkpoint_files(folder: Path) -> list[str]:
+    """All files of a checkpoint, relative to its folder; those of frozen parts inside it as one pattern each.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or needs what nobody else has.
+    """
+    config = read_config_file(folder)
+    read_adapter(folder)
+    files = [ADAPTER, CONFIG, CARD, EXTRACTOR]
+    if config.drafter is not None:
+        from ..drafts import read_search_config
+
+        files += read_search_config(config.drafter).files()
+        if outside := [file for file in files if Path(file).name != file]:
+            raise CheckpointError(f"{folder} needs {outside[0]}, which lies outside it; copy it into the checkpoint")
+    inside = folder.resolve()
+    for part in (config.encoder, config.backbone):
+        place = Path(resolve_source(part.name, folder))
+        if not place.is_absolute():
+            continue  # a hub name
+        if not place.is_relative_to(inside):
+            raise CheckpointError(
+                f"{folder} names the local folder {part.name}, which nobody else has; "
+                f"copy it into the checkpoint, or write its hub name into {CONFIG}"
+            )
+        files.append(f"{place.relative_to(inside).as_posix()}/*")
+    return files
+
+
+def _relative_to(config: ModelConfig, folder: Path) -> ModelConfig:
+    """Frozen parts inside `folder` named from there, so that the folder can move; other names as they are."""
+
+    def named(source: Part) -> Part:
+        path = Path(source.name)
+        inside = path.is_absolute() and path.is_relative_to(folder)
+        return replace(source, name=path.relative_to(folder).as_posix()) if inside else source
+
+    return replace(config, encoder=named(config.encoder), backbone=named(config.backbone))
+
+
+def _move_into_place(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.chmod(partial, 0o755)  # mkdtemp makes it private
+        partial.rename(folder)
+        return
+    for path in sorted(partial.iterdir()):
+        os.replace(path, folder / path.name)

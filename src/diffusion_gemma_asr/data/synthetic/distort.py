@@ -1,0 +1,47 @@
+"""What happens to sound on its way to a microphone and beyond: rooms, noise, telephones, other speeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import soxr
+
+from ...audio.read import SAMPLE_RATE
+
+
+def reverberate(samples: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    """Sound (n,) in a room whose echo, noise that dies away, falls by 60 dB in so many seconds: (n,), cut at the end.
+
+    The direct sound carries between a third and nine tenths of the energy. A simple model of a room (Polack 1988).
+    """
+    count = round(seconds * SAMPLE_RATE)
+    tail = rng.standard_normal(count) * 10 ** (-3 * np.arange(count) / count)
+    direct = rng.uniform(1 / 3, 0.9)
+    response = tail * np.sqrt((1 - direct) / max(float(np.sum(tail**2)), 1e-12))
+    response[0] = np.sqrt(direct)
+    size = 1 << (len(samples) + count - 1).bit_length()
+    echoing = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)
+    return echoing[: len(samples)].astype(np.float32)
+
+
+def telephone(samples: np.ndarray) -> np.ndarray:
+    """Sound (n,) in [-1, 1] as a telephone carries it: 300 to 3400 Hz, in the 8 bits of the mu-law (ITU-T G.711)."""
+    spectrum = np.fft.rfft(samples)
+    hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+    spectrum[(hertz < 300) | (hertz > 3400)] = 0
+    narrow = np.clip(np.fft.irfft(spectrum, len(samples)), -1.0, 1.0)
+    coded = np.round(127 * np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256)) / 127
+    return (np.sign(coded) * (256 ** np.abs(coded) - 1) / 255).astype(np.float32)
+
+
+def add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
+    """Sound (n,) with noise whose spectrum falls as 1/f^a, a drawn from white (0) to brown (2), at `snr_db` under it."""
+    spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
+    spectrum /= np.maximum(np.arange(len(spectrum)), 1.0) ** (rng.uniform(0.0, 2.0) / 2)
+    noise = np.fft.irfft(spectrum, len(samples))
+    power = float(np.mean(samples**2)) / 10 ** (snr_db / 10)
+    return samples + (noise * np.sqrt(power / max(float(np.mean(noise**2)), 1e-12))).astype(np.float32)
+
+
+def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
+    """Sound (n,) played so many times as fast, pitch and all: about n / factor samples (Ko et al. 2015)."""
+    return soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE).astype(np.float32)

@@ -1,0 +1,254 @@
+"""Synthetic speech: sentences read out by espeak-ng in many voices, deterministic by seed.
+
+`plan()` draws who says what and how, `render()` makes the sound of one plan row, `synthesise()` writes a whole corpus
+(16-bit wav files, a manifest and the times of the phonemes). The same plan row gives the same samples on every machine
+with the same espeak-ng.
+
+    python -m diffusion_gemma_asr.data.synthetic.synth --text text/de.txt --language de --count 100 --out runs/dev-de
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import wave
+from collections.abc import Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from ...audio.read import SAMPLE_RATE
+from ...errors import DataError
+from ...files import whole_file, write_whole
+from ..manifest import Utterance, read_manifest, write_manifest
+from ..text import plain_text, speakable
+from .distort import add_noise, reverberate, telephone
+from .espeak import speak
+
+Phoneme = tuple[str, float, float]  # espeak-ng's symbol, start and end in seconds
+# espeak-ng's voices of each language, drawn from uniformly: two American ones to one British. Its voice "cmn" (1.51) reads
+# the tones' numbers out in English; the one for pinyin reads characters as they should be.
+ACCENTS = {
+    "en": ("en-us", "en-us", "en-gb"),
+    "de": ("de",),
+    "fr": ("fr-fr", "fr-fr", "fr-be", "fr-ch"),
+    "es": ("es", "es-419"),
+    "hi": ("hi",),
+    "zh": ("cmn-latn-pinyin",),
+}
+LENGTHS = {"zh": (4, 24)}  # characters of a sentence that is read out; words elsewhere:
+WORDS = (2, 13)
+# espeak-ng's voice variants that sound like a person, by file name (letter case counts); the monsters, robots and
+# whispers are left out, and caleb, which sounds exactly as klatt.
+HELD_OUT_VARIANTS = (
+    "Alicia", "Andy", "Denis", "Hugo", "linda", "Mike", "paul", "steph2", "zac", "f3", "m4", "klatt3",
+)  # fmt: skip
+TRAIN_VARIANTS = (
+    "adam", "Alex", "Andrea", "Annie", "antonio", "aunty", "belinda", "benjamin", "boris", "david", "Diogo",
+    "ed", "edward", "edward2", "Gene", "Gene2", "gustave", "Henrique", "iven", "iven2", "iven3", "iven4",
+    "Jacky", "john", "Lee", "marcelo", "Marco", "Mario", "max", "Michael", "michel", "miguel", "Mr serious",
+    "Nguyen", "pablo", "pedro", "quincy", "rob", "robert", "steph", "steph3", "anika", "f1", "f2", "f4", "f5",
+    "grandma", "grandpa", "klatt", "klatt2", "klatt4", "m1", "m2", "m3", "m5", "m6", "m7", "m8", "norbert",
+    "sandro", "shelby", "travis", "victor",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One plan row: what is said, and how."""
+
+    text: str
+    language: str
+    voice: str
+    rate: int  # words a minute
+    pitch: int  # espeak's 0 to 99
+    gain_db: float  # peak against full scale
+    snr_db: float | None  # speech to added noise; None: no noise
+    seed: int  # of the noise and the room
+    reverberation_s: float | None = None  # time in which the room's echo falls by 60 dB; None: no room
+    telephone: bool = False  # through a telephone
+
+
+def plan(
+    sentences: Sequence[str], language: str, variants: Sequence[str], seed: int, rooms: float = 0.0, telephones: float = 0.0
+) -> list[Line]:
+    """Draws a voice, a rate, a pitch, a loudness, a noise level, a room and a line for every sentence, in order.
+
+    Args:
+        rooms, telephones: share of the sentences that are spoken in a room with an echo of 0.1 to 0.6 s, and through a
+            telephone.
+    """
+    rng = random.Random(seed)
+    lines = []
+    for sentence in sentences:
+        accent = rng.choice(ACCENTS[language])
+        variant = rng.choice(list(variants))
+        lines.append(
+            Line(
+                text=sentence,
+                language=language,
+                voice=f"{accent}+{variant}",
+                rate=rng.randint(135, 195),
+                pitch=rng.randint(30, 70),
+                gain_db=round(rng.uniform(-18.0, -1.0), 2),
+                snr_db=round(rng.uniform(10.0, 40.0), 2) if rng.random() < 0.6 else None,
+                seed=rng.randrange(2**31),
+                reverberation_s=round(rng.uniform(0.1, 0.6), 2) if rooms and rng.random() < rooms else None,
+                telephone=bool(telephones) and rng.random() < telephones,
+            )
+        )
+    return lines
+
+
+def render(line: Line) -> np.ndarray:
+    """Makes the sound of one plan row.
+
+    Returns:
+        (n,) float32 samples in [-1, 1] at 16 kHz.
+
+    Raises:
+        SynthesisError: espeak-ng is missing, or refuses the voice or the text.
+    """
+    return render_with_phonemes(line)[0]
+
+
+def render_with_phonemes(line: Line) -> tuple[np.ndarray, list[Phoneme]]:
+    """As `render`, with the phonemes that espeak-ng spoke and where they lie in the samples.
+
+    Returns:
+        (n,) float32 samples in [-1, 1] at 16 kHz, and (symbol, start, end) of every phoneme and pause of the speech, in
+        order, in seconds from the first sample; see `espeak.Speech` for the symbols and for where a stop starts.
+
+    Raises:
+        SynthesisError: espeak-ng is missing, or refuses the voice or the text.
+    """
+    speech = speak(line.text, line.voice, line.rate, line.pitch)
+    samples = soxr.resample(speech.samples.astype(np.float32) / 32768.0, speech.sample_rate, SAMPLE_RATE)
+    rng = np.random.default_rng(line.seed)
+    pause = [np.zeros(int(rng.uniform(0.05, 0.25) * SAMPLE_RATE), np.float32) for _ in range(2)]
+    samples = np.concatenate([pause[0], samples, pause[1]])
+    if line.reverberation_s is not None:
+        samples = reverberate(samples, line.reverberation_s, rng)
+    samples *= 10 ** (line.gain_db / 20) / max(float(np.abs(samples).max()), 1e-4)
+    if line.snr_db is not None:
+        samples = add_noise(samples, line.snr_db, rng)
+    if line.telephone:
+        samples = telephone(samples)
+    shift = len(pause[0]) / SAMPLE_RATE
+    phonemes = [(symbol, start + shift, end + shift) for symbol, start, end in speech.phonemes]
+    return np.clip(samples, -1.0, 1.0).astype(np.float32), phonemes
+
+
+def synthesise(lines: Sequence[Line], folder: str | Path, workers: int = 2) -> Path:
+    """Renders every line into `folder/wav/`, writes `folder/manifest.jsonl` and `folder/phonemes.jsonl`.
+
+    A file's name is a hash of its plan row, so a second call makes only what is missing. `phonemes.jsonl` has one object
+    a line in the manifest's order: audio_filepath, relative to the folder, and phonemes, a list of [symbol, start,
+    end] with times in seconds.
+
+    Returns:
+        the manifest's path.
+
+    Raises:
+        SynthesisError: espeak-ng is missing, or refuses a voice or a text.
+    """
+    folder = Path(folder)
+    (folder / "wav").mkdir(parents=True, exist_ok=True)
+    rows = []
+    with (
+        ProcessPoolExecutor(workers) as pool,
+        whole_file(folder / "phonemes.jsonl") as part,
+        part.open("w", encoding="utf-8") as file,
+    ):
+        for row, phonemes in pool.map(partial(_render_to_file, folder=folder), lines, chunksize=64):
+            rows.append(row)
+            name = json.dumps(os.path.relpath(row.audio_filepath, folder), ensure_ascii=False)
+            file.write(f'{{"audio_filepath": {name}, "phonemes": {phonemes}}}\n')
+    manifest = folder / "manifest.jsonl"
+    write_manifest(manifest, rows)
+    return manifest
+
+
+def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
+    """Makes NAME.wav and NAME.json, the phonemes, where one is missing; returns the manifest row and the JSON text."""
+    name = hashlib.sha1(json.dumps(asdict(line), sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / "wav" / f"{name}.wav"
+    phonemes_path = path.with_suffix(".json")
+    if path.exists() and phonemes_path.exists():
+        phonemes = phonemes_path.read_text(encoding="utf-8")
+    else:
+        samples, spans = render_with_phonemes(line)
+        phonemes = json.dumps([(symbol, round(start, 4), round(end, 4)) for symbol, start, end in spans])
+        write_whole(phonemes_path, phonemes)
+        write_sound(path, samples)
+    duration = (path.stat().st_size - 44) / 2 / SAMPLE_RATE
+    return Utterance(str(path), line.text, line.language, round(duration, 3), line.voice), phonemes
+
+
+def write_sound(path: Path, samples: np.ndarray) -> None:
+    """Writes (n,) samples in [-1, 1] at 16 kHz as a 16-bit wav file, whole or not at all."""
+    with whole_file(path) as part, wave.open(str(part), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+def pick_sentences(
+    path: str | Path, count: int, seed: int, language: str = "en", exclude: Collection[str] = ()
+) -> list[str]:
+    """Draws `count` different sentences of a language, of 2 to 13 words or 4 to 24 characters, from a text file, one a line.
+
+    Sentences in `exclude` are not drawn; they and the result are plain text (data/text.py). Lines that cannot be read out as
+    they are written are left aside.
+
+    Raises:
+        DataError: no such file, or it holds fewer such sentences.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such text file; give --text a file with one sentence a line")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    plain = dict.fromkeys(plain_text(line, language) for line in lines if speakable(line, language))
+    shortest, longest = LENGTHS.get(language, WORDS)
+    sizes = {s: len(s) if language == "zh" else len(s.split()) for s in plain if s not in exclude}
+    fitting = [s for s, size in sizes.items() if shortest <= size <= longest]
+    if len(fitting) < count:
+        raise DataError(f"{path}: {len(fitting)} sentences of {shortest} to {longest} words, {count} were asked for")
+    return random.Random(seed).sample(fitting, count)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Makes a corpus as the command line says; `arguments` in place of those of the process."""
+    parser = argparse.ArgumentParser(description="Make synthetic speech with espeak-ng.")
+    parser.add_argument("--text", required=True, help="text file, one sentence a line")
+    parser.add_argument("--out", required=True, help="folder for wav files and manifest.jsonl")
+    parser.add_argument("--count", type=int, help="how many sentences to draw (default: the whole file, in order)")
+    parser.add_argument("--exclude", nargs="*", default=(), help="manifests whose sentences are not drawn")
+    parser.add_argument("--language", default="en", choices=sorted(ACCENTS))
+    parser.add_argument("--held_out_voices", action="store_true", help="use the voices that training never hears")
+    parser.add_argument("--rooms", type=float, default=0.0, help="share of the sentences that are spoken in a room")
+    parser.add_argument("--telephones", type=float, default=0.0, help="share that is heard through a telephone")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args(arguments)
+    if args.count is None:
+        lines = Path(args.text).read_text(encoding="utf-8").splitlines()
+        sentences = [plain_text(line, args.language) for line in lines if line.strip()]
+    else:
+        exclude = {u.text for manifest in args.exclude for u in read_manifest(manifest)}
+        sentences = pick_sentences(args.text, args.count, args.seed, args.language, exclude)
+    variants = HELD_OUT_VARIANTS if args.held_out_voices else TRAIN_VARIANTS
+    lines_planned = plan(sentences, args.language, variants, args.seed, args.rooms, args.telephones)
+    print(synthesise(lines_planned, args.out, args.workers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""A queue of canvases that never waits: many rows are denoised together, each at a step of its own.
+
+A row that has stopped leaves, the next one in the queue takes its place (continuous batching, Yu et al. 2022, "Orca"). Rows
+may be added and dropped between any two steps (`Engine`), and each has its own options. The output head is read a few
+positions at a time (`predict`), so that no (B, C, V) logits are ever made. Every row draws from its own generator the
+numbers that the plain loop (`steps.denoise`) would draw, and ends as it would end alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ..model.backbone import Backbone, Prefill
+from ..model.head import Head
+from ..model.lengths import length_mask
+from .steps import DenoiseOptions, accept, pick, should_stop, temperature_at
+
+REFILL = 0.25  # share of the rows that must be free before others are read in: few prompts at a time are slow to read
+FLOOR = -60.0  # nats below the peak; what is less likely counts for nothing, and subnormal numbers are slow
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # logits at a time: on a CPU they stay in its cache
+
+
+@dataclass(frozen=True)
+class Job:
+    """One canvas to denoise.
+
+    Attributes:
+        canvas: (C,) long, ids that it starts with.
+        generator: of all that is drawn for it from now on, on the device of the canvas.
+    """
+
+    canvas: Tensor
+    generator: torch.Generator
+
+
+class Finished(NamedTuple):
+    """What became of a job.
+
+    Attributes:
+        canvas: (C,) long, the last arg-max canvas.
+        logprobs: (C,) float32, nats, of its tokens at temperature 1.
+        steps: passes used.
+    """
+
+    canvas: Tensor
+    logprobs: Tensor
+    steps: int
+
+
+ReadPrompts = Callable[[Sequence[int]], Prefill]
+"""Reads the prompts of the jobs with these numbers."""
+
+OnCanvas = Callable[[int, int, Tensor, Tensor], None]
+"""Takes a job's number, its step, its arg-max canvas (C,) and the entropy (C,), nats, of each position."""
+
+
+class Prediction(NamedTuple):
+    """What a pass says of N positions.
+
+    Attributes:
+        drawn: (N,) long, a token drawn from the prediction.
+        best: (N,) long, the most probable token.
+        entropy: (N,) float32, nats.
+        soft: (N, H), the mean row of the output head, which the next pass is conditioned on.
+    """
+
+    drawn: Tensor
+    best: Tensor
+    entropy: Tensor
+    soft: Tensor
+
+
+def predict(hidden: Tensor, head: Head, temperature: Tensor, uniform: Tensor) -> Prediction:
+    """Reads predictions off hidden states.
+
+    Args:
+        hidden: (N, H) of the decoder.
+        head: of the backbone.
+        temperature: (N,) that divides the logits.
+        uniform: (N,) in [0, 1), which decide the draws.
+    """
+
+    def of(hidden: Tensor, temperature: Tensor, uniform: Tensor) -> Prediction:
+        logits = head.logits(hidden)
+        peak, best = logits.max(-1, keepdim=True)
+        scaled = logits.sub_(peak).div_(temperature[:, None]).clamp_(min=FLOOR)  # (n, V), at most 0
+        weights = scaled.exp()
+        total = weights.sum(-1)
+        entropy = total.log() - torch.linalg.vecdot(weights, scaled) / total
+        soft = (weights.to(head.weight.dtype) @ head.weight) / total[:, None].to(head.weight.dtype)
+        return Prediction(pick(weights, uniform), best[:, 0], entropy, soft)
+
+    parts = head.over_chunks(of, hidden, temperature, uniform)
+    return Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+class _Limits(NamedTuple):
+    """The options of R rows as tensors (R,), under the names of `DenoiseOptions`."""
+
+    entropy_bound: Tensor
+    stability_threshold: Tensor
+    confidence_threshold: Tensor
+
+    @classmethod
+    def of(cls, options: Sequence[DenoiseOptions], device: torch.device) -> _Limits:
+        return cls(*(torch.tensor([getattr(one, name) for one in options], device=device) for name in cls._fields))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Jobs under way, one a row, and everything that belongs to them.
+
+    Attributes:
+        jobs: R numbers, by which the caller knows them.
+        generators: of what is drawn for each.
+        options: of each.
+        steps: passes that each has used.
+        limits: of the options.
+        prefill: of their prompts.
+        lengths: (R,) long, positions of each canvas.
+        canvas, best: (R, C) long, behind each length nothing of meaning.
+        soft: (R, C, H), see `Backbone.denoise_hidden_from_soft`.
+        unchanged: (R,) long, for how many steps `best` has been what it is.
+    """
+
+    jobs: list[int]
+    generators: list[torch.Generator]
+    options: list[DenoiseOptions]
+    steps: list[int]
+    limits: _Limits
+    prefill: Prefill
+    lengths: Tensor
+    canvas: Tensor
+    best: Tensor
+    soft: Tensor
+    unchanged: Tensor
+
+    @classmethod
+    def new(
+        cls,
+        numbers: list[int],
+        jobs: Sequence[Job],
+        options: Sequence[DenoiseOptions],
+        prefill: Prefill,
+        backbone: Backbone,
+    ) -> _Rows:
+        canvas = pad_sequence([job.canvas for job in jobs], batch_first=True)
+        lengths = torch.tensor([len(job.canvas) for job in jobs], device=canvas.device)
+        dtype = backbone.lm_head_weight.dtype
+        return cls(
+            jobs=numbers,
+            generators=[job.generator for job in jobs],
+            options=list(options),
+            steps=[0] * len(jobs),
+            limits=_Limits.of(options, canvas.device),
+            prefill=prefill,
+            lengths=lengths,
+            canvas=canvas,
+            best=torch.full_like(canvas, -1),
+            soft=torch.zeros(*canvas.shape, backbone.hidden_size, dtype=dtype, device=canvas.device),
+            unchanged=torch.zeros_like(lengths),
+        )
+
+    def keep(self, rows: list[int]) -> _Rows:
+        """Some of them, cut to what they need."""
+        at = torch.tensor(rows, device=self.canvas.device)
+        size = int(self.lengths[at].max())
+        return _Rows(
+            jobs=[self.jobs[row] for row in rows],
+            generators=[self.generators[row] for row in rows],
+            options=[self.options[row] for row in rows],
+            steps=[self.steps[row] for row in rows],
+            limits=_Limits(*(values[at] for values in self.limits)),
+            prefill=self.prefill.keep(at, int(self.prefill.lengths[at].max())),
+            lengths=self.lengths[at],
+            canvas=self.canvas[at, :size],
+            best=self.best[at, :size],
+            soft=self.soft[at, :size],
+            unchanged=self.unchanged[at],
+        )
+
+    def join(self, other: _Rows) -> _Rows:
+        """Both."""
+        size = max(self.canvas.shape[1], other.canvas.shape[1])
+
+        def joined(a: Tensor, b: Tensor) -> Tensor:  # (R, C, ...)
+            behind = (0, 0) * (a.dim() - 2)
+            return torch.cat([F.pad(x, (*behind, 0, size - x.shape[1])) for x in (a, b)])
+
+        return _Rows(
+            jobs=self.jobs + other.jobs,
+            generators=self.generators + other.generators,
+            options=self.options + other.options,
+            steps=self.steps + other.steps,
+            limits=_Limits(*(torch.cat(pair) for pair in zip(self.limits, other.limits, strict=True))),
+            prefill=self.prefill.join(other.prefill),
+            lengths=torch.cat([self.lengths, other.lengths]),
+            canvas=joined(self.canvas, other.canvas),
+            best=joined(self.best, other.best),
+            soft=joined(self.soft, other.soft),
+            unchanged=torch.cat([self.unchanged, other.unchanged]),
+        )
+
+
+class Engine:
+    """Canvases under way on one backbone.
+
+    Args:
+        backbone: that denoises them.
+        on_canvas: called for every job when it is added, with step 0 and infinite entropies, and after each of its steps.
+    """
+
+    def __init__(self, backbone: Backbone, on_canvas: OnCanvas | None = None):
+        self.backbone, self.on_canvas = backbone, on_canvas
+        kind = "cpu" if backbone.device.type == "cpu" else "cuda"
+        self._head = replace(backbone.head, chunk_elements=CHUNK[kind])
+        self._rows: _Rows | None = None
+
+    def __len__(self) -> int:
+        """Canvases under way."""
+        return 0 if self._rows is None else len(self._rows.jobs)
+
+    @torch.no_grad()
+    def add(self, numbers: Sequence[int], jobs: Sequence[Job], options: Sequence[DenoiseOptions], prefill: Prefill) -> None:
+        """Adds jobs between two steps.
+
+        Args:
+            numbers: by which the caller knows them, none of them under way.
+            jobs, options: one each.
+            prefill: of their prompts, in this order.
+        """
+        if self.on_canvas is not None:
+            for number, job in zip(numbers, jobs, strict=True):
+                self.on_canvas(number, 0, job.canvas, torch.full((len(job.canvas),), torch.inf))
+        added = _Rows.new(list(numbers), jobs, options, prefill, self.backbone)
+        self._rows = added if self._rows is None else self._rows.join(added)
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Jobs that nobody waits for any more leave their rows at once."""
+        if self._rows is not None:
+            self._keep([row for row, number in enumerate(self._rows.jobs) if number not in numbers])
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[int, Finished]]:
+        """One denoising step of all canvases under way; gives those that have stopped, which leave."""
+        now = self._rows
+        if now is None:
+            return []
+        lengths = now.lengths.tolist()
+        used = length_mask(now.lengths, now.canvas.shape[1])  # (R, C)
+        hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft)[used]  # (N, H)
+        uniform, noise = _draw(self.backbone, now.generators, lengths)
+        heat = [temperature_at(one.steps - step, one) for one, step in zip(now.options, now.steps, strict=True)]
+        temperature = torch.tensor(heat, device=hidden.device).repeat_interleave(now.lengths)
+        predicted = predict(hidden, self._head, temperature, uniform)
+
+        entropy = torch.full(now.canvas.shape, torch.inf, device=hidden.device).masked_scatter(used, predicted.entropy)
+        accepted = accept(entropy, now.limits.entropy_bound[:, None])[used]
+        best = now.best.masked_scatter(used, predicted.best)
+        steps = [step + 1 for step in now.steps]
+        unchanged = torch.where((best == now.best).all(-1), now.unchanged + 1, 0)
+        mean_entropy = entropy.where(used, 0.0).sum(-1) / now.lengths
+        last = torch.tensor([step == one.steps for step, one in zip(steps, now.options, strict=True)], device=hidden.device)
+        stopped = should_stop(unchanged, mean_entropy, now.limits) | last
+        if self.on_canvas is not None:
+            for row, number in enumerate(now.jobs):
+                self.on_canvas(number, steps[row], best[row, : lengths[row]], entropy[row, : lengths[row]])
+        self._rows = replace(
+            now,
+            canvas=now.canvas.masked_scatter(used, torch.where(accepted, predicted.drawn, noise)),
+            best=best,
+            soft=now.soft.masked_scatter(used[..., None], predicted.soft),
+            steps=steps,
+            unchanged=unchanged,
+        )
+        places = stopped.nonzero().flatten().tolist()
+        if not places:
+            return []
+
+        ends = stopped.repeat_interleave(now.lengths)  # (N,)
+        tokens = predicted.best[ends]
+        logprobs = self._head.token_log_probs(hidden[ends], tokens)
+        sizes = [lengths[row] for row in places]
+        parts = zip(places, tokens.split(sizes), logprobs.split(sizes), strict=True)
+        finished = [(now.jobs[row], Finished(canvas, values, steps[row])) for row, canvas, values in parts]
+        self._keep((~stopped).nonzero().flatten().tolist())
+        return finished
+
+    def _keep(self, rows: list[int]) -> None:
+        assert self._rows is not None
+        if len(rows) < len(self._rows.jobs):
+            self._rows = self._rows.keep(rows) if rows else None
+
+
+def run_queue(
+    backbone: Backbone,
+    jobs: Sequence[Job],
+    read: ReadPrompts,
+    options: DenoiseOptions,
+    rows: int,
+    on_canvas: OnCanvas | None = None,
+) -> Iterator[tuple[int, Finished]]:
+    """Denoises jobs, the longest canvases first, `rows` at once as long as there are so many.
+
+    Args:
+        backbone: that denoises them.
+        jobs: their numbers are their places. Whoever takes what is yielded may append others, which wait behind all.
+        read: reads prompts.
+        options: of all jobs.
+        rows: canvases under way at once.
+        on_canvas: see `Engine`.
+
+    Yields:
+        (number of the job, what became of it), as they finish.
+    """
+    engine = Engine(backbone, on_canvas)
+    waiting = deque(sorted(range(len(jobs)), key=lambda number: -len(jobs[number].canvas)))
+    known = len(jobs)
+    while waiting or len(engine):
+        free = rows - len(engine)
+        if waiting and (len(engine) == 0 or free >= REFILL * rows):
+            fresh = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+            engine.add(fresh, [jobs[number] for number in fresh], [options] * len(fresh), read(fresh))
+        yield from engine.step()
+        waiting.extend(range(known, len(jobs)))
+        known = len(jobs)
+
+
+def _draw(backbone: Backbone, generators: Sequence[torch.Generator], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Numbers in [0, 1) and vocabulary ids for the positions of each row, from its own generator: (N,) each."""
+    uniform, noise = [], []
+    for generator, n in zip(generators, lengths, strict=True):
+        uniform.append(torch.rand(n, generator=generator, device=backbone.device))
+        noise.append(torch.randint(backbone.vocab_size, (n,), generator=generator, device=backbone.device))
+    return torch.cat(uniform), torch.cat(noise)

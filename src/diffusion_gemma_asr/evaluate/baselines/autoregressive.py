@@ -1,0 +1,72 @@
+"""Our own backbone as an ordinary language model: its causal encoder writes token after token, greedily.
+
+Same encoder, projector, LoRA and prompt: the difference to the denoising decoder is what diffusion costs or buys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...model.drafter import Encoded
+from ...model.model import DiffusionGemmaASR
+from ..protocol import Hypothesis
+
+
+class Autoregressive:
+    """A model of ours without its denoising decoder.
+
+    Args:
+        model: that is read so.
+        description: of it, for the settings; see `systems.describe`.
+    """
+
+    longest_s = 30.0
+
+    def __init__(self, model: DiffusionGemmaASR, description: dict[str, Any]):
+        self.model, self.description = model, description
+        self.languages = model.config.languages
+
+    def settings(self) -> dict[str, Any]:
+        """The model."""
+        return {"system": "autoregressive"} | self.description
+
+    @torch.no_grad()
+    def transcribe(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+        """See `System`; the passes are one a token, the end included."""
+        rows = greedy(self.model, self.model.encode(sounds), languages)
+        return [Hypothesis(self.model.text(row), "autoregressive", len(row) + 1) for row in rows]
+
+
+@torch.no_grad()
+def greedy(model: DiffusionGemmaASR, encoded: Encoded, languages: Sequence[str]) -> list[list[int]]:
+    """The most probable next token of each row, until each has ended or has as many tokens as slots.
+
+    Args:
+        model: that is read token after token.
+        encoded: clips of a batch.
+        languages: a code for each.
+
+    Returns:
+        token ids of each row, without the end.
+    """
+    backbone, ends = model.backbone, set(model.prompts.end_ids)
+    prefill, hidden = model.read_prompts(encoded.slots, encoded.slot_lengths, languages)
+    last = (prefill.lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+    hidden = hidden.gather(1, last)  # (B, 1, H): of each prompt's last token
+    rows: list[list[int]] = [[] for _ in languages]
+    unfinished = set(range(len(rows)))
+    while unfinished:
+        tokens = model.head.logits(hidden).argmax(-1)  # (B, 1)
+        for row in sorted(unfinished):
+            token = int(tokens[row])
+            if token in ends or len(rows[row]) == int(encoded.slot_lengths[row]):
+                unfinished.remove(row)
+            else:
+                rows[row].append(token)
+        if unfinished:
+            prefill, hidden = backbone.extend(backbone.embed(tokens), prefill)
+    return rows

@@ -1,0 +1,311 @@
+"""The denoising backbone: the only module that knows how transformers' DiffusionGemma looks inside.
+
+DiffusionGemma is an encoder and a decoder with tied weights. The encoder reads the prompt causally and leaves a
+key/value cache; the decoder sees a canvas in both directions and reads that cache without changing it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import signature, unwrap
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Cache, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
+from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaDecoderModel
+
+from ..errors import CheckpointError
+from .head import Head
+
+_KEYWORDS = signature(unwrap(DiffusionGemmaDecoderModel.forward)).parameters
+CACHE = "cache" if "cache" in _KEYWORDS else "past_key_values"  # its name until transformers 5.23
+LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """What the encoder leaves behind for the canvas.
+
+    cache: keys and values (B, kv_heads, P, head_dim) of every layer; visible (B, P) bool: cache positions the canvas
+    may read; lengths (B,) long: prompt tokens, the canvas continues at this position.
+    """
+
+    cache: Cache | FilledCache
+    visible: Tensor
+    lengths: Tensor
+
+    def keep(self, rows: Tensor, size: int) -> Prefill:
+        """Some rows (k,) long, the first `size` positions of the cache."""
+        layers = [(keys[rows, :, :size], values[rows, :, :size]) for keys, values in self.layers()]
+        return Prefill(FilledCache(layers), self.visible[rows, :size], self.lengths[rows])
+
+    def join(self, other: Prefill) -> Prefill:
+        """The rows of both; the shorter cache is padded."""
+        size = max(self.visible.shape[1], other.visible.shape[1])
+
+        def joined(a: Tensor, b: Tensor) -> Tensor:  # (B, heads, P, head_dim)
+            return torch.cat([F.pad(x, (0, 0, 0, size - x.shape[2])) for x in (a, b)])
+
+        pairs = zip(self.layers(), other.layers(), strict=True)
+        layers = [(joined(k, k2), joined(v, v2)) for (k, v), (k2, v2) in pairs]
+        visible = torch.cat([F.pad(x, (0, size - x.shape[1])) for x in (self.visible, other.visible)])
+        return Prefill(FilledCache(layers), visible, torch.cat([self.lengths, other.lengths]))
+
+    def layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every layer."""
+        return [(layer.keys, layer.values) for layer in self.cache.layers]
+
+
+class FilledCache:
+    """Keys and values that the decoder reads: what it needs of a transformers Cache."""
+
+    is_compileable = False
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]]):
+        self.layers = [CacheLayer(keys, values) for keys, values in layers]
+
+
+class CacheLayer(NamedTuple):
+    """Keys and values (B, kv_heads, P, head_dim) of a layer."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Backbone(nn.Module):
+    """DiffusionGemma as the rest of the system sees it: embed, prefill, denoise, logits, LoRA.
+
+    Every batch is padded on the right: a causal encoder then never reads padding, and no position shifts.
+    """
+
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion):
+        super().__init__()
+        model.set_experts_implementation("grouped_mm")  # by far the fastest, on GPU and CPU
+        self.model = model
+        self.config = model.config.text_config
+
+    @classmethod
+    def from_config(cls, config: DiffusionGemmaConfig) -> Backbone:
+        """A backbone with random weights."""
+        return cls(DiffusionGemmaForBlockDiffusion(config))
+
+    # -- shape and scale ------------------------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return self.config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding and of lm_head."""
+        return self.config.vocab_size
+
+    @property
+    def softcap(self) -> float:
+        """Logits are `softcap * tanh(x / softcap)`."""
+        return self.config.final_logit_softcapping
+
+    @property
+    def lm_head_weight(self) -> Tensor:
+        """(V, H), tied with the embeddings."""
+        return self.model.lm_head.weight
+
+    @property
+    def head(self) -> Head:
+        """The output head."""
+        return Head(self.lm_head_weight, self.softcap)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head_weight.device
+
+    @torch.no_grad()
+    def embedding_scale(self) -> float:
+        """Root mean square of one component of the token rows as the layers see them, after the factor sqrt(hidden)."""
+        mean_square = sum(float(rows.float().pow(2).sum()) for rows in self.lm_head_weight.split(8192))
+        return (mean_square / self.lm_head_weight.numel() * self.hidden_size) ** 0.5
+
+    def sampler_settings(self) -> dict[str, float]:
+        """How this checkpoint's generation_config.json says to denoise: entropy_bound, t_max, t_min, stability_threshold and
+        confidence_threshold, as far as it says something of them."""
+        said = self.model.generation_config
+        given = {
+            "entropy_bound": said.sampler_config.entropy_bound if said.sampler_config else None,
+            "t_max": said.t_max,
+            "t_min": said.t_min,
+            "stability_threshold": said.stability_threshold,
+            "confidence_threshold": said.confidence_threshold,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    # -- LoRA ---------------------------------------------------------------------------------------------------------
+
+    def add_lora(self, rank: int = 16, alpha: int = 32, dropout: float = 0.0) -> None:
+        """Freezes the model and puts LoRA on q, k, v, o of every layer of both stacks.
+
+        The stacks share their weights but not their LoRA, so each learns its own part.
+        """
+        self.model.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, bias="none")
+        inject_adapter_in_model(config, self.model)
+
+    def lora_state_dict(self) -> dict[str, Tensor]:
+        """The LoRA matrices by name; empty without LoRA."""
+        return {name.replace(".default", ""): p.detach() for name, p in self.model.named_parameters() if "lora_" in name}
+
+    def load_lora_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Fills the LoRA matrices; `add_lora` comes first.
+
+        Raises:
+            CheckpointError: a matrix is missing, left over, or of another shape.
+        """
+        own = {name.replace(".default", ""): p for name, p in self.model.named_parameters() if "lora_" in name}
+        if odd := sorted(own.keys() ^ state.keys()):
+            raise CheckpointError(f"the LoRA matrices do not fit this backbone: {len(odd)} names differ, first {odd[0]}")
+        for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise CheckpointError(
+                    f"{name} is {tuple(state[name].shape)} in the adapter, but this backbone needs "
+                    f"{tuple(parameter.shape)}; use the backbone that the adapter was trained on"
+                )
+        for name, parameter in own.items():
+            parameter.data.copy_(state[name])
+
+    def merge_lora(self) -> None:
+        """Adds LoRA into the attention weights, for inference; the two stacks' attention is no longer tied
+        afterwards."""
+        parents = dict(self.model.named_modules())
+        for name, layer in list(parents.items()):
+            if isinstance(layer, LoraLayer):
+                base = layer.get_base_layer()
+                base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+                layer.merge()
+                parent, _, child = name.rpartition(".")
+                setattr(parents[parent], child, base)
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, P) ids → (B, P, H) rows, scaled as the layers expect them."""
+        return self.model.model.decoder.embed_tokens(ids)
+
+    def prefill(self, embeds: Tensor, mask: Tensor, lengths: Tensor | None = None) -> tuple[Prefill, Tensor]:
+        """Reads prompts causally.
+
+        Args:
+            embeds: (B, P, H) from `embed`, audio slots overwritten.
+            mask: (B, P) bool, real tokens, padding on the right.
+            lengths: (B,) prompt tokens, where the row goes on with a transcript that the canvas must not see (training);
+                by default the whole row is prompt.
+
+        Returns:
+            the Prefill, and the encoder's last hidden states (B, P, H).
+
+        Raises:
+            ValueError: the prompt is longer than the sliding window, where the cache would forget its beginning.
+        """
+        if embeds.shape[1] >= self.config.sliding_window:
+            raise ValueError(f"a prompt of {embeds.shape[1]} tokens; the backbone's window is {self.config.sliding_window}")
+        if lengths is None:
+            lengths = mask.sum(1)
+        # No masks: within the window causal attention is plain, and padding stands behind everything real.
+        cache = DynamicCache(config=self.config)
+        out = self.model.model.encoder(
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": None, "sliding_attention": None},
+            **{CACHE: cache},
+        )
+        visible = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
+        return Prefill(cache, visible, lengths), out.last_hidden_state
+
+    def extend(self, embeds: Tensor, prefill: Prefill) -> tuple[Prefill, Tensor]:
+        """Reads one more token of each row causally, behind what it has read.
+
+        Args:
+            embeds: (B, 1, H) from `embed`.
+            prefill: of the same B rows; its cache grows and must not be used otherwise afterwards.
+
+        Returns:
+            the longer Prefill, and the last hidden states (B, 1, H).
+        """
+        visible = torch.cat([prefill.visible, prefill.visible.new_ones(len(embeds), 1)], 1)  # (B, P + 1)
+        mask = visible[:, None, None]
+        out = self.model.model.encoder(
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": mask, "sliding_attention": mask},
+            position_ids=prefill.lengths[:, None],
+            **{CACHE: prefill.cache},
+        )
+        return Prefill(prefill.cache, visible, prefill.lengths + 1), out.last_hidden_state
+
+    def denoise_hidden(
+        self,
+        canvas: Tensor,
+        prefill: Prefill,
+        self_conditioning: Tensor | None = None,
+        self_conditioning_mask: Tensor | None = None,
+    ) -> Tensor:
+        """One pass of the decoder over the canvas.
+
+        Args:
+            canvas: (B, C) ids.
+            prefill: of the same B rows.
+            self_conditioning: (B, C, V) logits of the pass before, None at the first.
+            self_conditioning_mask: (B,) bool, rows that get the signal (training).
+
+        Returns:
+            (B, C, H) last hidden states, before lm_head.
+        """
+        batch, length = canvas.shape
+        attention_mask = None
+        if not bool(prefill.visible.all()):
+            seen = torch.cat([prefill.visible, prefill.visible.new_ones(batch, length)], 1)  # (B, P + C)
+            attention_mask = seen[:, None, None, :].expand(-1, 1, length, -1)
+        return self.model.model.decoder(
+            decoder_input_ids=canvas,
+            **{CACHE: prefill.cache},
+            self_conditioning_logits=self_conditioning,
+            self_conditioning_mask=self_conditioning_mask,
+            decoder_attention_mask={"full_attention": attention_mask, "sliding_attention": attention_mask},
+            decoder_position_ids=prefill.lengths[:, None] + torch.arange(length, device=canvas.device),
+        ).last_hidden_state
+
+    def denoise_hidden_from_soft(self, canvas: Tensor, canvas_lengths: Tensor, prefill: Prefill, soft: Tensor) -> Tensor:
+        """One pass of the decoder over canvases of several lengths, conditioned on mean embeddings instead of logits.
+
+        Args:
+            canvas: (B, C) ids; canvas_lengths (B,): positions in use, the others are not seen.
+            prefill: of the same B rows.
+            soft: (B, C, H) mean row of lm_head under each position's last prediction; zeros at a row's first pass.
+
+        Returns:
+            (B, C, H) last hidden states, before lm_head.
+        """
+        decoder = self.model.model.decoder
+        scale = decoder.embed_tokens.embed_scale.to(soft.dtype)
+        hidden = decoder.self_conditioning(decoder.embed_tokens(canvas), soft * scale)
+        places = torch.arange(canvas.shape[1], device=canvas.device)
+        seen = torch.cat([prefill.visible, places < canvas_lengths[:, None]], 1)  # (B, P + C)
+        mask = None if bool(seen.all()) else seen[:, None, None, :].expand(-1, 1, canvas.shape[1], -1)
+        positions = prefill.lengths[:, None] + places
+        rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
+        for layer, kind in zip(decoder.layers, self.config.layer_types, strict=True):
+            hidden = layer(
+                hidden, position_embeddings=rotary[kind], attention_mask=mask, position_ids=positions,
+                **{CACHE: prefill.cache},
+            )  # fmt: skip
+        return decoder.norm(hidden)
+
+    def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
+        """One pass of the decoder over the canvas → (B, C, V) float32 logits, soft-capped."""
+        return self.logits(self.denoise_hidden(canvas, prefill, self_conditioning))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., H) hidden states → (..., V) float32 logits, soft-capped."""
+        return self.head.logits(hidden)

@@ -1,0 +1,91 @@
+"""What a model is: one description, which is config.json of a checkpoint, the `model:` part of a recipe, and what the class
+is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import RecipeError
+from ..strict import require
+
+Start = Literal["noise", "draft"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The frozen acoustic encoder."""
+
+    name: str  # hub repository, or folder in the same layout
+    revision: str | None = None  # branch, tag or commit on the hub; None is its main branch
+    width: int | None = None  # of a frame, as the projector was trained for; a recipe leaves it out
+    mel_bins: int | None = None  # of its spectrogram; a recipe leaves it out
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The frozen diffusion language model."""
+
+    name: str  # hub repository, or folder in the same layout
+    revision: str | None = None
+    width: int | None = None  # of a token row, as projector and LoRA were trained for; a recipe leaves out these three
+    vocab_size: int | None = None
+    layers: int | None = None
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """The trained bridge from encoder frames (20 ms) to audio tokens (160 ms with the strides given here)."""
+
+    hidden_size: int = 1280  # channels of both convolutions
+    strides: tuple[int, int] = (4, 2)  # of both in time; an audio token stands for 20 ms times both
+    scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
+    layers: int = 0  # of deeper layers over audio tokens, beside the linear one (slot_layers.py)
+    layer_width: int = 384  # of those, a multiple of 64
+    layer_stride: int = 1  # audio tokens that one position of theirs stands for
+
+    def __post_init__(self) -> None:
+        require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")
+        require(min(self.strides) >= 1, "projector.strides", self.strides, "at least 1 each")
+        require(self.layers >= 0, "projector.layers", self.layers, "at least 0")
+        require(self.layer_stride >= 1, "projector.layer_stride", self.layer_stride, "at least 1")
+        wide = self.layer_width >= 64 and self.layer_width % 64 == 0
+        require(wide, "projector.layer_width", self.layer_width, "a multiple of 64")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank updates of q, k, v and o in both stacks of the backbone (Hu et al., 2021)."""
+
+    rank: int = 16
+    alpha: int = 32  # the update is scaled by alpha / rank
+    dropout: float = 0.0  # on the input of the update, while training
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        require(self.alpha >= 1, "lora.alpha", self.alpha, "at least 1")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: its parts, and what it was trained to do."""
+
+    name: str
+    encoder: EncoderConfig
+    backbone: BackboneConfig
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    languages: tuple[str, ...] = ("en",)  # codes, as Whisper has them
+    finds_language: bool = False  # trained with prompts that do not name the language, so that "auto" works
+    reads_context: bool = False  # trained with context in the prompt: text that came before, words that may occur
+    ctc: bool = True  # CTC trained the projector, so that its slots spell a draft
+    start: Start = "noise"  # what a canvas holds at first, where the caller does not say
+    dtype: Dtype = "float32"  # of the frozen parts in training, and where loading names none
+    drafter: dict[str, Any] | None = None  # a search for drafts (drafts/); None is greedy CTC
+
+    def __post_init__(self) -> None:
+        require(len(self.languages) >= 1, "languages", "an empty list", "a list of at least one")
+        if self.start == "draft" and not self.ctc:
+            raise RecipeError("'start' is draft, but 'ctc' is false: without CTC there is no draft to start from")

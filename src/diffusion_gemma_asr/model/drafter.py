@@ -1,0 +1,59 @@
+"""Drafts: a transcript that is heard before anything is denoised, from which canvases take their length or their first
+text."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from .ctc import DraftToken, collapse
+from .head import Head
+
+
+class Encoded(NamedTuple):
+    """Clips as the model hears them.
+
+    Attributes:
+        frames: (B, F, D), the frozen encoder's output, zeros behind each end.
+        frame_lengths: (B,) long, frames that hold sound.
+        slots: (B, S, H), the projector's output: audio tokens in the backbone's space, zeros behind each end.
+        slot_lengths: (B,) long.
+    """
+
+    frames: Tensor
+    frame_lengths: Tensor
+    slots: Tensor
+    slot_lengths: Tensor
+
+
+class Drafter(Protocol):
+    """What proposes drafts.
+
+    Attributes:
+        trusted: whether a draft is the transcript, and denoising it would change nothing for the better.
+    """
+
+    trusted: bool
+
+    def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
+        """A draft of each clip: its tokens, with the slots where they are heard and their probabilities."""
+
+
+class GreedyCtc:
+    """The most probable symbol of each slot, straight through the backbone's output head.
+
+    Args:
+        head: of the backbone.
+        blank: id of the CTC blank.
+    """
+
+    trusted = False
+
+    def __init__(self, head: Head, blank: int):
+        self.head, self.blank = head, blank
+
+    def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
+        """See `Drafter.drafts`."""
+        best, log_probs = self.head.best(encoded.slots)
+        return collapse(best, log_probs, encoded.slot_lengths, self.blank)

@@ -1,0 +1,134 @@
+"""The whole system as one module: frozen encoder, trained projector, frozen backbone with LoRA. Parts and tensors only:
+how a canvas is denoised is in denoise/, how recordings are read in transcribe/, how the module learns in train/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from .backbone import Backbone, Prefill
+from .config import ModelConfig
+from .ctc import TokenSpan, align
+from .drafter import Drafter, Encoded, GreedyCtc
+from .encoder import AcousticEncoder
+from .head import Head
+from .projector import AudioProjector
+from .prompt import PromptBuilder, fill_slots
+
+
+class DiffusionGemmaASR(nn.Module):
+    """Speech in, logits over canvases out.
+
+    Args:
+        config: what it is made of and was trained to do.
+        encoder, backbone: frozen.
+        projector: trained; its widths must fit both.
+        tokenizer: the backbone's.
+
+    Attributes:
+        drafter: what proposes the drafts that canvases start from; greedy CTC unless `use_drafter` says otherwise.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        encoder: AcousticEncoder,
+        projector: AudioProjector,
+        backbone: Backbone,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.encoder, self.projector, self.backbone = encoder, projector, backbone
+        self.prompts = PromptBuilder(tokenizer)
+        self._drafter: Drafter | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.backbone.device
+
+    @property
+    def head(self) -> Head:
+        """The backbone's output head."""
+        return self.backbone.head
+
+    @property
+    def slot_s(self) -> float:
+        """Seconds of sound that one audio token stands for."""
+        return self.encoder.frame_s * self.projector.frames_per_slot
+
+    @property
+    def blank(self) -> int:
+        """The CTC blank: the pad token."""
+        return self.prompts.special["pad"]
+
+    @property
+    def greedy(self) -> GreedyCtc:
+        """Greedy CTC over the slots."""
+        return GreedyCtc(self.head, self.blank)
+
+    @property
+    def drafter(self) -> Drafter:
+        """What proposes the drafts that canvases start from."""
+        return self._drafter or self.greedy
+
+    def use_drafter(self, drafter: Drafter | None) -> None:
+        """Lets a drafter propose; None: greedy CTC."""
+        self._drafter = drafter
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What a checkpoint holds and training changes: the projector and the LoRA matrices."""
+        return {name: p for name, p in self.named_parameters() if name.startswith("projector.") or "lora_" in name}
+
+    @torch.no_grad()
+    def encode(self, audio: Sequence[np.ndarray]) -> Encoded:
+        """Clips → encoder frames and audio tokens.
+
+        Args:
+            audio: float32 arrays (n,), 16 kHz, at most 30 s each.
+
+        Raises:
+            AudioError: a clip is too long or too short for the encoder.
+        """
+        mel, lengths = self.encoder.features(audio)
+        return self.project(*self.encoder(mel.to(self.device), lengths.to(self.device)))
+
+    def project(self, frames: Tensor, frame_lengths: Tensor) -> Encoded:
+        """Encoder frames (B, F, D) with frame_lengths (B,) → the same with audio tokens."""
+        frames = frames.to(self.projector.linear.weight.dtype)
+        return Encoded(frames, frame_lengths, *self.projector(frames, frame_lengths))
+
+    def read_prompts(
+        self,
+        slots: Tensor,
+        slot_lengths: Tensor,
+        languages: Sequence[str],
+        written: Sequence[Sequence[int]] | None = None,
+        context: str | Sequence[str] = "",
+    ) -> tuple[Prefill, Tensor]:
+        """Reads prompts, the placeholders overwritten by audio tokens.
+
+        Args:
+            slots: (B, S, H); slot_lengths: (B,).
+            languages, written, context: see `PromptBuilder.build`.
+
+        Returns:
+            the cache for the canvas, and the last hidden states (B, P, H); see `Backbone.prefill`.
+        """
+        prompt = self.prompts.build(slot_lengths.tolist(), languages, written, context)
+        ids, slot_mask = prompt.ids.to(self.device), prompt.slot_mask.to(self.device)
+        embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)
+        return self.backbone.prefill(embeds, prompt.mask.to(self.device))
+
+    def align(self, slots: Tensor, tokens: Sequence[int]) -> list[TokenSpan] | None:
+        """Where CTC places tokens in the audio tokens (S, H) of one clip; None where they do not fit."""
+        return align(self.head, slots, tokens, self.blank)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What token ids spell, special tokens left out."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()

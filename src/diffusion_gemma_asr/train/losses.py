@@ -1,0 +1,97 @@
+"""Cross-entropy through the backbone's output head, without ever holding (positions, vocabulary) logits.
+
+Values and gradients (to the hidden states, and to the head where it is trained) are those of the plain formula.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model.head import Head
+
+
+def cross_entropy(
+    head: Head,
+    hidden: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the soft-capped output head over the masked positions.
+
+    Only the masked positions are projected. Gradients reach `hidden`, and `weight` where it requires them.
+
+    Args:
+        head: of the backbone.
+        hidden: (..., H) hidden states.
+        targets: (...) long, the right token of every position; not looked at outside the mask.
+        mask: (...) bool, the positions that count; None counts all.
+
+    Returns:
+        (loss, accuracy), both scalars: the mean negative log-likelihood in nats, and the share of positions
+        whose arg-max is the target (without gradient). Both are 0 where the mask is empty.
+
+    Raises:
+        ValueError: the shapes of hidden, targets and mask do not match.
+    """
+    if hidden.shape[:-1] != targets.shape or (mask is not None and mask.shape != targets.shape):
+        shapes = f"hidden {tuple(hidden.shape)}, targets {tuple(targets.shape)}"
+        shapes += "" if mask is None else f", mask {tuple(mask.shape)}"
+        raise ValueError(f"{shapes}: give hidden (..., H) with targets and mask (...)")
+    if mask is None:
+        hidden, targets = hidden.flatten(0, -2), targets.flatten()  # (N, H), (N,)
+    else:
+        hidden, targets = hidden[mask], targets[mask]  # (N, H), (N,)
+
+    def chunk_sums(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head.logits(hidden)  # (n, V)
+        correct = (logits.detach().argmax(-1) == targets).sum()
+        return F.cross_entropy(logits, targets, reduction="sum"), correct
+
+    sums = head.over_chunks(chunk_sums, hidden, targets)
+    count = max(1, targets.numel())
+    loss = torch.stack([nll for nll, _ in sums]).sum() / count
+    accuracy = torch.stack([correct for _, correct in sums]).sum() / count
+    return loss, accuracy
+
+
+def diffusion_loss(
+    head: Head,
+    hidden: Tensor,
+    x0: Tensor,
+    mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Flat cross-entropy of the clean canvas: every supervised position counts the same, corrupted or not.
+
+    There is no 1/t weight, whatever the noise level that the canvas was corrupted with.
+
+    Args:
+        hidden: (B, C, H) hidden states of the corrupted canvas.
+        x0: (B, C) long, the clean canvas.
+        mask: (B, C) bool, the supervised positions.
+
+    Returns:
+        (loss, accuracy), scalars as in `cross_entropy`.
+    """
+    return cross_entropy(head, hidden, x0, mask)
+
+
+def autoregressive_loss(
+    head: Head,
+    hidden: Tensor,
+    ids: Tensor,
+    target_mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Next-token cross-entropy: the hidden state at position p predicts the token at p + 1.
+
+    Args:
+        hidden: (B, P, H) hidden states of the causal pass over prompt and transcript.
+        ids: (B, P) long, the tokens that were read.
+        target_mask: (B, P) bool, the tokens to be predicted (the transcript). Nothing predicts position
+            0: its mask is not looked at.
+
+    Returns:
+        (loss, accuracy), scalars as in `cross_entropy`.
+    """
+    return cross_entropy(head, hidden[:, :-1], ids[:, 1:], target_mask[:, 1:])

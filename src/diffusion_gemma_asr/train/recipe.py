@@ -1,0 +1,150 @@
+"""Recipes: one YAML file says which parts a model is made of, what is trained, how, and on what.
+
+`load_recipe("small")` reads the file that ships with the package, `load_recipe("my/own.yaml")` any other.
+The file becomes frozen dataclasses; each option is described, and has its one default, where its field is
+declared: here, in loop.py, and for the section `model` in model/config.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from ..data.augment import Masking
+from ..errors import RecipeError
+from ..model.config import ModelConfig
+from ..strict import require
+from .loop import LoopOptions
+from .recipe_files import SOURCE, load_recipe_as
+
+
+@dataclass(frozen=True)
+class LossRecipe:
+    """Weights of the losses, of which 0 switches one off, and how canvases are made."""
+
+    diffusion: float = 1.0  # denoise the transcript on the canvas
+    autoregressive: float = 1.0  # next token of the transcript, in the backbone's encoder
+    ctc: float = 1.0  # audio tokens straight through the backbone's head
+    self_conditioning: float = 0.5  # probability of a first pass whose logits the second sees; not a weight
+    full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1); not a weight
+    draft_share: float = 0.0  # probability that a canvas starts from the CTC draft instead; not a weight
+    unroll: float = 0.0  # probability that a second pass goes on with the canvas that the first makes; not a weight
+
+    def __post_init__(self) -> None:
+        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc")}
+        for key, weight in weights.items():
+            require(weight >= 0, f"losses.{key}", weight, "at least 0")
+        require(any(weights.values()), "losses", "weights of 0 alone", "positive for at least one of them")
+        for key in ("self_conditioning", "full_noise", "draft_share", "unroll"):
+            require(0 <= getattr(self, key) <= 1, f"losses.{key}", getattr(self, key), "from 0 to 1")
+
+    @property
+    def uses_backbone(self) -> bool:
+        """Whether the backbone's layers take part; CTC alone needs its head and no more."""
+        return self.diffusion > 0 or self.autoregressive > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe(LoopOptions):
+    """The loop's options, and what batches hold."""
+
+    batch_size: int  # utterances in one forward pass, at most
+    batch_frames: int | None = None  # and encoder frames (20 ms), padding included, at most; None: any number
+    start_from: Path | None = None  # checkpoint folder whose adapter training begins with; None is a new one
+    spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
+    unnamed: float = 0.0  # share of the prompts that do not name the language, so that the model learns to find it
+    context: float = 0.0  # share of the prompts that hold words that may occur, or the text before, to learn to read these
+    monitor_samples: int = 32  # utterances of each dev list that are transcribed to judge the run
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1")
+        require(self.monitor_samples >= 0, "train.monitor_samples", self.monitor_samples, "at least 0")
+        for item in fields(self.spec_augment):
+            value = getattr(self.spec_augment, item.name)
+            require(value >= 0, f"train.spec_augment.{item.name}", value, "at least 0")
+        require(self.batch_frames is None or self.batch_frames >= 1, "train.batch_frames", self.batch_frames, "at least 1")
+        require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
+        require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainList:
+    """One list of utterances to train on, and its share."""
+
+    manifest: Path = field(metadata=SOURCE)  # JSONL, folder of sounds, or corpus by name (data/sources.py)
+    weight: float = 1.0  # its share of the drawn utterances is weight / sum of all weights; see data.temperature
+    first: int | None = None  # use only so many utterances, the first ones after a shuffle that is always the same
+
+    def __post_init__(self) -> None:
+        require(self.weight > 0, "data.train.weight", self.weight, "above 0")
+        require(self.first is None or self.first >= 1, "data.train.first", self.first, "at least 1")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Lists to train on and to judge by."""
+
+    train: tuple[TrainList, ...]
+    dev: tuple[Path, ...] = field(metadata=SOURCE)  # never trained on
+    max_duration_s: float = 30.0  # longer utterances are left out
+    temperature: float | None = None  # T: weights are multiplied by utterances ** (1 / T); None leaves them as they are
+    cache_dir: Path | None = None  # folder for the frozen encoder's output, one for each encoder; None is frames/ of the run
+    transcript: Literal["written", "plain"] = "written"  # as the manifest has it, or plain words (data/text.py)
+
+    def __post_init__(self) -> None:
+        for key in ("train", "dev"):
+            require(len(getattr(self, key)) >= 1, f"data.{key}", "an empty list", "a list of at least one")
+        if self.temperature is not None:
+            require(self.temperature > 0, "data.temperature", self.temperature, "above 0")
+        limit = self.max_duration_s
+        require(0 < limit <= 30, "data.max_duration_s", limit, "above 0 and at most 30")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that defines a model and the run that trains it."""
+
+    model: ModelConfig
+    train: TrainRecipe
+    data: DataRecipe
+    losses: LossRecipe = field(default_factory=LossRecipe)
+    stage: Literal["adapter", "reading"] = "adapter"  # what is trained: projector and LoRA, or projector and backbone
+
+    def __post_init__(self) -> None:
+        model, train, losses = self.model, self.train, self.losses
+        _agree(model.finds_language, "model.finds_language", train.unnamed, "train.unnamed")
+        _agree(model.reads_context, "model.reads_context", train.context, "train.context")
+        _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
+        _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
+        require(model.dtype == "float32", "model.dtype", model.dtype, "left out of a recipe, which has train.dtype")
+        require(model.drafter is None, "model.drafter", "a section", "left out of a recipe: no drafter can be trained")
+
+    @property
+    def name(self) -> str:
+        """Of the model; the run's folder is called so too."""
+        return self.model.name
+
+
+def _agree(ability: bool, said: str, share: float, trained: str) -> None:
+    """Raises RecipeError where a model is to have an ability that is not trained, or the other way round."""
+    if ability and share == 0:
+        raise RecipeError(f"'{said}' is set, but '{trained}' is 0: the model would not learn it")
+    if share > 0 and not ability:
+        raise RecipeError(f"'{trained}' is {share}, but '{said}' is not set: the model would learn what nobody uses")
+
+
+def load_recipe(path_or_name: str | Path) -> Recipe:
+    """Reads the recipe of an adapter, or of the stage `reading`.
+
+    Args:
+        path_or_name: a YAML file, or the name of a recipe that ships with the package ("small").
+
+    Returns:
+        the recipe, all of its paths absolute.
+
+    Raises:
+        RecipeError: see `load_recipe_as`.
+    """
+    return load_recipe_as(Recipe, path_or_name)

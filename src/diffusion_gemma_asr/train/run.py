@@ -1,0 +1,61 @@
+"""What `diffusion-gemma-asr train RECIPE` does: the stage that the recipe's key `stage` names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.load import choose_device
+from ..errors import RecipeError
+from ..strict import suggest
+from .adapter import train_adapter
+from .mini.bundle import BundleRecipe, bundle
+from .mini.distill import EncoderRecipe, train_encoder
+from .mini.reading import train_reading
+from .mini.text import BackboneRecipe, train_backbone
+from .mini.tokenizer import TokenizerRecipe, train_tokenizer_stage
+from .recipe import Recipe
+from .recipe_files import find_recipe, load_recipe_as, read_mapping
+from .workers import join_workers
+
+Stage = tuple[type[Any], Callable[[Any, Path, torch.device], Path]]
+"""What a recipe of the stage holds, and what does it: recipe, run folder, device → folder of the result."""
+
+STAGES: dict[str, Stage] = {
+    "adapter": (Recipe, train_adapter),
+    "tokenizer": (TokenizerRecipe, train_tokenizer_stage),
+    "backbone": (BackboneRecipe, train_backbone),
+    "encoder": (EncoderRecipe, train_encoder),
+    "reading": (Recipe, train_reading),
+    "bundle": (BundleRecipe, bundle),
+}
+
+
+def train_from_recipe(path: str | Path, folder: str | Path | None = None, device: str = "auto") -> Path:
+    """Does what a recipe says; a run that was interrupted goes on where it stood.
+
+    Under torchrun each process calls this, and they share the work.
+
+    Args:
+        path: recipe file, or the name of a recipe that ships with the package.
+        folder: of the run; None is runs/NAME, from the working directory.
+        device: "auto" is a GPU where there is one, else the processor.
+
+    Returns:
+        the folder of what was made: a checkpoint, backbone, encoder or tokenizer.
+
+    Raises:
+        AsrError: recipe, data, parts, device or a saved state cannot be used; one line says what, and what to do.
+    """
+    stage = read_mapping(find_recipe(path)).get("stage", "adapter")
+    if stage not in STAGES:
+        hint = suggest(str(stage), list(STAGES)) or f"; give one of {', '.join(STAGES)}"
+        raise RecipeError(f"{path}: no stage is called '{stage}'{hint}")
+    kind, train = STAGES[stage]
+    recipe = load_recipe_as(kind, path)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return train(recipe, Path(folder or Path("runs") / recipe.name), join_workers(choose_device(device)))

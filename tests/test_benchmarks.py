@@ -1,0 +1,93 @@
+"""benchmarks/: circles of a small package are counted, and what is measured of a tiny model stands in the tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from sounds import write
+from tiny_model import clips, tiny_model
+
+from diffusion_gemma_asr.data.manifest import Utterance
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+FACTS = {"gpu": "a GPU", "torch": "2", "transformers": "5", "date": "today", "commit": "abc"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture
+def structure() -> ModuleType:
+    import structure
+
+    return structure
+
+
+def package(root: Path, **files: str) -> Path:
+    """A repository whose package holds these files, by their paths with __ for a slash."""
+    for name, text in files.items():
+        path = root / "src" / "diffusion_gemma_asr" / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (root / "tests").mkdir()
+    (root / "tests" / "test_a.py").write_text("x = 1\n")
+    return root
+
+
+def test_circles_are_found_between_files_and_between_folders(structure: ModuleType, tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        audio__read="from ..model.a import x\n",
+        model__a="from .b import y\n",
+        model__b="def late():\n    from . import a\n",
+        model__c="from ..data import d\n",
+        data__d="from ..model.a import x\n",
+    )
+    graph = structure.imports(root / "src" / "diffusion_gemma_asr")
+    assert graph["audio/read"] == {"model/a"} and graph["model/c"] == {"data/d"}
+    assert structure.circles(graph) == [["model/a", "model/b"]]
+    assert structure.circles(structure.folders(graph)) == [["data", "model"]]
+
+
+def test_the_table_counts_names_lines_and_parameters(structure: ModuleType, tmp_path: Path) -> None:
+    root = package(
+        tmp_path,
+        errors="class E(Exception):\n    pass\n",
+        audio__read="def f(self, a, b, *, c):\n    pass\n",
+        app__cli="x = 1\n" * 5,
+    )
+    page = tmp_path / "docs" / "architecture.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- table structure -->\nold\n<!-- end structure -->\nbehind\n")
+    structure.main(["--root", str(root), "--write"])
+    rows = [line.split(" | ")[-1].strip(" |") for line in page.read_text().splitlines() if line.startswith("|")]
+    assert rows[2:] == ["3", "2 / 4", "0 + 0", "4 (`audio/read.py: f`)", "9 / 1"]
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("<!-- end structure -->\nbehind\n")
+
+
+def test_languages_are_measured_by_list(whisper_folder: Path, backbone_folder: Path, tmp_path: Path) -> None:
+    import languages
+
+    model = tiny_model(whisper_folder, backbone_folder, languages=("de",), finds_language=True)
+    sounds = clips([16_000, 40_000])
+    rows = [
+        Utterance(str(write(tmp_path / f"{i}.wav", sound)), "ein satz", "de", len(sound) / 16_000)
+        for i, sound in enumerate(np.clip(sound, -1, 1) for sound in sounds)
+    ]
+    result = languages.measure_list(model, rows)
+    assert set(result["systems"]) == set(languages.SYSTEMS) and result["count"] == 2
+    assert (result["language_found"], result["language_count"]) == (1.0, 1)  # one is over 2 s; it knows one language
+    measured = {"lists": {"synthetic de": result}, "circumstances": FACTS}
+    table = languages.table(measured)
+    assert "| errors after Whisper's normaliser" in table and "| synthetic de (2) |" in table and "100.0% of 1" in table
+    short = languages.short_table({"tiny": measured})
+    assert "| `tiny`, synthetic: draft | – | " in short and "Whisper's normaliser" in short
