@@ -1,6 +1,8 @@
-"""What training does to features: SpecAugment-style masking (Park et al. 2019, arXiv 1904.08779) on spectrograms or on
-encoder frames; frequency warping of spectrograms, which makes other vocal tracts out of one (Jaitly & Hinton 2013); another
-tempo."""
+"""Feature augmentation for training: masking, frequency warping and tempo changes.
+
+Masking is SpecAugment's (Park et al. 2019, arXiv 1904.08779), on spectrograms or on encoder frames. Frequency warping
+imitates other vocal tracts (vocal tract length perturbation, Jaitly & Hinton 2013).
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,32 @@ from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 @dataclass(frozen=True)
 class Masking:
-    """How much is hidden: so many bands of time of at most `time_width` frames, and of at most `channel_width`
-    channels."""
+    """How much SpecAugment masks."""
 
-    time_bands: int = 2
-    time_width: int = 20
-    channel_bands: int = 2
-    channel_width: int = 12
+    time_bands: int = 2  # masked bands of time in each row
+    time_width: int = 20  # frames of such a band at most
+    channel_bands: int = 2  # masked bands of channels in each row
+    channel_width: int = 12  # channels of such a band at most
 
 
 def log_uniform(bounds: Sequence[float], count: int) -> Tensor:
-    """(count,) random factors between two bounds, uniform in their logarithm."""
+    """Draws random factors, uniform in their logarithm.
+
+    Args:
+        bounds: the smallest and the largest factor.
+        count: how many to draw.
+
+    Returns:
+        (count,) factors.
+    """
     low, high = bounds
     return low * (high / low) ** torch.rand(count)
 
 
 def warp_frequencies(mel: Tensor, factors: Tensor) -> Tensor:
-    """Stretches the frequencies of Whisper's log-mel spectrograms: what was at f Hz comes to lie at factor * f.
+    """Scales the frequencies of Whisper's log-mel spectrograms: energy at f Hz moves to factor * f.
 
-    Bins between two old ones are interpolated; what would come from above 8 kHz is the top bin's value.
+    Values between two source bins are interpolated linearly; sources above 8 kHz repeat the top bin.
 
     Args:
         mel: (B, T, bins), Slaney's mel scale from 0 to 8 kHz.
@@ -48,38 +57,41 @@ def warp_frequencies(mel: Tensor, factors: Tensor) -> Tensor:
     width = top / (bins + 1)  # bin k is centred at (k + 1) * width
     hertz = mel_to_hertz(np.arange(1, bins + 1) * width, mel_scale="slaney")  # (bins,)
     sources = hertz[None] / factors.double().numpy()[:, None]  # (B, bins) Hz
-    at = torch.from_numpy(hertz_to_mel(np.minimum(sources, 8000.0), mel_scale="slaney") / width - 1).clamp(0, bins - 1)
-    low = at.floor().long().clamp(max=bins - 2)  # (B, bins)
-    share = (at - low).to(mel.dtype)[:, None]
+    source_mel = hertz_to_mel(np.minimum(sources, 8000.0), mel_scale="slaney")
+    source_bins = torch.from_numpy(source_mel / width - 1).clamp(0, bins - 1)  # (B, bins), fractional
+    low = source_bins.floor().long().clamp(max=bins - 2)  # (B, bins)
+    share = (source_bins - low).to(mel.dtype)[:, None]
     below, above = (mel.gather(2, index[:, None].expand_as(mel)) for index in (low, low + 1))
     return below * (1 - share) + above * share
 
 
 def change_tempo(mel: Tensor, lengths: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """Stretches log-mel spectrograms in time, without a change of pitch; frames between two old ones are interpolated.
+    """Stretches log-mel spectrograms in time by linear interpolation; pitch does not change.
 
     Args:
-        mel: (B, T, bins), zeros behind each end.
-        lengths: (B,) frames that hold sound.
+        mel: (B, T, bins), padded with zeros.
+        lengths: (B,) frames without padding.
         factors: (B,), 1 changes nothing; above 1 is faster.
 
     Returns:
-        (B, T', bins), a new tensor, zeros behind each end, and lengths (B,), at least 2.
+        (B, T', bins), a new tensor, padded with zeros, and its lengths (B,), at least 2.
     """
-    wanted = (lengths / factors).round().long().clamp(min=2)
+    new_lengths = (lengths / factors).round().long().clamp(min=2)
     rows = [
         functional.interpolate(row[None, :n].transpose(1, 2), size=size, mode="linear")[0].T
-        for row, n, size in zip(mel, lengths.tolist(), wanted.tolist(), strict=True)
+        for row, n, size in zip(mel, lengths.tolist(), new_lengths.tolist(), strict=True)
     ]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True), wanted
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), new_lengths
 
 
 def mask_bands(features: Tensor, lengths: Tensor, masking: Masking, generator: torch.Generator | None = None) -> Tensor:
-    """Sets random bands of time and of channels to zero, other bands in every row.
+    """Sets random bands of time and of channels to zero; each row draws its bands independently.
 
     Args:
         features: (B, T, W).
-        lengths: (B,) real frames; a band of time covers at most a fifth of them.
+        lengths: (B,) frames without padding; a band of time covers at most a fifth of them.
+        masking: number and largest width of the bands.
+        generator: of the draws; None is torch's default.
 
     Returns:
         (B, T, W), a new tensor.
@@ -96,8 +108,8 @@ def mask_bands(features: Tensor, lengths: Tensor, masking: Masking, generator: t
 
 
 def _band(widest: Tensor, lengths: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
-    """(B, size) bool: one band a row, its width drawn up to `widest`, its place inside `lengths`."""
+    """(B, size) bool: one random band in each row, at most `widest` (B,) wide and inside `lengths` (B,)."""
     width = (torch.rand(len(lengths), generator=generator) * (widest + 1)).long()
     start = (torch.rand(len(lengths), generator=generator) * (lengths - width + 1)).long()
-    at = torch.arange(size)
-    return (at >= start[:, None]) & (at < (start + width)[:, None])
+    index = torch.arange(size)
+    return (index >= start[:, None]) & (index < (start + width)[:, None])

@@ -1,4 +1,4 @@
-"""Batches of like lengths, as a function of the step: a run that resumes at step n sees what it would have seen."""
+"""Length-bucketed batches as a function of the step: a resumed run sees the batches of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ UNLIMITED = 2**62  # a batch_total that leaves the size to batch_size alone
 
 
 class LengthBuckets:
-    """Cuts utterances into batches of like length, anew for every epoch.
+    """Batches of utterances of similar length, shuffled anew for every epoch.
 
     Args:
-        lengths: size of every utterance (any unit: frames, tokens).
-        batch_total: a batch holds at most this many units, padding included.
-        batch_size: and at most this many utterances.
+        lengths: length of every utterance, in any unit (frames, tokens).
+        batch_total: units in a batch at most, padding included.
+        batch_size: utterances in a batch at most.
         seed: of the shuffle.
     """
 
@@ -43,7 +43,14 @@ class LengthBuckets:
         return batches
 
     def at(self, step: int) -> list[int]:
-        """Indices of the utterances of one step; quickest where steps are asked for in rising order."""
+        """The batch of one step; fastest when steps are requested in rising order.
+
+        Args:
+            step: counts from 0, over all epochs.
+
+        Returns:
+            indices of the batch's utterances.
+        """
         while step < self._epochs[self._current]:
             self._current -= 1
             self._batches = self._draw(self._current)
@@ -56,21 +63,28 @@ class LengthBuckets:
 
 
 def tempered(sizes: Sequence[int], temperature: float) -> list[float]:
-    """Weights size ** (1 / temperature): at 1 lists are drawn by their sizes, the higher the more alike (Arivazhagan et al.
-    2019, arXiv 1907.05019)."""
+    """Sampling weights size ** (1 / temperature) (Arivazhagan et al. 2019, arXiv 1907.05019).
+
+    Args:
+        sizes: utterances in each list.
+        temperature: 1 samples in proportion to size; higher values approach uniform sampling.
+
+    Returns:
+        a weight for each list, not normalised.
+    """
     return [size ** (1 / temperature) for size in sizes]
 
 
 class Mixture:
-    """Draws from several lists of utterances by their weights, in batches of like length.
+    """Weighted sampling from several lists of utterances, in batches of similar length.
 
-    Eight passes are drawn ahead, each as long as all lists together; a list that is drawn more often than it is long is
-    repeated in a new order, one that is drawn less often is shown in parts.
+    Draws PASSES times as many utterances as all lists have together, and batches these. Within a list sampling is without
+    replacement; a list that is exhausted starts again in a new order.
 
     Args:
-        sizes: utterances in each list; the lists are thought of as joined.
-        weights: share of each list.
-        lengths: size of every utterance of the joined lists.
+        sizes: utterances in each list.
+        weights: sampling weight of each list, not normalised.
+        lengths: length of every utterance, all lists concatenated.
         batch_total, batch_size, seed: see `LengthBuckets`.
     """
 
@@ -97,5 +111,5 @@ class Mixture:
         self._buckets = LengthBuckets([lengths[i] for i in chosen], batch_total, batch_size, seed)
 
     def at(self, step: int) -> list[int]:
-        """Indices into the joined lists of one batch."""
+        """The batch of one step, as indices into the concatenated lists."""
         return [self._chosen[i] for i in self._buckets.at(step)]

@@ -1,4 +1,4 @@
-"""A cache on disk for features that never change: log-mel spectrograms, frames of a frozen encoder."""
+"""A disk cache for features that training does not change: log-mel spectrograms, frames of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ logger = logging.getLogger(__name__)
 
 
 class _Span(NamedTuple):
-    """Where the frames of an utterance lie, and the size and mtime of the sound file that they were made from."""
+    """The frames of one utterance in a frames file, and the state of the sound file that they were computed from."""
 
-    key: str
-    size: int
-    mtime_ns: int
-    start: int
-    frames: int
+    key: str  # of the utterance
+    size: int  # bytes of the sound file
+    mtime_ns: int  # its modification time
+    start: int  # first row in the frames file
+    frames: int  # number of rows
 
 
 @dataclass(frozen=True)
 class _Index:
-    """What an index.json says; spans that reach beyond the frames there are, are left out."""
+    """The content of an index.json, without spans that lie beyond the end of a truncated frames file."""
 
     width: int
     fingerprint: str
@@ -45,26 +45,26 @@ class _Index:
 
 
 class FeatureCache:
-    """Frames (n, width) of many utterances in float16 files, read through memory maps.
+    """Memory-mapped float16 frames (n, width) of many utterances.
 
-    Frames belong to an utterance's `key` and the size and modification time of its sound file: where one of these has
-    changed, it is not in the cache.
+    An entry is valid for one utterance `key` and one size and modification time of the sound file; if any of these changes,
+    the utterance counts as missing.
 
     Args:
-        path: folder that holds `frames.f16` and `index.json`, as `build` writes them, and a pair more for every further
+        path: folder with `frames.f16` and `index.json`, as `build` writes them, and another pair for every further
             worker that built it (`frames-1.f16`, `index-1.json`).
-        fingerprint: of what the frames are to come from; None: of whatever they come from.
+        fingerprint: of the required source of the frames; None accepts any.
 
     Attributes:
-        width: size of a frame; 0 where there are none.
-        fingerprint: what `build` was told.
+        width: size of a frame; 0 in an empty cache.
+        fingerprint: of the source of the frames, as given to `build`.
 
     Raises:
-        DataError: the frames come from something else, or were written by another version of this package.
+        DataError: the frames have another fingerprint, or were written by another version of this package.
     """
 
     def __init__(self, path: str | Path, fingerprint: str | None = None):
-        self._spans: dict[str, tuple[int, _Span]] = {}  # by key: number of the file, place in it
+        self._spans: dict[str, tuple[int, _Span]] = {}  # by key: index into `_files`, rows in that file
         self._files: list[np.ndarray] = []
         self.width, self.fingerprint = 0, fingerprint or ""
         for index_path, index in _indices(Path(path)).items():
@@ -75,7 +75,7 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: str | Path, utterances: Sequence[Utterance], fingerprint: str | None = None) -> FeatureCache:
-        """Opens a cache that is to hold all of these.
+        """Opens a cache that must be complete.
 
         Args:
             path: see `FeatureCache`.
@@ -83,14 +83,14 @@ class FeatureCache:
             fingerprint: see `FeatureCache`.
 
         Raises:
-            DataError: there is none, or it lacks some, or see `FeatureCache`.
+            DataError: there is no cache, or frames of an utterance are missing from it; also see `FeatureCache`.
         """
         if not (Path(path) / "index.json").is_file():
             raise DataError(f"{path}: no frames there; run the stage that makes them first")
         cache = cls(path, fingerprint)
-        if lacking := [u for u in utterances if u not in cache]:
+        if missing := [u for u in utterances if u not in cache]:
             raise DataError(
-                f"{path} lacks {len(lacking)} utterances as they are now, such as {lacking[0].audio_filepath}; run its stage"
+                f"{path} lacks {len(missing)} utterances as they are now, such as {missing[0].audio_filepath}; run its stage"
             )
         return cache
 
@@ -106,43 +106,45 @@ class FeatureCache:
         worker: int = 0,
         workers: int = 1,
     ) -> FeatureCache:
-        """Opens the cache in `path`, computing first what it lacks.
+        """Opens the cache in `path`, after computing missing frames.
 
-        A cache that was interrupted while it was built keeps what is indexed; new utterances are appended. What is damaged
-        is computed anew.
+        After an interrupted build all indexed frames are kept and the others appended. Damaged entries are recomputed.
 
         Args:
-            path: folder of the cache, made if missing.
+            path: folder of the cache, created if missing.
             utterances: whose frames are needed.
             width: size of a frame.
             compute: utterances → one array (n, width) each.
-            fingerprint: stands for everything but the utterances that the frames depend on; see `fingerprint`.
-            batch_size: utterances that are computed together.
-            worker: which of `workers` this is. Each computes a share of the utterances and writes files of its own; what it
-                opens holds the others' once they are done.
-            workers: builders of this one cache.
+            fingerprint: of everything that the frames depend on besides the utterances; see `fingerprint`.
+            batch_size: utterances in one call of `compute`.
+            worker: rank of this process among `workers`. Each process computes a share of the utterances and writes separate
+                files; the cache that it opens has the frames of those processes that have finished.
+            workers: processes that build this cache.
+
+        Returns:
+            the opened cache.
 
         Raises:
             DataError: the cache holds frames of another width or fingerprint, or of another version of this package.
         """
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        own = path / (f"index-{worker}.json" if worker else "index.json")
-        found = _indices(path, warn=True)
-        have: dict[str, tuple[int, int]] = {}
-        for index in found.values():
+        index_path = path / (f"index-{worker}.json" if worker else "index.json")  # of this worker
+        indices = _indices(path, warn=True)
+        cached: dict[str, tuple[int, int]] = {}
+        for index in indices.values():
             _check(path, index, width, fingerprint)
-            have |= {span.key: (span.size, span.mtime_ns) for span in index.spans}
-        spans = {span.key: span for span in found[own].spans} if own in found else {}
+            cached |= {span.key: (span.size, span.mtime_ns) for span in index.spans}
+        spans = {span.key: span for span in indices[index_path].spans} if index_path in indices else {}
         unique = {u.key: u for u in utterances}
         share = sorted(unique.items(), key=lambda item: item[1].duration)[worker::workers]
         stamps = {key: _stamp(u) for key, u in share}
-        todo = [(key, u) for key, u in share if have.get(key) != stamps[key]]
+        todo = [(key, u) for key, u in share if cached.get(key) != stamps[key]]
         position = max((span.start + span.frames for span in spans.values()), default=0)
         if todo:
             if not spans:
-                _frames_of(own).unlink(missing_ok=True)  # what another process has mapped stays whole
-            with _frames_of(own).open("r+b" if spans else "wb") as file:
+                _frames_of(index_path).unlink(missing_ok=True)  # a new file: processes that map the old one keep it
+            with _frames_of(index_path).open("r+b" if spans else "wb") as file:
                 file.truncate(position * width * 2)
                 file.seek(position * width * 2)
                 batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
@@ -157,34 +159,41 @@ class FeatureCache:
                         position += len(frames)
                     if number % 50 == 0 or number == len(batches):
                         file.flush()
-                        _write_index(own, _Index(width, fingerprint, list(spans.values())))
+                        _write_index(index_path, _Index(width, fingerprint, list(spans.values())))
         return cls(path, fingerprint)
 
     def __contains__(self, utterance: Utterance) -> bool:
-        held = self._spans.get(utterance.key)
-        return held is not None and (held[1].size, held[1].mtime_ns) == _stamp(utterance)
+        entry = self._spans.get(utterance.key)
+        return entry is not None and (entry[1].size, entry[1].mtime_ns) == _stamp(utterance)
 
     def __getitem__(self, utterance: Utterance) -> np.ndarray:
-        """(n, width) float16 frames of one utterance; KeyError if there are none."""
+        """(n, width) float16 frames of one utterance; KeyError if it is not cached."""
         file, span = self._spans[utterance.key]
         return self._files[file][span.start : span.start + span.frames]
 
     def length(self, utterance: Utterance) -> int:
-        """Frames of one utterance, without reading them."""
+        """Number of frames of one utterance, without reading them."""
         return self._spans[utterance.key][1].frames
 
     def batch(self, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
-        """Frames of several utterances: (B, T, width) float32 padded with zeros, and their lengths (B,)."""
+        """Reads the frames of several utterances.
+
+        Returns:
+            (B, T, width) float32, padded with zeros, and their lengths (B,).
+        """
         rows = [torch.from_numpy(self[u].astype(np.float32)) for u in utterances]
         return nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
 
 
 def fingerprint(module: nn.Module, *others: str) -> str:
-    """32 hexadecimal digits that stand for a module's weights, the same in every run and on every device.
+    """A hash of a module's weights, the same in every run and on every device.
 
     Args:
-        module: its parameters and buffers count, by name, type, shape and value.
-        others: whatever else its output depends on, such as how its input is made.
+        module: parameters and buffers are hashed, by name, type, shape and value.
+        others: further strings to hash: whatever else its output depends on, such as how its input is made.
+
+    Returns:
+        32 hexadecimal digits.
     """
     digest = hashlib.blake2b(repr(others).encode(), digest_size=16)
     for name, value in sorted(module.state_dict().items()):
@@ -199,40 +208,42 @@ def fingerprint(module: nn.Module, *others: str) -> str:
 
 
 def _indices(folder: Path, warn: bool = False) -> dict[Path, _Index]:
-    """The indices of a cache that can be read, by path; one that is damaged is as good as none."""
-    found = {}
+    """The indices of a cache by path; damaged ones are ignored, with a warning if `warn`."""
+    indices = {}
     for path in sorted(folder.glob("index*.json")):
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
             spans = [_Span(*span) for span in index["spans"]] if index.get("format") == FORMAT else []
-            width, mark, held = int(index["width"]), str(index.get("fingerprint", "")), index.get("format", 1)
-            # Keys decide what is found, the other numbers where it lies: all must be what `build` writes.
+            width, fingerprint, version = int(index["width"]), str(index.get("fingerprint", "")), index.get("format", 1)
+            # Numbers that `build` never writes would address wrong rows.
             if width < 1 or any(type(n) is not int or n < 0 for s in spans for n in s[3:]):
                 raise ValueError("impossible numbers")
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             if warn:
                 logger.warning("%s is damaged; its frames are computed anew", path)
             continue
-        if held != FORMAT:
+        if version != FORMAT:
             raise DataError(f"{folder} holds frames of another version of this package; delete it, to compute them anew")
         rows = len(_frames(path, width))
-        whole = [span for span in spans if span.start + span.frames <= rows]
-        if warn and len(whole) < len(spans):
-            logger.warning("%s is cut short; %d utterances are computed anew", _frames_of(path), len(spans) - len(whole))
-        found[path] = _Index(width, mark, whole)
-    return found
+        complete = [span for span in spans if span.start + span.frames <= rows]
+        if warn and len(complete) < len(spans):
+            logger.warning("%s is cut short; %d utterances are computed anew", _frames_of(path), len(spans) - len(complete))
+        indices[path] = _Index(width, fingerprint, complete)
+    return indices
 
 
-def _check(folder: Path, index: _Index, width: int | None, mark: str | None) -> None:
+def _check(folder: Path, index: _Index, width: int | None, fingerprint: str | None) -> None:
+    """Raises DataError if the index has another width or fingerprint; None accepts any."""
     remedy = "delete it to compute them anew, or give every encoder a cache folder of its own"
     if width is not None and index.width != width:
         raise DataError(f"{folder} holds frames of width {index.width}, these are {width} wide; {remedy}")
-    if mark is not None and index.fingerprint != mark:
-        raise DataError(f"{folder} holds frames of another encoder ({index.fingerprint[:8]}, this is {mark[:8]}); {remedy}")
+    if fingerprint is not None and index.fingerprint != fingerprint:
+        prints = f"{index.fingerprint[:8]}, this is {fingerprint[:8]}"
+        raise DataError(f"{folder} holds frames of another encoder ({prints}); {remedy}")
 
 
 def _stamp(utterance: Utterance) -> tuple[int, int]:
-    """Size and modification time of the sound file; (-1, -1) where there is none."""
+    """Size in bytes and modification time in ns of the sound file; (-1, -1) if it does not exist."""
     try:
         status = Path(utterance.audio_filepath).stat()
     except OSError:
@@ -241,14 +252,14 @@ def _stamp(utterance: Utterance) -> tuple[int, int]:
 
 
 def _frames(index: Path, width: int) -> np.ndarray:
-    """(n, width) float16: the whole rows of the file that an index is about, none where there is no file."""
+    """(n, width) float16 memory map of the complete rows in the frames file of an index; n = 0 without a file."""
     path = _frames_of(index)
     rows = path.stat().st_size // (2 * width) if path.is_file() else 0
     return np.memmap(path, np.float16, "r", shape=(rows, width)) if rows else np.zeros((0, width), np.float16)
 
 
 def _frames_of(index: Path) -> Path:
-    """The file of the frames that an index is about."""
+    """The path of the frames file that belongs to an index."""
     return index.with_name(index.name.replace("index", "frames", 1)).with_suffix(".f16")
 
 

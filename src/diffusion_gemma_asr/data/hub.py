@@ -1,8 +1,8 @@
-"""Speech corpora of the Hugging Face hub by name, stored once as sound files with a manifest.
+"""Downloads speech corpora of the Hugging Face hub, once, as sound files with a manifest.
 
 LibriSpeech (Panayotov et al. 2015), FLEURS (Conneau et al. 2022, arXiv 2205.12446), VoxPopuli (Wang et al. 2021,
-arXiv 2101.00390), through the library `datasets`. Sounds are kept as the corpus has them: `datasets` hands over the
-encoded bytes, and our own decoder reads them.
+arXiv 2101.00390), through the library `datasets`. The encoded bytes of each sound are stored unchanged; audio/read.py
+decodes them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a corpus lies and what its columns are called.
+    """The location and the column names of a corpus; the sound is in the column `audio`.
 
-    repository is a hub name, or a folder in the same layout; parts gives the language of each configuration that we know;
-    text and speaker are columns, and the sound is in `audio`.
+    Attributes:
+        repository: hub name, or a folder in the same layout.
+        parts: language code of each supported configuration.
+        text: column of the transcript.
+        speaker: column of the speaker; None if the corpus has none.
     """
 
     repository: str
@@ -47,20 +50,24 @@ CORPORA = {
 
 
 def cache_folder() -> Path:
-    """Where stored corpora go: `$XDG_CACHE_HOME/diffusion-gemma-asr`, by default under ~/.cache."""
+    """The folder of downloaded corpora: `$XDG_CACHE_HOME/diffusion-gemma-asr`, by default under ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-gemma-asr"
 
 
 def store(name: str, part: str, split: str, folder: Path | None = None, corpora: Mapping[str, Corpus] = CORPORA) -> Path:
-    """Stores one split of one configuration, unless it is there already.
+    """Downloads one split of one configuration, unless its manifest exists.
+
+    The manifest is written last, so that an interrupted download starts again.
 
     Args:
-        name: key of `corpora`; part: one of its configurations; split: as the corpus calls it ("test", "train.100").
-        folder: of all stored corpora; by default `cache_folder()`.
+        name: key of `corpora`.
+        part: configuration of the corpus.
+        split: name of the split in the corpus ("test", "train.100").
+        folder: of all downloaded corpora; None is `cache_folder()`.
+        corpora: the known corpora by name.
 
     Returns:
-        the manifest, in `folder/name/part/split`, with the sounds beside it. It is written last: what a kill left behind is
-        stored again.
+        path of the manifest, `folder/name/part/split/manifest.jsonl`, with the sounds beside it.
 
     Raises:
         DataError: `datasets` is missing, the hub cannot be reached, it has no such split, or no utterance can be used.
@@ -72,27 +79,28 @@ def store(name: str, part: str, split: str, folder: Path | None = None, corpora:
     sounds = place / "audio"
     shutil.rmtree(sounds, ignore_errors=True)
     sounds.mkdir(parents=True)
-    rows, untold = [], 0
+    rows, without_text = [], 0
     for number, row in enumerate(_rows(corpus, part, split)):
         if missing := sorted({"audio", corpus.text} - row.keys()):
             raise DataError(f"{corpus.repository}: no column {missing[0]}, but {', '.join(sorted(row))}")
-        held = row["audio"]
-        suffix = Path(held.get("path") or "").suffix or ".wav"
-        content = held.get("bytes") or Path(held["path"]).read_bytes()
+        sound = row["audio"]
+        suffix = Path(sound.get("path") or "").suffix or ".wav"
+        content = sound.get("bytes") or Path(sound["path"]).read_bytes()
         file = sounds / f"{number:06d}{suffix}"
         file.write_bytes(content)
         try:
             duration = len(load_audio(file)) / SAMPLE_RATE
         except AudioError:
-            duration = 0.0  # listed all the same: read_manifest names and counts what cannot be read
+            duration = 0.0  # listed nevertheless: read_manifest reports files that cannot be read
         text = (row[corpus.text] or "").strip()
         speaker = "" if corpus.speaker is None else str(row.get(corpus.speaker) or "")
         if text:
             rows.append(Utterance(str(file), text, corpus.parts[part], round(duration, 3), speaker))
         else:
-            untold += 1
-    if untold:
-        logger.warning("%s (%s, %s): %d utterances without a transcript left out", corpus.repository, part, split, untold)
+            without_text += 1
+    if without_text:
+        message = "%s (%s, %s): %d utterances without a transcript left out"
+        logger.warning(message, corpus.repository, part, split, without_text)
     if not rows:
         raise DataError(f"{corpus.repository} ({part}, {split}): no utterance with a transcript")
     write_manifest(place / MANIFEST, rows)
@@ -100,7 +108,7 @@ def store(name: str, part: str, split: str, folder: Path | None = None, corpora:
 
 
 def _rows(corpus: Corpus, part: str, split: str) -> Iterator[dict[str, Any]]:
-    """The rows of a split, their sounds as {"bytes", "path"}, one after the other without a copy of the whole."""
+    """Streams the rows of a split; each sound is a dict with "bytes" and "path"."""
     try:
         import datasets
     except ModuleNotFoundError:
@@ -108,15 +116,15 @@ def _rows(corpus: Corpus, part: str, split: str) -> Iterator[dict[str, Any]]:
     where = f"{corpus.repository} ({part}, {split})"
     try:
         try:
-            found = datasets.load_dataset(corpus.repository, part, split=split, streaming=True)
+            stream = datasets.load_dataset(corpus.repository, part, split=split, streaming=True)
         except RuntimeError as error:
             if "scripts are no longer supported" not in str(error):
                 raise
             # The hub keeps a copy without code of corpora that are still published as a script.
-            found = datasets.load_dataset(
+            stream = datasets.load_dataset(
                 corpus.repository, part, split=split, streaming=True, revision="refs/convert/parquet"
             )
-        yield from found.cast_column("audio", datasets.Audio(decode=False))
-    except Exception as error:  # whatever network, hub and parsers raise
+        yield from stream.cast_column("audio", datasets.Audio(decode=False))
+    except Exception as error:  # network, hub and parsers raise many types
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(f"{where} cannot be loaded: {reason}") from error

@@ -1,4 +1,4 @@
-"""JSONL manifests: one utterance a line, in the fields that NeMo made common, or as lhotse writes its cuts."""
+"""JSONL manifests: one utterance a line, with NeMo's fields or as a lhotse cut."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Utterance:
 
     Attributes:
         audio_filepath: absolute after reading (a manifest may write it relative to its own folder).
-        text: what is said.
-        language: one of the six codes; as it was written where it is none of them.
-        duration: seconds of the part.
-        speaker: any name, or nothing.
-        offset: seconds from the start of the file to that of the part.
+        text: transcript.
+        language: one of the six codes; any other value is as the manifest has it.
+        duration: length of the part in seconds.
+        speaker: any name; "" if unknown.
+        offset: start of the part in the file, in seconds.
     """
 
     audio_filepath: str
@@ -44,9 +44,9 @@ class Utterance:
 
     @property
     def key(self) -> str:
-        """32 hexadecimal digits for sound file, offset, duration, text and language: the same where all of these are."""
-        what = [self.audio_filepath, float(self.offset), float(self.duration), self.text, self.language]
-        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+        """A hash of sound file, offset, duration, text and language: 32 hexadecimal digits."""
+        values = [self.audio_filepath, float(self.offset), float(self.duration), self.text, self.language]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
 def read_manifest(
@@ -54,22 +54,22 @@ def read_manifest(
 ) -> list[Utterance]:
     """Reads a JSONL manifest.
 
-    A line is an object with audio_filepath, text, language (or lang), duration, and if wanted offset and speaker; or a
-    lhotse cut of one channel. Without a duration the part goes on to the end of the file.
+    A line is an object with audio_filepath, text, language (or lang), duration, and optionally offset and speaker; or a
+    lhotse cut of one channel. Without a duration the utterance extends to the end of the file.
 
     Args:
-        path: manifest file; relative `audio_filepath` values are taken from its folder.
-        languages: keep only these (empty: all), by code or name.
-        max_duration_s: leave out longer utterances.
-        skipped: takes a message for every line that is left out. None: a line that cannot be used is an error, and what
-            is left out for its language or length is counted in a warning.
+        path: manifest file; relative `audio_filepath` values start from its folder.
+        languages: codes or names of the languages to keep; empty keeps all.
+        max_duration_s: longer utterances are left out.
+        skipped: a message is appended for every line that is left out. None: an invalid line is an error, and lines left
+            out by language or length are counted in a warning.
 
     Returns:
-        utterances, their languages as codes; a language that is none of the six stays as it is written.
+        the utterances in order, their languages as codes; a language other than the six is kept as written.
 
     Raises:
-        DataError: the file is missing or no UTF-8, a line is no JSON object, or a field is missing; the message names
-            file and line.
+        DataError: the file is missing or not UTF-8, a line is not a JSON object, or a field is missing or wrong; the message
+            names file and line.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,7 +99,7 @@ def read_manifest(
 
 
 def known_language(name: str) -> str:
-    """The code of a language; the name itself where it is none of the six."""
+    """The code of a language; a name other than the six is returned unchanged."""
     try:
         return language_code(name)
     except AsrError:
@@ -107,7 +107,16 @@ def known_language(name: str) -> str:
 
 
 def why_left_out(utterance: Utterance, languages: frozenset[str], max_duration_s: float) -> str:
-    """Why an utterance is not one of those asked for, by language (none: all will do) or length; "" if it is."""
+    """The reason to leave out an utterance.
+
+    Args:
+        utterance: to check.
+        languages: codes to keep; empty keeps all.
+        max_duration_s: longest duration to keep.
+
+    Returns:
+        the reason in words; "" to keep the utterance.
+    """
     if languages and utterance.language not in languages:
         return f"language {utterance.language!r} is not one of those kept, {', '.join(sorted(languages))}"
     if utterance.duration > max_duration_s:
@@ -116,7 +125,7 @@ def why_left_out(utterance: Utterance, languages: frozenset[str], max_duration_s
 
 
 def report(left_out: list[str], skipped: list[str] | None) -> None:
-    """Hands on what is said of utterances that were left out on purpose; as one warning where nobody takes it."""
+    """Appends messages about utterances left out by language or length to `skipped`; if it is None, logs one warning."""
     if skipped is not None:
         skipped += left_out
     elif left_out:
@@ -124,16 +133,16 @@ def report(left_out: list[str], skipped: list[str] | None) -> None:
 
 
 def file_seconds(path: str) -> float:
-    """How long a sound file lasts, as it says, or else as it is decoded.
+    """The duration of a sound file in seconds, from its header if that has one, otherwise by decoding.
 
     Raises:
-        AudioError: it cannot be read.
+        AudioError: the file cannot be read.
     """
     return duration_of(path) or sum(map(len, read_blocks(path))) / SAMPLE_RATE
 
 
 def _utterance(folder: Path, line: str) -> Utterance:
-    """The utterance of a line; DataError without the line's place."""
+    """Parses one line; a DataError does not name file and line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -142,11 +151,11 @@ def _utterance(folder: Path, line: str) -> Utterance:
         raise DataError(f"expected an object, found {type(row).__name__}")
     if "recording" in row and "supervisions" in row:
         row = _of_cut(row)
-    spoken: Any = row.get("language", row.get("lang"))
-    for name, value in (("audio_filepath", row.get("audio_filepath")), ("text", row.get("text")), ("language", spoken)):
+    language: Any = row.get("language", row.get("lang"))
+    for name, value in (("audio_filepath", row.get("audio_filepath")), ("text", row.get("text")), ("language", language)):
         if not isinstance(value, str) or (not value and name == "audio_filepath"):
-            found = f"missing or wrong field {name}: {json.dumps(value)[:60]}"
-            raise DataError(f"{found}; each line needs {FIELDS}")
+            problem = f"missing or wrong field {name}: {json.dumps(value)[:60]}"
+            raise DataError(f"{problem}; each line needs {FIELDS}")
     path = os.path.abspath(os.path.join(folder, row["audio_filepath"]))
     offset, duration = _seconds(row, "offset") or 0.0, _seconds(row, "duration")
     if not duration:
@@ -157,11 +166,11 @@ def _utterance(folder: Path, line: str) -> Utterance:
         if duration <= 0:
             raise DataError(f"offset {offset:g} s is behind the end of {path}, at {duration + offset:g} s")
     speaker = row.get("speaker")
-    return Utterance(path, row["text"], known_language(spoken), duration, "" if speaker is None else str(speaker), offset)
+    return Utterance(path, row["text"], known_language(language), duration, "" if speaker is None else str(speaker), offset)
 
 
 def _seconds(row: dict[str, Any], name: str) -> float | None:
-    """A field in seconds; None where it is missing or null."""
+    """A field in seconds; None if it is missing or null."""
     value = row.get(name)
     if value is None:
         return None
@@ -175,16 +184,16 @@ def _seconds(row: dict[str, Any], name: str) -> float | None:
 
 
 def _of_cut(cut: dict[str, Any]) -> dict[str, Any]:
-    """A lhotse MonoCut in our fields: its texts in order, the language and speaker of the first."""
+    """Converts a lhotse MonoCut to our fields: texts joined in order, language and speaker of the first supervision."""
     try:
         (source,) = cut["recording"]["sources"]
         if source["type"] != "file" or len(source["channels"]) != 1:
             raise DataError("a cut of one channel of several, or of no file; save it as a mono file first")
-        said = sorted(cut["supervisions"], key=lambda part: part["start"])
-        first = said[0] if said else {}
+        supervisions = sorted(cut["supervisions"], key=lambda part: part["start"])
+        first = supervisions[0] if supervisions else {}
         return {
             "audio_filepath": source["source"], "offset": cut["start"], "duration": cut["duration"],
-            "text": " ".join(part["text"] for part in said if part.get("text")) if said else None,
+            "text": " ".join(part["text"] for part in supervisions if part.get("text")) if supervisions else None,
             "language": first.get("language"), "speaker": first.get("speaker"),
         }  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -192,11 +201,11 @@ def _of_cut(cut: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_manifest(path: str | Path, rows: Iterable[Utterance]) -> None:
-    """Writes the manifest whole or not at all; paths are stored relative to its folder.
+    """Writes a manifest atomically, with sound paths relative to its folder.
 
     Args:
-        path: of the manifest; its folder is made if missing.
-        rows: utterances; an offset is written where there is one.
+        path: of the manifest; its folder is created if missing.
+        rows: utterances; an offset of 0 is not written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

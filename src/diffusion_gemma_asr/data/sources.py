@@ -1,10 +1,10 @@
-"""Where utterances come from: a manifest, a folder of sounds with their texts, or a corpus by name.
+"""Sources of utterances: a manifest, a folder of sounds with transcripts, or a corpus by name.
 
 path/to/manifest.jsonl          see data/manifest.py
-path/to/folder                  sound files, each with its transcript beside it as NAME.txt
-librispeech                     all its parts; the split is "test"
-librispeech:clean               one part
-fleurs:de                       the part of a language
+path/to/folder                  sound files, each with its transcript in NAME.txt beside it
+librispeech                     all configurations, split "test"
+librispeech:clean               a single configuration
+fleurs:de                       the configuration of a language
 librispeech:clean/train.100     another split
 """
 
@@ -34,37 +34,44 @@ def read_source(
     folder_language: str = "en",
     split: str = "test",
 ) -> list[Utterance]:
-    """The utterances of a source.
+    """Reads the utterances of a source.
 
     Args:
-        source: see above. What exists as a path is one.
+        source: path or corpus name, see above; an existing path takes precedence over a corpus.
         languages: see `read_manifest`.
         max_duration_s: see `read_manifest`.
         skipped: see `read_manifest`.
-        folder_language: spoken in a folder of sounds, which does not say it itself; a code or name.
-        split: of a corpus where the name says none.
+        folder_language: code or name of the language of a folder of sounds.
+        split: of a corpus whose name does not give one.
 
     Returns:
         utterances, in the order of the source.
 
     Raises:
         DataError: no such manifest, folder or corpus; otherwise as `read_manifest` and `hub.store`.
-        AsrError: `folder_language` is none of the six.
+        AsrError: `folder_language` is not one of the six languages.
     """
     path = Path(source)
     if path.is_dir():
         return _of_folder(path, languages, max_duration_s, skipped, folder_language)
     if path.is_file() or path.suffix in (".jsonl", ".json"):
         return read_manifest(path, languages, max_duration_s, skipped)
-    manifests = [store(*wanted) for wanted in corpus_parts(str(source), split)]
+    manifests = [store(*part) for part in corpus_parts(str(source), split)]
     return [row for manifest in manifests for row in read_manifest(manifest, languages, max_duration_s, skipped)]
 
 
 def corpus_parts(source: str, split: str = "test") -> list[tuple[str, str, str]]:
-    """(corpus, configuration, split) of each part that a name means.
+    """Resolves the name of a corpus.
+
+    Args:
+        source: CORPUS, CORPUS:PART or CORPUS:PART/SPLIT; PART is a configuration or a language.
+        split: used if the name does not give one.
+
+    Returns:
+        (corpus, configuration, split) of each matching configuration.
 
     Raises:
-        DataError: an unknown corpus or part; the message offers the nearest, or all.
+        DataError: an unknown corpus or part; the message suggests the closest name, or lists all.
     """
     parsed = _NAME.fullmatch(source)
     if parsed is None or parsed["name"] not in CORPORA:
@@ -87,7 +94,7 @@ def corpus_parts(source: str, split: str = "test") -> list[tuple[str, str, str]]
 def _of_folder(
     folder: Path, languages: Iterable[str], max_duration_s: float, skipped: list[str] | None, language: str
 ) -> list[Utterance]:
-    """Every sound below a folder that has a .txt of its name beside it; what lacks the other is left out."""
+    """The utterances of a folder and its subfolders: sound files with a .txt of the same name; others are left out."""
     keep = frozenset(map(known_language, languages))
     language = language_code(language)
     rows, left_out = [], []
@@ -101,14 +108,14 @@ def _of_folder(
         try:
             if not sounds:
                 raise DataError(f"{texts[0]}: no sound of the same name beside it")
-            spoken = " ".join(read_text(texts[0]).split())
+            text = " ".join(read_text(texts[0]).split())
             duration = round(file_seconds(str(sounds[0])), 3)
         except (AudioError, DataError) as error:
             if skipped is None:
                 raise
             skipped.append(str(error))
             continue
-        utterance = Utterance(str(sounds[0].resolve()), spoken, language, duration)
+        utterance = Utterance(str(sounds[0].resolve()), text, language, duration)
         if why := why_left_out(utterance, keep, max_duration_s):
             left_out.append(f"{sounds[0]}: {why}")
         else:
@@ -123,9 +130,9 @@ def _of_folder(
 
 
 def _by_name(folder: Path) -> dict[Path, list[Path]]:
-    """The files below a folder in order, by path without ending; hidden ones, as macOS leaves them, are not looked at."""
-    found: dict[Path, list[Path]] = {}
+    """The files of a folder and its subfolders, sorted, by path without suffix; hidden files are ignored."""
+    by_name: dict[Path, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file() and not file.name.startswith("."):
-            found.setdefault(file.with_suffix(""), []).append(file)
-    return found
+            by_name.setdefault(file.with_suffix(""), []).append(file)
+    return by_name

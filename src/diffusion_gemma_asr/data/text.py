@@ -1,7 +1,6 @@
-"""Text: files of it as people have them, and transcript conventions of the mini model: lower-case words without
-punctuation, as they are spelled in each language.
+"""Reading text files, and plain text: the mini model's transcripts, lower-case words without punctuation.
 
-The corpora disagree about case and punctuation, and neither can be heard; the mini model therefore writes plain words, as
+Corpora differ in case and punctuation, which are not audible; the mini model therefore writes plain words, as
 LibriSpeech does. Mandarin is written without spaces, in simplified characters.
 """
 
@@ -20,32 +19,35 @@ from ..errors import DataError
 from ..languages import language_code
 
 CHARACTERS = "\0 abcdefghijklmnopqrstuvwxyz'"
-"""What `plain_english` may hold; index 0 stands for nothing: the CTC blank, the rest of a canvas."""
+"""The alphabet of `plain_english`; index 0 is the CTC blank and fills the end of a canvas."""
 
 CHARACTER_LANGUAGES = frozenset({"hi", "zh"})
-"""Languages judged by characters, not by words."""
+"""Languages scored by character error rate, the others by word error rate."""
 
-# UTF-16's mark is how UTF-32's begins, so that one is tried first.
+# UTF-32 before UTF-16: its byte order mark begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be",
 }  # fmt: skip
-_OWN_LETTERS = {"en": "", "de": "äöüß", "fr": "àâæçèéêëîïôœùûüÿ", "es": "áéíñóúü"}  # beyond a to z
+_LETTERS = {"en": "", "de": "äöüß", "fr": "àâæçèéêëîïôœùûüÿ", "es": "áéíñóúü"}  # beyond a to z
 _APOSTROPHES = re.compile(r"[\u2018\u2019\u02bc\u0060]")
 _LOOSE_APOSTROPHE = re.compile(r"(?<!\w)'|'(?!\w)")
-_UNSPOKEN_HINDI = re.compile(r"[\u200b-\u200d\u093d]")  # joiners and the sign of a drawn-out vowel
+_UNSPOKEN_HINDI = re.compile(r"[\u200b-\u200d\u093d]")  # joiners and the avagraha, which lengthens a vowel
 _NOT_HINDI = re.compile(r"[^\u0900-\u0963\u0970-\u097f]+")  # letters and signs; not the danda, not digits
 _NOT_CHINESE = re.compile(r"[^\u4e00-\u9fff]+")
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file: UTF-8, or what its byte order mark says; from a gzip archive as well.
+    """Reads a text file, plain or gzipped: UTF-8, or the encoding of its byte order mark.
+
+    Args:
+        path: of the file.
 
     Returns:
-        text whose lines end in "\\n" alone, without byte order marks.
+        the text with line ends "\\n" and without byte order marks.
 
     Raises:
-        DataError: it cannot be read, or its encoding cannot be told for certain.
+        DataError: the file cannot be read, or its encoding is not certain.
     """
     path = Path(path)
     try:
@@ -60,25 +62,29 @@ def read_text(path: str | Path) -> str:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, len(mark) + error.start) + 1
-        held = f"no {encoding.upper()} in line {line} (byte 0x{data[len(mark) + error.start]:02x})"
-        raise DataError(f"{path}: {held}; save the file as UTF-8, as `iconv -f LATIN1 -t UTF-8` does") from None
+        problem = f"no {encoding.upper()} in line {line} (byte 0x{data[len(mark) + error.start]:02x})"
+        raise DataError(f"{path}: {problem}; save the file as UTF-8, as `iconv -f LATIN1 -t UTF-8` does") from None
     if "\0" in text:
         raise DataError(f"{path}: holds NUL characters, as UTF-16 without a byte order mark does; save the file as UTF-8")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return text.replace("\n\ufeff", "\n").removeprefix("\ufeff")  # files that begin with a mark, put together
+    return text.replace("\n\ufeff", "\n").removeprefix("\ufeff")  # concatenated files have a mark at each start
 
 
 def plain_text(text: str, language: str) -> str:
-    """Plain words of a language; everything else separates words.
+    """Reduces text to plain words; all other characters count as spaces.
 
-    English, German, French and Spanish keep a to z, their own letters and inner apostrophes, in lower case; accents that are
-    not theirs are stripped. Hindi keeps Devanagari with its vowel signs. Mandarin keeps ideographs and has no spaces.
+    English, German, French and Spanish keep a to z, the language's further letters and inner apostrophes, in lower case;
+    foreign accents are stripped. Hindi keeps Devanagari with its vowel signs. Mandarin keeps ideographs and has no spaces.
 
     Args:
-        language: one of the six, by code or name.
+        text: any text.
+        language: code or name of one of the six languages.
+
+    Returns:
+        words separated by single spaces; in Mandarin no spaces.
 
     Raises:
-        AsrError: it is none of them.
+        AsrError: an unknown language.
 
     >>> plain_text("«L’été, dit Zoë, c'est fini !»", "fr")
     "l'été dit zoë c'est fini"
@@ -91,10 +97,10 @@ def plain_text(text: str, language: str) -> str:
     if language == "hi":
         text = _UNSPOKEN_HINDI.sub("", unicodedata.normalize("NFC", text))
         return " ".join(_NOT_HINDI.sub(" ", text).split())
-    own = _OWN_LETTERS[language]
+    letters = _LETTERS[language]
     text = _APOSTROPHES.sub("'", unicodedata.normalize("NFKC", text)).lower()
-    text = "".join(c if c in own else _unaccented(c) for c in text)
-    text = _LOOSE_APOSTROPHE.sub(" ", re.sub(f"[^a-z{own}' ]+", " ", text))
+    text = "".join(c if c in letters else _unaccented(c) for c in text)
+    text = _LOOSE_APOSTROPHE.sub(" ", re.sub(f"[^a-z{letters}' ]+", " ", text))
     return " ".join(text.split())
 
 
@@ -108,11 +114,17 @@ def plain_english(text: str) -> str:
 
 
 def speakable(text: str, language: str) -> bool:
-    """Whether a line can be read out and written as `plain_text` has it: it holds something, and nothing that is spoken and
-    would get lost.
+    """Whether `plain_text` of a line is not empty and writes everything that a reader would say.
 
-    Left out are lines with digits, lines in Mandarin with Latin letters or with characters that GB 2312, the set of
-    simplified characters, lacks (most are traditional), and lines with letters of other scripts.
+    Not speakable are lines with digits, lines with letters of other scripts, and lines in Mandarin with Latin letters or
+    with characters outside GB 2312, the set of simplified characters (most of these are traditional).
+
+    Args:
+        text: a line.
+        language: code or name of one of the six languages.
+
+    Raises:
+        AsrError: an unknown language.
     """
     plain = plain_text(text, language)
     if not plain or any(map(str.isdigit, text)):
@@ -126,16 +138,16 @@ def speakable(text: str, language: str) -> bool:
 
 
 def error_unit(language: str) -> Literal["word", "character"]:
-    """What errors are counted in: characters for Hindi and Mandarin, words elsewhere."""
+    """The unit of the error rate: characters for Hindi and Mandarin, words for other languages."""
     return "character" if language in CHARACTER_LANGUAGES else "word"
 
 
 def error_name(language: str) -> Literal["WER", "CER"]:
-    """What the rate of these errors is called."""
+    """The name of a language's error rate."""
     return "CER" if error_unit(language) == "character" else "WER"
 
 
 @functools.cache
 def _unaccented(character: str) -> str:
-    """A letter without its marks; combining marks of their own are dropped."""
+    """A character without its accents; a combining mark alone becomes ""."""
     return "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))

@@ -1,3 +1,3 @@
-"""Measuring: text normalisation, error rates, resumable runs over data sets, reports and comparisons."""
+"""Evaluation: text normalisation, error rates, resumable runs over data sets, reports and comparisons."""
 
-INSTALL = "pip install 'diffusion-gemma-asr[evaluation]', or [train] to train"  # what transcribing does without
+INSTALL = "pip install 'diffusion-gemma-asr[evaluation]', or [train] to train"  # not needed to transcribe

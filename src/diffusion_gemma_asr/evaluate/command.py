@@ -23,8 +23,8 @@ from .summary import cells, parts
 from .systems import load_systems
 
 TITLE = f"error rates after {NORMALISER}"
-WRAPPED = {"data": 10, "error rate": 11, "written by": 9}  # columns that may take several lines, at least so wide
-PIPE_WIDTH = 160  # of tables where no terminal says how wide it is
+WRAPPED = {"data": 10, "error rate": 11, "written by": 9}  # columns that may wrap, and their smallest widths
+PIPE_WIDTH = 160  # of tables if the output is not a terminal
 
 __all__ = ["EvaluateOptions", "compare_command", "evaluate_command"]
 
@@ -34,11 +34,11 @@ def evaluate_command(sources: Sequence[str], out: Path, options: EvaluateOptions
 
     Args:
         sources: of utterances with their references.
-        out: folder of the run; with several numbers of steps each has a folder `steps-N` in it.
-        options: what to measure, and how.
+        out: folder of the run; a sweep over numbers of steps has a run in each subfolder `steps-N`.
+        options: model, system and decoding options.
 
     Raises:
-        AsrError: the model cannot be loaded, the data cannot be read, or `out` holds another run.
+        AsrError: the model cannot be loaded, the data cannot be read, or `out` has another run.
     """
     skipped: list[str] = []
     utterances: list[Utterance] = []
@@ -59,33 +59,33 @@ def evaluate_systems(
     skipped: Sequence[str] = (),
     batch_size: int = 16,
 ) -> None:
-    """Evaluates systems one after the other, and prints what they make.
+    """Evaluates systems one after the other, and prints their error rates.
 
     Args:
         systems: by the folders of their runs.
         utterances: with their references.
-        data_sets: the source of each, by its key.
+        data_sets: name of the data set of each utterance, by its key.
         skipped: messages about utterances that could not be listed.
-        batch_size: sounds that a system is given at once.
+        batch_size: utterances in one call of a system.
     """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     table, shares = Table(title=TITLE), []
     for folder, system in systems.items():
-        rows, foreign = _known(utterances, system)
+        rows, unsupported = _supported(utterances, system)
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(folder.name, total=len(rows))
 
             def show(done: int, edits: Edits, bar: Progress = bar, task: int = task, name: str = folder.name) -> None:
                 bar.update(task, completed=done, description=f"{name} {percent(edits.rate)}")  # type: ignore[arg-type]
 
-            summary = evaluate(system, rows, folder, batch_size, [*skipped, *foreign], show, data_sets)
+            summary = evaluate(system, rows, folder, batch_size, [*skipped, *unsupported], show, data_sets)
         for data, language, figures in parts(summary):
-            shown = {"run": folder.name, "data": data, "language": language} | cells(summary, figures)
+            row = {"run": folder.name, "data": data, "language": language} | cells(summary, figures)
             if not table.columns:
-                for name in shown:
+                for name in row:
                     table.add_column(name, no_wrap=name not in WRAPPED, min_width=WRAPPED.get(name), overflow="fold")
-            table.add_row(*shown.values())
+            table.add_row(*row.values())
         shares += [
             f"{folder.name}: {code} found rightly in {percent(figures['language_found_over_2_s'])} of "
             f"{figures['over_2_s']} clips of over 2 s"
@@ -101,8 +101,8 @@ def evaluate_systems(
         print(line)
 
 
-def _known(utterances: Sequence[Utterance], system: System) -> tuple[list[Utterance], list[str]]:
-    """The utterances in a language that the system knows, and a message for each other one."""
+def _supported(utterances: Sequence[Utterance], system: System) -> tuple[list[Utterance], list[str]]:
+    """The utterances in a language that the system supports, and a message for each of the others."""
     known = ", ".join(system.languages)
     return [u for u in utterances if u.language in system.languages], [
         f"{u.audio_filepath}: language {u.language!r} is none of {known}"
@@ -112,16 +112,25 @@ def _known(utterances: Sequence[Utterance], system: System) -> tuple[list[Uttera
 
 
 def compare_command(runs: Sequence[Path]) -> None:
-    """Prints runs side by side, each tested against the first."""
+    """Prints the error rates of runs, with a paired test of each against the first.
+
+    Args:
+        runs: folders of finished runs.
+
+    Raises:
+        DataError: see `compare`.
+    """
     table = Table("run", "language", "utterances", "error rate", "against the first", "p", title=TITLE)
     for row in compare(runs):
         test = row.get("against_first")
-        shown = f"{test['difference']:+.2%} ({test['low']:+.2%} to {test['high']:+.2%})" if test else ""
-        cells = (row["run"], row["language"], str(row["utterances"]), percent(row["error_rate"], 2), shown)
-        table.add_row(*cells, f"{test['p_value']:.3f}" if test else "")
+        difference = f"{test['difference']:+.2%} ({test['low']:+.2%} to {test['high']:+.2%})" if test else ""
+        rate = percent(row["error_rate"], 2)
+        p_value = f"{test['p_value']:.3f}" if test else ""
+        table.add_row(row["run"], row["language"], str(row["utterances"]), rate, difference, p_value)
     _print(table)
 
 
 def _print(table: Table) -> None:
+    """Prints a table, of width PIPE_WIDTH if the output is not a terminal."""
     console = Console()
     (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)

@@ -1,4 +1,4 @@
-"""Runs side by side on the utterances that all of them transcribed, with a paired test against the first."""
+"""Compares runs on their common utterances, with a paired significance test against the first run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
         runs: folders that `evaluate` wrote.
 
     Returns:
-        a row for each run and language: run, language, utterances, error_rate, and, but for the first run, `against_first`
-        with the difference, its 95 % interval and the p-value of a matched-pairs bootstrap.
+        a row for each language and run, with run, language, utterances and error_rate; rows of all runs but the first also
+        have `against_first`, the fields of `Paired`.
 
     Raises:
-        DataError: a folder is no run, or the runs have no utterance in common.
+        DataError: a folder has no run, or the runs have no utterance in common.
     """
     loaded = []
     for run in runs:
@@ -44,10 +44,10 @@ def compare(runs: Sequence[str | Path]) -> list[dict[str, Any]]:
         keys = [key for key in shared if first[key].language == language]
         base = [first[key].counts for key in keys]
         for index, (name, rows) in enumerate(loaded):
-            mine = [rows[key].counts for key in keys]
+            counts = [rows[key].counts for key in keys]
             row: dict[str, Any] = {"run": name, "language": language, "utterances": len(keys)}
-            row["error_rate"] = rates(mine)["error_rate"]
+            row["error_rate"] = rates(counts)["error_rate"]
             if index and total(base).reference:
-                row["against_first"] = {k: round(v, 5) for k, v in asdict(paired_bootstrap(base, mine)).items()}
+                row["against_first"] = {k: round(v, 5) for k, v in asdict(paired_bootstrap(base, counts)).items()}
             table.append(row)
     return table

@@ -1,6 +1,6 @@
-"""Error rates: counts of edits by jiwer, corpus-level rates, bootstrap intervals and a paired test. Pure functions.
+"""Error rates: edit counts (by jiwer), corpus-level rates, bootstrap intervals and a paired test. Pure functions.
 
-`error_rate` is what every figure of this project is: training's monitor, benchmarks and `evaluate` count by it.
+All error rates of this project are computed by `error_rate`: in training, in benchmarks and by `evaluate`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ except ModuleNotFoundError as error:
     raise AsrError(f"error rates need {error.name}: {INSTALL}") from None
 
 Unit = Literal["word", "character"]
-RESAMPLES = 2000
+RESAMPLES = 2000  # of the bootstrap
 
 
 class Piece(NamedTuple):
-    """A stretch of an alignment.
+    """A segment of an alignment.
 
     Attributes:
         kind: equal, substitute, delete or insert.
-        said: what the reference has there.
-        written: what the hypothesis has there.
+        said: text of the reference.
+        written: text of the hypothesis.
     """
 
     kind: str
@@ -42,13 +42,13 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Edits:
-    """How a hypothesis differs from its reference, in words or characters.
+    """Edit counts between a reference and a hypothesis, in words or characters.
 
     Attributes:
-        hits: units that are equal.
-        substitutions: units in place of others.
-        deletions: units of the reference that the hypothesis lacks.
-        insertions: units of the hypothesis that the reference lacks.
+        hits: equal units.
+        substitutions: replaced units.
+        deletions: units of the reference that are missing from the hypothesis.
+        insertions: additional units of the hypothesis.
     """
 
     hits: int = 0
@@ -66,32 +66,32 @@ class Edits:
 
     @property
     def errors(self) -> int:
-        """All edits."""
+        """Number of edits: substitutions, deletions and insertions."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
     def reference(self) -> int:
-        """Units in the reference."""
+        """Number of units in the reference."""
         return self.hits + self.substitutions + self.deletions
 
     @property
     def rate(self) -> float:
-        """Errors a unit of the reference; without any, 0 or infinite."""
+        """Errors per unit of the reference; for an empty reference 0 without errors, else infinite."""
         if self.reference:
             return self.errors / self.reference
         return math.inf if self.errors else 0.0
 
 
 def error_rate(references: Sequence[str], hypotheses: Sequence[str], language: str) -> float:
-    """The error rate of a corpus: edits over units of all references, after Whisper's normaliser.
+    """The error rate of a corpus after Whisper's normaliser: all edits divided by the units of all references.
 
     Args:
-        references: what was said.
-        hypotheses: what was written, in the same order.
-        language: code, which decides the normaliser, and the unit: characters for Hindi and Mandarin, words elsewhere.
+        references: correct transcripts.
+        hypotheses: transcripts of the system, in the same order.
+        language: code; selects the normaliser, and the unit: characters for Hindi and Mandarin, words for others.
 
     Returns:
-        the rate; infinite where nothing was said and something written.
+        the rate, 0.05 for 5 %; infinite if all references are empty and a hypothesis is not.
 
     Raises:
         ValueError: the lists differ in length.
@@ -101,38 +101,45 @@ def error_rate(references: Sequence[str], hypotheses: Sequence[str], language: s
 
 
 def edits(reference: str, hypothesis: str, language: str, rules: Rules = "whisper") -> Edits:
-    """Edits between two texts of a language, in its unit, after a normaliser; see `error_rate`."""
+    """Edit counts of one utterance, after normalisation.
+
+    Args:
+        reference: correct transcript.
+        hypothesis: transcript of the system.
+        language: see `error_rate`.
+        rules: see `normaliser`.
+    """
     normalise = normaliser(language, rules)
     return count(normalise(reference), normalise(hypothesis), error_unit(language))
 
 
 def percent(rate: float | None, digits: int = 1) -> str:
-    """A rate for people; a dash where there is none."""
+    """Formats a rate as a percentage; None and infinity as a dash."""
     return "–" if rate is None or not math.isfinite(rate) else f"{rate:.{digits}%}"
 
 
 def align(reference: str, hypothesis: str, unit: Unit) -> list[Piece]:
-    """A cheapest alignment of two normalised texts (Levenshtein), in order."""
+    """A Levenshtein alignment of two normalised texts, as segments in order."""
     if not reference and not hypothesis:
         return []
-    joint = " " if unit == "word" else ""
+    separator = " " if unit == "word" else ""
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
     if not reference:
         return [Piece("insert", "", hypothesis)]
     result = process(reference, hypothesis)
-    said, written = result.references[0], result.hypotheses[0]
+    reference_units, hypothesis_units = result.references[0], result.hypotheses[0]
     return [
         Piece(
             chunk.type,
-            joint.join(said[chunk.ref_start_idx : chunk.ref_end_idx]),
-            joint.join(written[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+            separator.join(reference_units[chunk.ref_start_idx : chunk.ref_end_idx]),
+            separator.join(hypothesis_units[chunk.hyp_start_idx : chunk.hyp_end_idx]),
         )
         for chunk in result.alignments[0]
     ]
 
 
 def count(reference: str, hypothesis: str, unit: Unit) -> Edits:
-    """Edits between two normalised texts; a reference without units has insertions alone."""
+    """Edit counts between two normalised texts; with an empty reference, all units are insertions."""
     if not reference:
         return Edits(insertions=len(hypothesis.split() if unit == "word" else hypothesis))
     result = (jiwer.process_words if unit == "word" else jiwer.process_characters)(reference, hypothesis)
@@ -140,20 +147,20 @@ def count(reference: str, hypothesis: str, unit: Unit) -> Edits:
 
 
 def total(rows: Sequence[Edits]) -> Edits:
-    """The corpus' edits."""
+    """The sum of edit counts over utterances."""
     return sum(rows, Edits())
 
 
 def confidence_interval(rows: Sequence[Edits], seed: int = 0, level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap interval of the corpus' error rate: utterances are drawn anew with replacement (Bisani & Ney 2004).
+    """Bootstrap confidence interval of a corpus' error rate, resampling utterances (Bisani & Ney 2004).
 
     Args:
-        rows: edits of each utterance.
-        seed: of the draws.
-        level: share of the draws that the interval holds.
+        rows: edit counts of each utterance.
+        seed: of the resamples.
+        level: confidence level.
 
     Returns:
-        the lower and the upper end; both 0 without a reference.
+        the lower and the upper bound; both 0 if all references are empty.
     """
     if not total(rows).reference:
         return 0.0, 0.0
@@ -164,12 +171,13 @@ def confidence_interval(rows: Sequence[Edits], seed: int = 0, level: float = 0.9
 
 @dataclass(frozen=True)
 class Paired:
-    """Two systems on the same utterances.
+    """The result of a matched-pairs test of two systems.
 
     Attributes:
         difference: error rate of the second minus that of the first.
-        low, high: its 95 % interval.
-        p_value: two-sided, the share of resamples on the other side of zero, doubled.
+        low: lower bound of its 95 % interval.
+        high: upper bound of its 95 % interval.
+        p_value: two-sided: twice the share of resamples whose difference is 0 or has the other sign.
     """
 
     difference: float
@@ -182,10 +190,12 @@ def paired_bootstrap(first: Sequence[Edits], second: Sequence[Edits], seed: int 
     """Matched-pairs bootstrap of the difference between two error rates (Bisani & Ney 2004).
 
     Args:
-        first, second: edits of the same utterances, in the same order.
+        first: edit counts of each utterance by the first system.
+        second: edit counts by the second system, in the same order.
+        seed: of the resamples.
 
     Raises:
-        ValueError: the lists differ in length or in their references, or hold nothing.
+        ValueError: the lists differ in length or in the sizes of their references, or all references are empty.
     """
     references = [e.reference for e in first]
     if references != [e.reference for e in second] or not sum(references):
@@ -198,7 +208,13 @@ def paired_bootstrap(first: Sequence[Edits], second: Sequence[Edits], seed: int 
 
 
 def _resampled(errors: Sequence[Sequence[int]], references: Sequence[int], seed: int) -> np.ndarray:
-    """(systems, RESAMPLES) error rates of the same resamples of utterances; empty resamples count as no error."""
+    """(systems, RESAMPLES) error rates of all systems on the same resamples of utterances.
+
+    Args:
+        errors: number of errors in each utterance, for each system.
+        references: units in each reference.
+        seed: of the resamples.
+    """
     draws = np.random.default_rng(seed).integers(len(references), size=(RESAMPLES, len(references)))
     units = np.asarray(references)[draws].sum(1)  # (RESAMPLES,)
     return np.stack([np.asarray(row)[draws].sum(1) / np.maximum(units, 1) for row in errors])

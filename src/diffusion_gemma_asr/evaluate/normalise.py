@@ -23,7 +23,7 @@ Normaliser = Callable[[str], str]
 Rules = Literal["whisper", "marks"]
 
 NORMALISER = "Whisper's normaliser"
-"""What the heading of every table of error rates calls the rules "whisper"."""
+"""The name of the rules "whisper" in the headings of tables."""
 
 
 @functools.cache
@@ -31,9 +31,12 @@ def normaliser(language: str, rules: Rules = "whisper") -> Normaliser:
     """The normaliser of a language.
 
     Args:
-        language: code; "en" gets Whisper's English rules (numbers, contractions, British spelling), others its basic ones.
-        rules: "whisper" as published, whose basic rules turn every Unicode mark into a space ("हिन्दी" becomes "ह न द");
-            "marks" leaves marks where they are, and is the same for English.
+        language: code; "en" is Whisper's English rules (numbers, contractions, British spelling), others its basic ones.
+        rules: "whisper" as published, whose basic rules replace every Unicode mark by a space ("हिन्दी" becomes "ह न द");
+            "marks" keeps marks, with no difference for English.
+
+    Returns:
+        a function from text to normalised text.
     """
     rewrite = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer(preserve_marks=rules == "marks")
     return lambda text: " ".join(rewrite(text).split())

@@ -1,4 +1,4 @@
-"""What `evaluate` measures, and how: one declaration for Python and the command line."""
+"""Options of `evaluate`, for Python and the command line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..transcribe.recordings import TranscribeOptions
 class EvaluateOptions:
     """How to evaluate. Raises AsrError on impossible values.
 
-    Two fields stand in front of fields of the same name in `transcribe`: `steps`, of which there may be several, and
-    `language`, which here is that of folders.
+    As flat options, on the command line, two fields hide those of the same name in `transcribe.decode`: `steps`, which may
+    list several numbers, and `language`, here the language of folders of sounds.
     """
 
     transcribe: TranscribeOptions = field(default_factory=TranscribeOptions)
@@ -42,10 +42,10 @@ class EvaluateOptions:
         self.sweep()
 
     def sweep(self) -> dict[int, TranscribeOptions]:
-        """The options of each run, by its number of denoising steps.
+        """The decoding options of each run, by its number of denoising steps.
 
         Raises:
-            AsrError: `steps` are no numbers, or less than 1.
+            AsrError: `steps` is not a list of numbers, or one is less than 1.
         """
         try:
             counts = [int(count) for count in self.steps.split(",")]

@@ -1,4 +1,4 @@
-"""predictions.jsonl: what a system wrote for each utterance, one JSON line each."""
+"""predictions.jsonl: a system's transcript of each utterance and its edit counts, one JSON line each."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ PREDICTIONS, SUMMARY, SETTINGS = "predictions.jsonl", "summary.json", "settings.
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line. A skipped utterance has an error, and nothing of what was written.
+    """The result for one utterance; a skipped one has an `error`, and defaults in the fields of its transcript.
 
     Attributes:
-        key: that tells utterances apart.
-        audio_filepath: of the sound.
-        language: that is spoken.
-        duration: seconds.
-        reference: what was said.
-        hypothesis: what was written.
-        reference_normalised: what was said, after Whisper's normaliser.
-        hypothesis_normalised: what was written, after Whisper's normaliser.
-        unit: "word" or "character".
-        edits: hits, substitutions, deletions, insertions between the normalised texts, in `unit`.
-        decoder: what wrote the text; see `protocol.Hypothesis`.
-        passes: of the decoder, where they are counted.
-        seconds: the utterance's share, by length, of its batch's wall time.
-        offset: seconds from the start of the file to the utterance.
-        data_set: the source that it came from.
-        error: why it was skipped.
-        language_found: by the system, where the language was not named.
+        key: see `Utterance.key`.
+        audio_filepath: path of the sound file.
+        language: code of the spoken language.
+        duration: of the utterance, in seconds.
+        reference: correct transcript.
+        hypothesis: the system's transcript.
+        reference_normalised: the reference after Whisper's normaliser.
+        hypothesis_normalised: the hypothesis after Whisper's normaliser.
+        unit: of the edits, "word" or "character".
+        edits: hits, substitutions, deletions, insertions between the normalised texts.
+        decoder: see `protocol.Hypothesis`.
+        passes: see `protocol.Hypothesis`.
+        seconds: share of the batch's wall time, in proportion to the utterance's duration.
+        offset: start of the utterance in the file, in seconds.
+        data_set: name of the source.
+        error: reason for skipping it; None if it was transcribed.
+        language_found: code that the system identified; None if the language was given.
     """
 
     key: str
@@ -56,15 +56,21 @@ class Prediction:
 
     @property
     def counts(self) -> Edits:
-        """The edits with their names."""
+        """The edits as a dataclass."""
         return Edits(*self.edits)
 
 
 def read_predictions(folder: str | Path) -> list[Prediction]:
-    """The lines of a run; what a kill cut short is left out.
+    """Reads the predictions of a run, without an unfinished last line.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        the predictions in order; none if the run has not started.
 
     Raises:
-        DataError: a line is of another version.
+        DataError: a line was written by another version.
     """
     path = Path(folder) / PREDICTIONS
     if not path.exists():

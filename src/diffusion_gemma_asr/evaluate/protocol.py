@@ -1,4 +1,4 @@
-"""What can be evaluated: anything that turns a batch of sounds into texts."""
+"""The interface of systems under evaluation: a batch of sounds to texts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a system wrote for one sound.
+    """A system's transcript of one sound.
 
     Attributes:
         text: the transcript.
-        decoder: what wrote it; several are joined by "+", and "none" wrote nothing because there was no speech.
-        passes: of the decoder; None where the system does not count them.
-        language: that the system found, where it was not named.
+        decoder: name of the decoder; several are joined by "+", "none" if there was no speech to decode.
+        passes: number of decoder passes; None if the system does not count them.
+        language: code that the system identified; None if the language was given.
     """
 
     text: str
@@ -32,27 +32,30 @@ class System(Protocol):
     """A speech recogniser under test.
 
     Attributes:
-        longest_s: seconds of sound that it takes at most.
-        languages: codes that it knows.
+        longest_s: longest supported sound, in seconds.
+        languages: codes of the supported languages.
     """
 
     longest_s: float
     languages: tuple[str, ...]
 
     def settings(self) -> dict[str, Any]:
-        """What defines it, as JSON: two runs with equal settings on the same audio give the same texts."""
+        """Everything that determines the texts, as JSON: equal settings give equal texts for the same audio."""
 
     def transcribe(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
-        """Texts of (n,) float32 arrays of 16 kHz, in their order.
+        """Transcribes a batch.
 
         Args:
-            sounds: at most `longest_s` each.
-            languages: the code of each.
+            sounds: (n,) float32 at 16 kHz each, of at most `longest_s`.
+            languages: code of each sound.
+
+        Returns:
+            a transcript for each sound, in order.
         """
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """32 hexadecimal digits for what files hold, by which a run knows its model again."""
+    """A hash of the contents of files: 32 hexadecimal digits, by which a run identifies its model."""
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

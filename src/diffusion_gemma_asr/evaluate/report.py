@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run or of a sweep over denoising steps: tables, a plot, and every utterance."""
+"""A self-contained HTML report of a run, or of a sweep over denoising steps: tables, a plot, and all utterances."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIME = {
     ".m4a": "audio/mp4",
     ".webm": "audio/webm",
 }
-PLAYER_BYTES = 4_000_000  # of a sound file at most that goes into the page
+PLAYER_BYTES = 4_000_000  # size of an embedded sound file at most
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1b1b;background:#fff}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd}
@@ -45,12 +45,12 @@ def write_report(runs: Sequence[str | Path], target: str | Path, audio: int = 50
     """Writes report.html.
 
     Args:
-        runs: folders of finished runs; the utterances shown are those of the last.
-        target: the file to write.
-        audio: players for so many of the worst utterances, those that are a file of their own; it goes into the page.
+        runs: folders of finished runs; the page lists the utterances of the last one.
+        target: path of the page.
+        audio: number of worst utterances with an audio player, whose sound is embedded if it is a whole file.
 
     Returns:
-        the file.
+        `target`.
     """
     summaries = [json.loads((Path(run) / SUMMARY).read_text(encoding="utf-8")) for run in runs]
     rows = read_predictions(runs[-1])
@@ -76,19 +76,20 @@ def write_report(runs: Sequence[str | Path], target: str | Path, audio: int = 50
 
 
 def _settings(summaries: Sequence[dict[str, Any]]) -> str:
-    last = summaries[-1]
-    facts = last["settings"] | last["machine"]
-    listed = ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    """Settings and machine of the last run."""
+    values = summaries[-1]["settings"] | summaries[-1]["machine"]
+    listed = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
     return f'<p class="meta">{html.escape(listed)}</p>'
 
 
 def _table(summaries: Sequence[dict[str, Any]]) -> str:
+    """Error rates by run, data set and language."""
     rows: list[dict[str, Any]] = []
     for summary in summaries:
         for data, language, figures in parts(summary):
             row = {"run": label(summary["settings"]), "data": data, "language": language} | cells(summary, figures)
-            kept = figures.get("with_marks")
-            row["marks kept"] = percent(kept["error_rate"], 2) if kept else ""
+            with_marks = figures.get("with_marks")
+            row["marks kept"] = percent(with_marks["error_rate"], 2) if with_marks else ""
             row |= {"S": figures["substitutions"], "D": figures["deletions"], "I": figures["insertions"]}
             rows.append(row | {"of": figures["reference"]})
     lines = ["".join(f"<th>{html.escape(name)}</th>" for name in rows[0])] if rows else []
@@ -103,7 +104,7 @@ def label(settings: dict[str, Any]) -> str:
 
 
 def _plot(summaries: Sequence[dict[str, Any]]) -> str:
-    """Error rate against speed, where there is more than one run."""
+    """An SVG plot of error rate over speed; "" for a single run."""
     if len(summaries) < 2:
         return ""
     from matplotlib.figure import Figure
@@ -126,6 +127,7 @@ def _plot(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def _skipped(summary: dict[str, Any]) -> str:
+    """The number of skipped utterances, and reasons."""
     if not summary["skipped"]:
         return ""
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in summary["skipped_why"])
@@ -133,6 +135,7 @@ def _skipped(summary: dict[str, Any]) -> str:
 
 
 def _utterance(row: Prediction, with_audio: bool) -> str:
+    """One utterance: figures, player, and the aligned reference and hypothesis with their edits highlighted."""
     pieces = align(row.reference_normalised, row.hypothesis_normalised, "character" if row.unit == "character" else "word")
     edits = row.counts
     meta = (
@@ -140,23 +143,25 @@ def _utterance(row: Prediction, with_audio: bool) -> str:
         f"({edits.substitutions} S, {edits.deletions} D, {edits.insertions} I) · {row.decoder}"
     )
     meta += "" if row.passes is None else f" · {row.passes} passes"
-    joint = "" if row.unit == "character" else " "
+    separator = "" if row.unit == "character" else " "
     return (
         f'<div class="utterance"><div class="meta">{html.escape(meta)} {_player(row) if with_audio else ""}</div>'
-        f'<div class="said">{joint.join(_marked(p, p.said) for p in pieces if p.said)}</div>'
-        f'<div class="written">{joint.join(_marked(p, p.written) for p in pieces if p.written)}</div></div>'
+        f'<div class="said">{separator.join(_highlighted(p, p.said) for p in pieces if p.said)}</div>'
+        f'<div class="written">{separator.join(_highlighted(p, p.written) for p in pieces if p.written)}</div></div>'
     )
 
 
-def _marked(piece: Piece, text: str) -> str:
-    shown = html.escape(text)
-    return shown if piece.kind == "equal" else f'<span class="{piece.kind}">{shown}</span>'
+def _highlighted(piece: Piece, text: str) -> str:
+    """The escaped text of a segment, coloured by the kind of its edit."""
+    escaped = html.escape(text)
+    return escaped if piece.kind == "equal" else f'<span class="{piece.kind}">{escaped}</span>'
 
 
 def _player(row: Prediction) -> str:
+    """An audio player with the embedded sound file; "" if that is missing, too large, or longer than the utterance."""
     path = Path(row.audio_filepath)
-    kind = MIME.get(path.suffix.lower())
-    if kind is None or row.offset or not path.is_file() or path.stat().st_size > PLAYER_BYTES:
+    mime_type = MIME.get(path.suffix.lower())
+    if mime_type is None or row.offset or not path.is_file() or path.stat().st_size > PLAYER_BYTES:
         return ""
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<audio controls preload="none" src="data:{kind};base64,{data}"></audio>'
+    return f'<audio controls preload="none" src="data:{mime_type};base64,{data}"></audio>'

@@ -1,4 +1,4 @@
-"""A measured run: utterances through a system, one JSON line each, resumable, and the summary of what was written."""
+"""An evaluation run: transcribes utterances with a system, resumably, and writes predictions and their summary."""
 
 from __future__ import annotations
 
@@ -35,31 +35,30 @@ def evaluate(
     on_batch: Callable[[int, Edits], None] | None = None,
     data_sets: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Transcribes utterances and writes predictions.jsonl and summary.json, going on where a killed run stopped.
+    """Transcribes utterances and writes predictions.jsonl and summary.json, resuming an interrupted run.
 
-    Batches hold sounds of one language and like length, and are the same however often the run is interrupted: a batch whose
-    lines are not all there is done again. The time of a batch covers everything from samples to text; one batch warms up
-    before.
+    Utterances are sorted by language and length. Batches do not depend on interruptions: an incomplete batch is repeated.
+    The measured time of a batch is from samples to texts; the first one is transcribed twice, to warm up.
 
     Args:
-        system: that transcribes.
+        system: to evaluate.
         utterances: with their references.
-        folder: of the run, made if missing.
-        batch_size: sounds that the system is given at once.
-        skipped: messages about utterances that could not even be listed; they count as skipped.
-        on_batch: called after every batch with the utterances done and all edits so far.
-        data_sets: name of the data set of each utterance, by its key; with several, each has its own rates in the summary.
+        folder: of the run, created if missing.
+        batch_size: utterances in one call of the system.
+        skipped: messages about utterances that could not be listed; they count as skipped.
+        on_batch: called after every batch with the number of finished utterances and their summed edits.
+        data_sets: name of the data set of each utterance, by its key; the summary has the rates of each data set.
 
     Returns:
-        what summary.json holds.
+        the content of summary.json.
 
     Raises:
-        DataError: the folder holds a run of another model, settings or utterances, or there is nothing to evaluate.
+        DataError: the folder has a run with other settings, model or utterances, or there is nothing to evaluate.
     """
     if not utterances:
         raise DataError("nothing to evaluate: no utterance could be read" + (f" ({skipped[0]})" if skipped else ""))
     folder = Path(folder)
-    settings = system.settings() | {"batch_size": batch_size} | _data(utterances)
+    settings = system.settings() | {"batch_size": batch_size} | _data_settings(utterances)
     _claim(folder, settings)
     done = {row.key: row for row in read_predictions(folder)}
     finished = total([row.counts for row in done.values()])
@@ -84,13 +83,20 @@ def evaluate(
 
 
 def _batches(utterances: Sequence[Utterance], size: int) -> list[list[Utterance]]:
-    """The utterances by language and length, so many at a time."""
+    """The utterances sorted by language and length, in batches."""
     order = sorted(utterances, key=lambda u: (u.language, u.duration))
-    return [order[at : at + size] for at in range(0, len(order), size)]
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _transcribe(system: System, batch: Sequence[Utterance], warm: bool, data_sets: Mapping[str, str]) -> list[Prediction]:
-    """The lines of one batch; what cannot be read or is too long for the system is skipped."""
+    """The predictions of a batch; utterances that cannot be read or are too long for the system are skipped.
+
+    Args:
+        system: to evaluate.
+        batch: utterances.
+        warm: False transcribes the batch once before time is measured.
+        data_sets: names by the utterances' keys.
+    """
     sounds: dict[str, np.ndarray] = {}
     errors: dict[str, str] = {}
     for u in batch:
@@ -106,41 +112,41 @@ def _transcribe(system: System, batch: Sequence[Utterance], warm: bool, data_set
     if readable and not warm:
         system.transcribe(samples, languages)
     start = time.perf_counter()
-    written = system.transcribe(samples, languages) if readable else []
+    hypotheses = system.transcribe(samples, languages) if readable else []
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    pace = (time.perf_counter() - start) / max(1, sum(map(len, samples)))  # seconds a sample
-    texts = dict(zip(sounds, written, strict=True))
+    seconds_per_sample = (time.perf_counter() - start) / max(1, sum(map(len, samples)))
+    by_key = dict(zip(sounds, hypotheses, strict=True))
     rows = []
     for u in batch:
         key = u.key
-        if key in texts:
-            row = _judged(u, texts[key], len(sounds[key]), pace)
+        if key in by_key:
+            row = _scored(u, by_key[key], len(sounds[key]), seconds_per_sample)
         else:
             row = Prediction(key, u.audio_filepath, u.language, u.duration, u.text, error=errors[key])
         rows.append(replace(row, offset=u.offset, data_set=data_sets.get(key, "")))
     return rows
 
 
-def _judged(u: Utterance, written: Hypothesis, samples: int, pace: float) -> Prediction:
-    """What was written beside what was said."""
+def _scored(u: Utterance, result: Hypothesis, samples: int, seconds_per_sample: float) -> Prediction:
+    """A system's result with its edits against the reference."""
     normalise, unit = normaliser(u.language), error_unit(u.language)
-    said, heard = normalise(u.text), normalise(written.text)
+    reference, hypothesis = normalise(u.text), normalise(result.text)
     return Prediction(
         u.key,
         u.audio_filepath,
         u.language,
         duration=round(samples / SAMPLE_RATE, 3),
         reference=u.text,
-        hypothesis=written.text,
-        reference_normalised=said,
-        hypothesis_normalised=heard,
+        hypothesis=result.text,
+        reference_normalised=reference,
+        hypothesis_normalised=hypothesis,
         unit=unit,
-        edits=count(said, heard, unit).counts,
-        decoder=written.decoder,
-        passes=written.passes,
-        seconds=round(pace * samples, 4),
-        language_found=written.language,
+        edits=count(reference, hypothesis, unit).counts,
+        decoder=result.decoder,
+        passes=result.passes,
+        seconds=round(seconds_per_sample * samples, 4),
+        language_found=result.language,
     )
 
 
@@ -148,8 +154,8 @@ def _lines(rows: Sequence[Prediction]) -> str:
     return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)
 
 
-def _data(utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """What a run is about: how many utterances, and 32 hexadecimal digits for which."""
+def _data_settings(utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """The number of utterances, and a hash of their keys of 32 hexadecimal digits, for the settings of a run."""
     digest = hashlib.sha256()
     for u in utterances:
         digest.update(u.key.encode())
@@ -157,12 +163,12 @@ def _data(utterances: Sequence[Utterance]) -> dict[str, Any]:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes the folder this run's, or sees that it is; drops a line that a kill cut short."""
+    """Writes settings.json, or raises DataError if the folder has a run with others; drops an unfinished last prediction."""
     folder.mkdir(parents=True, exist_ok=True)
     path, settings = folder / SETTINGS, json.loads(json.dumps(settings))
     if path.exists() and (other := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        odd = sorted(key for key in other.keys() | settings.keys() if other.get(key) != settings.get(key))
-        raise DataError(f"{folder} holds a run with other settings ({', '.join(odd)}); give another --out, or delete it")
+        changed = sorted(key for key in other.keys() | settings.keys() if other.get(key) != settings.get(key))
+        raise DataError(f"{folder} holds a run with other settings ({', '.join(changed)}); give another --out, or delete it")
     write_whole(path, json.dumps(settings, indent=1) + "\n")
     if (folder / PREDICTIONS).exists():
         text = (folder / PREDICTIONS).read_text(encoding="utf-8")

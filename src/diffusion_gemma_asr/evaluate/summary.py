@@ -1,4 +1,4 @@
-"""summary.json: error rates by language and data set, what wrote the texts, speed, and the machine. Always valid JSON."""
+"""summary.json: error rates by language and data set, decoders, speed, and the machine. Always valid JSON."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from .metrics import Edits, confidence_interval, edits, percent, total
 from .normalise import NORMALISER
 from .predictions import Prediction
 
-REASONS = 20  # that are named, of utterances that were skipped
-LONG_S = 2.0  # sound that is long enough to tell its language by
+REASONS = 20  # listed reasons of skipped utterances at most
+LONG_S = 2.0  # sound above this length is also scored apart in language identification
 
 
 def summarise(rows: Sequence[Prediction], settings: dict[str, Any], skipped: Sequence[str] = ()) -> dict[str, Any]:
-    """What summary.json holds.
+    """The content of summary.json.
 
     Args:
-        rows: of the run.
+        rows: predictions of the run.
         settings: of the run.
-        skipped: messages about utterances that could not even be listed.
+        skipped: messages about utterances that could not be listed.
     """
-    written = [row for row in rows if row.error is None]
-    names = sorted({row.data_set for row in written})
-    sound, wall = sum(row.duration for row in written), sum(row.seconds for row in written)
-    passes = [row.passes for row in written if row.passes is not None]
+    transcribed = [row for row in rows if row.error is None]
+    names = sorted({row.data_set for row in transcribed})
+    sound, wall = sum(row.duration for row in transcribed), sum(row.seconds for row in transcribed)
+    passes = [row.passes for row in transcribed if row.passes is not None]
     return {
         "settings": settings,
         "normaliser": NORMALISER,
-        "languages": rates_by_language(written),
-        "data_sets": {name: rates_by_language([row for row in written if row.data_set == name]) for name in names},
-        "utterances": len(written),
-        "skipped": len(skipped) + len(rows) - len(written),
+        "languages": rates_by_language(transcribed),
+        "data_sets": {name: rates_by_language([row for row in transcribed if row.data_set == name]) for name in names},
+        "utterances": len(transcribed),
+        "skipped": len(skipped) + len(rows) - len(transcribed),
         "skipped_why": [*skipped, *(row.error for row in rows if row.error is not None)][:REASONS],
         "sound_s": round(sound, 2),
-        "decoders": decoders(written),
+        "decoders": decoders(transcribed),
         "passes": round(sum(passes) / len(passes), 3) if passes else None,
         "speed": {
             "seconds": round(wall, 2),
@@ -56,38 +56,51 @@ def summarise(rows: Sequence[Prediction], settings: dict[str, Any], skipped: Seq
 
 
 def rates_by_language(rows: Sequence[Prediction]) -> dict[str, dict[str, Any]]:
-    """The rates of each language's rows; but for English also with Unicode's marks kept."""
+    """Rates, decoders and language identification by language code.
+
+    Languages other than English also have rates with the normaliser that keeps Unicode marks, under "with_marks".
+    """
     languages = {}
     for language in sorted({row.language for row in rows}):
-        mine = [row for row in rows if row.language == language]
-        languages[language] = {"utterances": len(mine)} | rates([row.counts for row in mine])
-        languages[language] |= {"unit": mine[0].unit, "decoders": decoders(mine)} | found_rightly(mine)
+        part = [row for row in rows if row.language == language]
+        languages[language] = {"utterances": len(part)} | rates([row.counts for row in part])
+        languages[language] |= {"unit": part[0].unit, "decoders": decoders(part)} | language_accuracy(part)
         if language != "en":
-            with_marks = [edits(row.reference, row.hypothesis, language, "marks") for row in mine]
+            with_marks = [edits(row.reference, row.hypothesis, language, "marks") for row in part]
             languages[language]["with_marks"] = rates(with_marks)
     return languages
 
 
 def decoders(rows: Sequence[Prediction]) -> dict[str, int]:
-    """How many texts each decoder wrote, the most first."""
+    """The number of texts by each decoder, in descending order."""
     return dict(Counter(row.decoder for row in rows).most_common())
 
 
-def found_rightly(rows: Sequence[Prediction]) -> dict[str, Any]:
-    """How often the language was found rightly, and how often in sound of over 2 s; nothing where it was named."""
-    asked = [row for row in rows if row.language_found is not None]
-    if not asked:
-        return {}
-    longer = [row for row in asked if row.duration > LONG_S]
+def language_accuracy(rows: Sequence[Prediction]) -> dict[str, Any]:
+    """Accuracy of language identification.
 
-    def share(part: Sequence[Prediction]) -> float | None:
+    Returns:
+        language_found: the accuracy on all rows;
+        language_found_over_2_s: that on sounds of over 2 s, None without any;
+        over_2_s: the number of these. Empty if the language was given.
+    """
+    identified = [row for row in rows if row.language_found is not None]
+    if not identified:
+        return {}
+    longer = [row for row in identified if row.duration > LONG_S]
+
+    def accuracy(part: Sequence[Prediction]) -> float | None:
         return round(sum(row.language_found == row.language for row in part) / len(part), 5) if part else None
 
-    return {"language_found": share(asked), "language_found_over_2_s": share(longer), "over_2_s": len(longer)}
+    return {
+        "language_found": accuracy(identified),
+        "language_found_over_2_s": accuracy(longer),
+        "over_2_s": len(longer),
+    }
 
 
 def rates(rows: Sequence[Edits]) -> dict[str, Any]:
-    """An error rate, None where nothing was said, with its 95 % bootstrap interval and its counts."""
+    """The error rate with its 95 % bootstrap interval and edit counts; a rate that is not finite is None."""
     whole = total(rows)
     low, high = confidence_interval(rows)
     return {
@@ -102,15 +115,20 @@ def rates(rows: Sequence[Edits]) -> dict[str, Any]:
 
 
 def parts(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(data set, language, rates) of a summary: each data set's languages and, where there are several, those of all."""
-    rows = [(name, key, rates) for name, by in summary["data_sets"].items() for key, rates in by.items()]
+    """(data set, language, rates) of a summary, by data set; with several data sets also those of "all"."""
+    rows = [(name, key, rates) for name, languages in summary["data_sets"].items() for key, rates in languages.items()]
     if len(summary["data_sets"]) > 1:
         rows += [("all", key, rates) for key, rates in summary["languages"].items()]
     return rows
 
 
 def cells(summary: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
-    """What tables say of one of `parts`, by the heading of the column; the rate with its unit and its 95 % interval."""
+    """The cells of a table for one of `parts`, by the heading of the column.
+
+    Args:
+        summary: of the run.
+        row: rates of a data set and language.
+    """
     measure = "WER" if row["unit"] == "word" else "CER"
     return {
         "error rate": f"{measure} {percent(row['error_rate'], 2)} ({percent(row['low'])} – {percent(row['high'])})",
@@ -121,7 +139,7 @@ def cells(summary: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
 
 
 def peak_memory_mb() -> int | None:
-    """The most memory that this process has held, in MB; None on Windows, which does not say it this way."""
+    """Peak resident memory of this process in MB; None on Windows."""
     try:
         import resource
     except ModuleNotFoundError:
@@ -131,7 +149,7 @@ def peak_memory_mb() -> int | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Hardware, versions and date of a measurement."""
     return {
         "processor": processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -144,7 +162,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name and how many there are, as Linux tells it."""
+    """Number and name of the CPUs; on systems other than Linux the name alone."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

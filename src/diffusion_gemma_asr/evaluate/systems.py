@@ -1,4 +1,4 @@
-"""The systems by name, and those that are models of ours: as users call them, whole clips, and the draft alone."""
+"""Systems to evaluate: our models with the denoising decoder or with CTC alone, and the registry of all by name."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .baselines.whisper import Whisper
 from .options import EvaluateOptions
 from .protocol import Hypothesis, System, fingerprint
 
-CLIP_S = 30.0  # that the encoder takes at most
+CLIP_S = 30.0  # longest input of the encoder
 
 
 class Diffusion:
-    """A model of ours as users call it, `Recognizer.transcribe_many`: voice activity detection, thresholds, fallback.
+    """Our model with `Recognizer.transcribe_many`: voice activity detection, thresholds and fallback included.
 
     Args:
-        model: that transcribes.
+        model: to evaluate.
         description: of the model, for the settings; see `describe`.
-        options: of the transcription; its language does not count unless it is to be found.
-        find_language: whether the model is left to find the language, among those of `options`.
-        clips: decode whole clips instead, of at most 30 s, and nothing around it.
+        options: of the transcription; its language is used only with `find_language`.
+        find_language: whether the model identifies the language, among those of `options`.
+        clips: whether to decode whole clips of at most 30 s, without voice activity detection, thresholds and fallback.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Diffusion:
         self.languages = model.config.languages
 
     def settings(self) -> dict[str, Any]:
-        """The model, and all options but those of speed."""
+        """The model, and all options that affect the texts."""
         options = asdict(self.options)
         decode = options.pop("decode")
         if not self.find_language:
@@ -65,13 +65,13 @@ class Diffusion:
         if self.clips:
             return self._whole(sounds, languages)
         rows: dict[int, Hypothesis] = {}
-        for places, options in self._groups(languages):
-            transcripts = Recognizer(self.model).transcribe_many([sounds[i] for i in places], options)
-            rows |= {place: self._hypothesis(result) for place, result in zip(places, transcripts, strict=True)}
+        for indices, options in self._groups(languages):
+            transcripts = Recognizer(self.model).transcribe_many([sounds[i] for i in indices], options)
+            rows |= {i: self._hypothesis(result) for i, result in zip(indices, transcripts, strict=True)}
         return [rows[i] for i in range(len(sounds))]
 
     def _groups(self, languages: Sequence[str]) -> list[tuple[list[int], TranscribeOptions]]:
-        """What can be transcribed with the same options: places in a batch, and those options."""
+        """Splits a batch by transcription options: indices of the sounds, and their options."""
         if self.find_language:
             return [(list(range(len(languages))), self.options)]
         groups = []
@@ -81,6 +81,7 @@ class Diffusion:
         return groups
 
     def _hypothesis(self, result: Transcript | AudioError) -> Hypothesis:
+        """A transcript as a hypothesis; raises an AudioError."""
         if isinstance(result, AudioError):
             raise result
         decoders = sorted({segment.decoder for segment in result.segments})
@@ -89,6 +90,7 @@ class Diffusion:
         return Hypothesis(result.text, "+".join(decoders) or "none", steps, language)
 
     def _whole(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
+        """Decodes whole clips."""
         options, named = self.options, None if self.find_language else languages
         decoded = decode_clips(self.model, sounds, options.decode, batch_size=options.batch_size, languages=named)
         return [
@@ -97,11 +99,11 @@ class Diffusion:
 
 
 class CtcGreedy:
-    """The projector's audio tokens straight through the frozen output head, greedily: no decoder at all.
+    """Greedy CTC on our model's audio tokens with the frozen output head, without the backbone's layers.
 
     Args:
-        model: whose audio tokens they are.
-        description: of it, for the settings; see `describe`.
+        model: to evaluate.
+        description: of the model, for the settings; see `describe`.
     """
 
     longest_s = CLIP_S
@@ -116,18 +118,21 @@ class CtcGreedy:
 
     @torch.no_grad()
     def transcribe(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
-        """See `System`; the languages are not used."""
+        """See `System`; the languages are ignored."""
         drafts = self.model.greedy.drafts(self.model.encode(sounds))
         return [Hypothesis(self.model.text([token.id for token in row]), "ctc", 0) for row in drafts]
 
 
 def describe(model: DiffusionGemmaASR, name: str, quantization: str | None = None) -> dict[str, Any]:
-    """A loaded checkpoint for the settings of a run: its name, what its files hold, and how it was loaded.
+    """A description of a loaded checkpoint for the settings of a run.
 
     Args:
-        model: as `load_checkpoint` made it.
-        name: by which it was loaded.
-        quantization: with which it was loaded.
+        model: from `load_checkpoint`.
+        name: the argument of `load_checkpoint`.
+        quantization: the argument of `load_checkpoint`.
+
+    Returns:
+        name and file hash of the checkpoint, dtype, device and quantization.
     """
     folder = find_checkpoint(name)
     dtype = str(model.backbone.lm_head_weight.dtype).removeprefix("torch.")
@@ -140,28 +145,29 @@ def describe(model: DiffusionGemmaASR, name: str, quantization: str | None = Non
     }
 
 
-def _ours(options: EvaluateOptions) -> tuple[DiffusionGemmaASR, dict[str, Any]]:
+def _load(options: EvaluateOptions) -> tuple[DiffusionGemmaASR, dict[str, Any]]:
+    """Our model, and its description."""
     model = load_checkpoint(options.model, device=options.device, dtype=options.dtype, quantization=options.quantization)
     return model, describe(model, options.model, options.quantization)
 
 
 def _diffusion(options: EvaluateOptions, out: Path) -> dict[Path, System]:
-    model, description = _ours(options)
+    model, description = _load(options)
     sweep = options.sweep()
     return {
         out if len(sweep) == 1 else out / f"steps-{count}": Diffusion(
-            model, description, chosen, options.find_language, options.clips
+            model, description, transcribe_options, options.find_language, options.clips
         )
-        for count, chosen in sweep.items()
+        for count, transcribe_options in sweep.items()
     }
 
 
 def _ctc(options: EvaluateOptions, out: Path) -> dict[Path, System]:
-    return {out: CtcGreedy(*_ours(options))}
+    return {out: CtcGreedy(*_load(options))}
 
 
 def _autoregressive(options: EvaluateOptions, out: Path) -> dict[Path, System]:
-    return {out: Autoregressive(*_ours(options))}
+    return {out: Autoregressive(*_load(options))}
 
 
 def _whisper(options: EvaluateOptions, out: Path) -> dict[Path, System]:
@@ -180,10 +186,17 @@ SYSTEMS: dict[str, Callable[[EvaluateOptions, Path], dict[Path, System]]] = {
 
 
 def load_systems(options: EvaluateOptions, out: Path) -> dict[Path, System]:
-    """The systems to evaluate by the folders of their runs: one, or one for each number of steps.
+    """Loads the systems to evaluate: one, or in a sweep one for each number of steps.
+
+    Args:
+        options: name of the system, its model and options.
+        out: folder of the run or sweep.
+
+    Returns:
+        systems by the folders of their runs.
 
     Raises:
         CheckpointError: the model cannot be loaded.
-        AsrError: there is no such device or dtype, or the system cannot be loaded so.
+        AsrError: there is no such device or dtype, or the system does not support an option.
     """
     return SYSTEMS[options.system](options, out)

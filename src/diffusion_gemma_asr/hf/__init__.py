@@ -1,4 +1,4 @@
-"""For transformers: importing this lets its Auto classes and its speech recognition pipeline take our checkpoints.
+"""Integration with transformers: importing this registers our model with its Auto classes and speech pipeline.
 
 import diffusion_gemma_asr.hf as hf
 from transformers import pipeline
@@ -6,8 +6,8 @@ from transformers import pipeline
 pipe = pipeline("automatic-speech-recognition", model=hf.bundled())
 print(pipe("talk.mp3", return_timestamps=True))
 
-It stands apart from `import diffusion_gemma_asr`, which loads neither torch nor transformers. What other models do is
-not changed.
+`import diffusion_gemma_asr` does not import this module, since it loads neither torch nor transformers. The registration
+does not affect other models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ __all__ = [
 
 
 def bundled(name: str = DEFAULT_MODEL) -> str:
-    """The folder of a model that travels inside the package, as transformers' classes want it.
+    """The folder of a model that ships with the package, an argument for transformers' `from_pretrained`.
+
+    Args:
+        name: of the model.
 
     Raises:
         AsrError: there is no such model.
@@ -43,7 +46,7 @@ def bundled(name: str = DEFAULT_MODEL) -> str:
 
 
 def _register() -> None:
-    """Tell transformers' registries of our classes; feature extractors need none, a checkpoint's file names its own."""
+    """Registers our classes with transformers; a feature extractor is named in the checkpoint and needs no registration."""
     config = DiffusionGemmaASRConfig
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoProcessor.register(config, DiffusionGemmaASRProcessor, exist_ok=True)
@@ -51,10 +54,10 @@ def _register() -> None:
     for auto_class in (AutoModel, AutoModelForSpeechSeq2Seq):
         auto_class.register(config, DiffusionGemmaASRForSpeechSeq2Seq, exist_ok=True)
     _, entry, _ = PIPELINE_REGISTRY.check_task(TASK)
-    # an entry is the class, or its name where nobody has replaced the library's own
+    # The library's own pipeline may be registered by its name, a replacement is a class.
     other = entry["impl"] if isinstance(entry["impl"], type) else AutomaticSpeechRecognitionPipeline
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # without the warning that the task has a pipeline: other models still get that
+    logging.set_verbosity_error()  # hides the warning that a pipeline is replaced: other models still get it
     try:
         PIPELINE_REGISTRY.register_pipeline(TASK, beside(other), entry["pt"], entry.get("default"), entry.get("type"))
     finally:

@@ -1,4 +1,4 @@
-"""Our model as transformers' Auto classes hand it out."""
+"""Configuration and model for transformers' Auto classes."""
 
 from __future__ import annotations
 
@@ -19,36 +19,38 @@ from ..model.model import DiffusionGemmaASR
 from ..strict import from_options
 from ..transcribe.recognizer import Recognizer
 
-# what the Auto classes and the pipeline pass to every model, and nothing depends on here
+# Arguments that the Auto classes and the pipeline pass to every model; ignored here.
 _INTERNAL = ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code", "code_revision")
-_OPTIONS = ("quantization", "encoder", "backbone", "merge_lora")  # of load_checkpoint, beside those with other names
+_OPTIONS = ("quantization", "encoder", "backbone", "merge_lora")  # options of load_checkpoint with the same name here
 
 
 class DiffusionGemmaASRConfig(PreTrainedConfig):
-    """A checkpoint's config.json, its keys as attributes; `model.config.ModelConfig` says what they mean."""
+    """A checkpoint's config.json, with its keys as attributes; documented in `model.config.ModelConfig`."""
 
     model_type = MODEL_TYPE
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As of every configuration, but `encoder` and `backbone` among the keywords do not change it: they are options of
-        the model's from_pretrained, which name parts to load in place of the checkpoint's own."""
+        """As for every configuration, except that options of the model's from_pretrained do not overwrite its keys.
+
+        `encoder` and `backbone` are both: keys of the configuration, and options to load other parts.
+        """
         if config_dict.get("format") == 1:
             config_dict = upgraded(config_dict)
-        wanted = kwargs.pop("return_unused_kwargs", False)
+        return_unused = kwargs.pop("return_unused_kwargs", False)
         options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
-        return (config, unused | options) if wanted else config
+        return (config, unused | options) if return_unused else config
 
 
 class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
     """Our model with the methods that transformers expects.
 
-    Made by `from_pretrained`: a checkpoint names the frozen parts, and a configuration alone does not make them.
+    Use `from_pretrained`: a configuration alone cannot create the frozen parts.
 
     Args:
-        config: the checkpoint's.
-        asr: the model itself.
+        config: of the checkpoint.
+        asr: the wrapped model.
     """
 
     config_class = DiffusionGemmaASRConfig
@@ -61,7 +63,7 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
 
     @property
     def recognizer(self) -> Recognizer:
-        """What `diffusion_gemma_asr.load` returns: it transcribes recordings of any length."""
+        """The recogniser that `diffusion_gemma_asr.load` returns, for recordings of any length."""
         return Recognizer(self.asr)
 
     @classmethod
@@ -80,26 +82,27 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
         local_files_only: bool = False,
         **kwargs: Any,
     ) -> DiffusionGemmaASRForSpeechSeq2Seq:
-        """Load a checkpoint with the frozen parts that it names.
+        """Loads a checkpoint with the frozen parts that it names.
 
         Args:
             pretrained_model_name_or_path: checkpoint folder, hub repository, or the name of a bundled model.
             config: of the same checkpoint; None reads it.
-            dtype: of all weights; None and "auto" leave it to the checkpoint.
-            device_map: one device for the whole, such as "cuda:0"; "auto" is the first accelerator, None the processor.
-            revision, local_files_only: of the checkpoint's repository.
+            dtype: of all weights; None and "auto" use the checkpoint's.
+            device_map: one device for all parts, such as "cuda:0"; "auto" is the first accelerator, None the CPU.
+            revision: branch, tag or commit of the checkpoint's repository.
+            local_files_only: whether to use only downloaded files.
             **kwargs: `quantization`, `encoder`, `backbone`, `merge_lora`; see `checkpoint.load.load_checkpoint`.
 
         Raises:
-            CheckpointError: something is missing, damaged, or does not fit.
-            AsrError: an option is unknown, or names no device or dtype.
+            CheckpointError: a file is missing, damaged, or does not match the others.
+            AsrError: an option is unknown, or there is no such device or dtype.
         """
         if kwargs.pop("token", None) is not None:
             raise AsrError("token is no option of this model; give the token by `hf auth login` or HF_TOKEN")
         options = {name: value for name, value in kwargs.items() if name not in _INTERNAL}
-        if odd := sorted(options.keys() - set(_OPTIONS)):
+        if unknown := sorted(options.keys() - set(_OPTIONS)):
             known = ", ".join(("dtype", "device_map", "revision", "local_files_only", *_OPTIONS))
-            raise AsrError(f"{odd[0]} is no option of this model; give {known}")
+            raise AsrError(f"{unknown[0]} is no option of this model; give {known}")
         folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
         asr = load_checkpoint(
             folder,
@@ -110,34 +113,37 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
         )
         model = cls(config or cls.config_class.from_pretrained(folder), asr).eval()
         if device_map is not None:
-            model.hf_device_map = {"": asr.device}  # tells the pipeline not to move it
+            model.hf_device_map = {"": asr.device}  # keeps the pipeline from moving the model
         return model
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone is."""
+        """The device of the backbone."""
         return self.asr.device
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write a checkpoint of ours: the adapter, and the names of the frozen parts.
+        """Writes a checkpoint: the adapter, and the names of the frozen parts.
+
+        Args:
+            save_directory: folder of the checkpoint.
 
         Raises:
-            CheckpointError: LoRA was merged (load with merge_lora=False to save again), its drafts are searched, or the
-                folder is not writable.
+            CheckpointError: LoRA was merged (load with merge_lora=False to save again), the checkpoint has a drafter with
+                search, or the folder is not writable.
         """
         save_checkpoint(self.asr, save_directory)
 
     @torch.no_grad()
     def generate(self, input_features: Tensor, attention_mask: Tensor | None = None, **named: Any) -> Tensor:
-        """Transcribes clips of at most 30 s, as the processor makes them.
+        """Transcribes clips of at most 30 s.
 
         Args:
-            input_features: (B, bins, T) log-mel, a frame per 10 ms.
-            attention_mask: (B, T), 1 where there is sound; None is everywhere.
+            input_features: (B, bins, T) log-mel from the processor, a frame per 10 ms.
+            attention_mask: (B, T), 0 for padding; None is no padding.
             **named: fields of `DecodeOptions`: language, steps, seed, start, ...
 
         Returns:
-            (B, L) token ids without special tokens, padded at the end with the pad token.
+            (B, L) token ids without special tokens, padded on the right with the pad token.
 
         Raises:
             AsrError: an option is unknown, has an impossible value, or the model was not trained for it.
@@ -153,7 +159,7 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
 
 
 def _one_device(device_map: str | int | torch.device | Mapping[str, Any]) -> str | torch.device:
-    """The device of a device_map that puts everything on one."""
+    """The device of a device_map; raises AsrError if it has several."""
     devices = set(device_map.values()) if isinstance(device_map, Mapping) else {device_map}
     if len(devices) != 1:
         raise AsrError(f"device_map names {len(devices)} devices; this model stands on one: give for instance 'cuda:0'")

@@ -20,7 +20,7 @@ from .model import DiffusionGemmaASRForSpeechSeq2Seq
 
 TASK = "automatic-speech-recognition"
 
-# Options of ours that the pipeline has under other names, or finds in its inputs.
+# Options of TranscribeOptions that the pipeline has under other names, or takes from its inputs.
 _RENAMED = ("batch_size", "sampling_rate", "word_timestamps", "chunk_length")
 _OPTIONS = tuple(name for name in option_names(TranscribeOptions) if name not in _RENAMED)
 
@@ -28,14 +28,14 @@ ReturnTimestamps = Literal[True, False, "word"]
 
 
 class DiffusionGemmaASRPipeline(ChunkPipeline):
-    """Speech recognition with our model.
+    """Speech recognition with our model, created by `pipeline("automatic-speech-recognition", model=folder)`.
 
-    `pipeline("automatic-speech-recognition", model=folder)` makes it. The tokenizer and feature extractor are the model's.
+    Tokenizer and feature extractor default to the model's.
 
     Args:
-        model: what `DiffusionGemmaASRForSpeechSeq2Seq.from_pretrained` returned.
-        batch_size: chunks of at most 30 s that the model takes at once, of several recordings together.
-        **kwargs: `device` and the like as of every pipeline; anything that a call takes, for all calls.
+        model: from `DiffusionGemmaASRForSpeechSeq2Seq.from_pretrained`.
+        batch_size: chunks of at most 30 s in a batch, which may be of several recordings.
+        **kwargs: arguments of every pipeline, such as `device`; arguments of `__call__`, as defaults for all calls.
     """
 
     _load_processor = False
@@ -52,21 +52,21 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         super().__init__(model, batch_size=batch_size or TranscribeOptions.batch_size, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Transcribe one recording or several, of any length.
+        """Transcribes one recording or several, of any length.
 
         Args:
             inputs: path or bytes of a sound file; array or tensor, (n,) or (channels, n), at 16 kHz; a dict with
-                "sampling_rate" (Hz) and such an array as "raw" or "array", whose other keys are handed on in lists; or a
-                decoder of torchcodec. A list of these, or a generator or data set, which is read as needed.
+                "sampling_rate" (Hz) and such an array as "raw" or "array", whose other keys are returned, each value in a
+                list; or a decoder of torchcodec. A list of these, or a generator or data set, which is read as needed.
             return_timestamps: True for "chunks", the segments with their start and end in seconds; "word" for words.
             chunk_length_s: length of a chunk, at most and by default 30 s. Chunks are cut in silence, without overlap.
             batch_size: see the class.
             generate_kwargs: options of `Recognizer.transcribe`, such as `language`, `seed`, `steps`; they may also be given
-                as they are.
+                directly.
 
         Returns:
-            {"text": ..., "chunks": [{"text": ..., "timestamp": (start, end)}, ...]}, the texts of the chunks making up
-            the whole; a list of these for a list, an iterator for a generator or data set.
+            {"text": ..., "chunks": [{"text": ..., "timestamp": (start, end)}, ...]}, where the concatenated texts of the
+            chunks are the whole text; a list of these for a list, an iterator for a generator or data set.
 
         Raises:
             AudioError: a recording cannot be used.
@@ -77,7 +77,7 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write the model's checkpoint, which names all that the pipeline needs."""
+        """Writes the model's checkpoint, from which the pipeline can be loaded."""
         self.model.save_pretrained(save_directory)
 
     def _sanitize_parameters(
@@ -87,12 +87,12 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         generate_kwargs: dict[str, Any] | None = None,
         **others: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Arguments of a call → those of preprocess, _forward and postprocess."""
+        """Splits the arguments of a call into those of preprocess, _forward and postprocess."""
         options = {**(generate_kwargs or {}), **others}
-        if odd := sorted(options.keys() - set(_OPTIONS)):
+        if unknown := sorted(options.keys() - set(_OPTIONS)):
             known = ", ".join(("return_timestamps", "chunk_length_s", "batch_size", *_OPTIONS))
-            raise AsrError(f"{odd[0]} is no option of this pipeline; leave it out, or give one of {known}")
-        if chunk_length_s:  # 0 is the library's word for no wish
+            raise AsrError(f"{unknown[0]} is no option of this pipeline; leave it out, or give one of {known}")
+        if chunk_length_s:  # 0 is the library's default
             options["chunk_length"] = float(chunk_length_s)
         if return_timestamps is None:
             return {}, options, {}
@@ -102,10 +102,10 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         return {}, options, {"return_timestamps": return_timestamps}
 
     def preprocess(self, inputs: Any) -> tuple[AudioSource, dict[str, Any]]:
-        """One input → what `transcribe_many` takes, and the keys to hand on to its answer."""
+        """Converts one input to a source for `transcribe_many`, and the keys to add to its answer."""
         if isinstance(inputs, str) and inputs.startswith(("http://", "https://")):
             raise AudioError(f"{inputs}: addresses are not fetched; download the file and give its path")
-        if hasattr(inputs, "get_all_samples"):  # torchcodec's decoder, as data sets hand it out
+        if hasattr(inputs, "get_all_samples"):  # a decoder of torchcodec, from the library `datasets`
             decoded = inputs.get_all_samples()
             inputs = {"array": decoded.data, "sampling_rate": decoded.sample_rate}
         if not isinstance(inputs, dict):
@@ -121,6 +121,7 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         return load_audio(np.asarray(_plain(samples)), int(rate)), extra
 
     def _forward(self, sources: Iterable[AudioSource], options: TranscribeOptions) -> Iterator[Transcript]:
+        """The transcripts of sources, in order; raises the AudioError of a source that cannot be used."""
         for result in self.model.recognizer.transcribe_many(sources, options):
             if isinstance(result, AudioError):
                 raise result
@@ -129,14 +130,14 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
     def postprocess(
         self, transcript: Transcript, extra: dict[str, Any], return_timestamps: ReturnTimestamps = False
     ) -> dict[str, Any]:
-        """A transcript → the pipeline's answer."""
+        """Converts a transcript to the pipeline's answer."""
         answer: dict[str, Any] = {"text": transcript.text}
         if return_timestamps:
             chunks: list[dict[str, Any]] = []
             for segment in transcript.segments:
-                timed = _words(segment) if return_timestamps == "word" else [(segment.text, segment.start, segment.end)]
-                for place, (text, start, end) in enumerate(timed):
-                    if chunks and place == 0 and text:  # so that the chunks' texts make up the whole
+                spans = _words(segment) if return_timestamps == "word" else [(segment.text, segment.start, segment.end)]
+                for i, (text, start, end) in enumerate(spans):
+                    if chunks and i == 0 and text:  # so that the chunks' texts concatenate to the whole text
                         text = joiner(transcript.language) + text
                     if text:
                         chunks.append({"text": text, "timestamp": (start, end)})
@@ -152,9 +153,9 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[dict[str, Any]]:
-        """All inputs through one `transcribe_many`, which fills its batches with chunks of several."""
+        """Answers for all inputs, by one `transcribe_many`, whose batches may have chunks of several recordings."""
         named = {"batch_size": batch_size} | forward_params
-        options = from_options(TranscribeOptions, named)  # complains now, not at the first answer
+        options = from_options(TranscribeOptions, named)  # raises here, before the first answer is requested
         extras: deque[dict[str, Any]] = deque()
 
         def sources() -> Iterator[AudioSource]:
@@ -168,7 +169,7 @@ class DiffusionGemmaASRPipeline(ChunkPipeline):
 
 
 def beside(other: type) -> type:
-    """A class for the pipeline registry that makes our pipeline for our model, and an `other` for every other one."""
+    """A class for the pipeline registry that creates our pipeline for our model, and `other` for every other model."""
 
     class SpeechRecognitionPipelines(other):
         def __new__(cls, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -179,7 +180,7 @@ def beside(other: type) -> type:
 
 
 def _plain(sound: Any) -> Any:
-    """A tensor as an array; anything else as it is."""
+    """Converts a tensor to an array; returns anything else unchanged."""
     if not isinstance(sound, torch.Tensor):
         return sound
     sound = sound.detach().cpu()
@@ -187,4 +188,5 @@ def _plain(sound: Any) -> Any:
 
 
 def _words(segment: Segment) -> list[tuple[str, float, float]]:
+    """(word, start, end) of a segment, in seconds."""
     return [(word.word, word.start, word.end) for word in segment.words or ()]

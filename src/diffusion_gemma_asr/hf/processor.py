@@ -1,4 +1,4 @@
-"""What goes into our model and comes out of it, as transformers' Auto classes hand it out."""
+"""Processor and tokenizer for transformers' Auto classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..model.lengths import length_mask
 
 
 class BackboneTokenizer:
-    """Finds the tokenizer of a checkpoint, which is its backbone's; stands in the Auto classes' table."""
+    """An entry for AutoTokenizer that loads the tokenizer of a checkpoint's backbone."""
 
     @classmethod
     def from_pretrained(
@@ -31,13 +31,14 @@ class BackboneTokenizer:
         local_files_only: bool = False,
         **kwargs: Any,
     ) -> PreTrainedTokenizerBase:
-        """The tokenizer of the backbone that a checkpoint names.
+        """Loads the tokenizer of the backbone that a checkpoint names.
 
         Args:
             pretrained_model_name_or_path: checkpoint folder or hub repository.
-            backbone: folder or hub name to use in place of the checkpoint's.
-            revision, local_files_only: of the checkpoint's repository.
-            **kwargs: what the pipeline passes to all parts alike, which does not matter to this one.
+            backbone: folder or hub name to use instead of the checkpoint's.
+            revision: branch, tag or commit of the checkpoint's repository.
+            local_files_only: whether to use only downloaded files.
+            **kwargs: arguments that the pipeline passes to all parts; ignored.
 
         Raises:
             CheckpointError: there is no such checkpoint, or its tokenizer cannot be read.
@@ -47,11 +48,11 @@ class BackboneTokenizer:
 
 
 class DiffusionGemmaASRProcessor(ProcessorMixin):
-    """Sound to the features that `generate` takes, and its token ids to text.
+    """Computes the input features of `generate`, and decodes its token ids.
 
     Args:
-        feature_extractor: the encoder's.
-        tokenizer: the backbone's.
+        feature_extractor: of the encoder.
+        tokenizer: of the backbone.
     """
 
     def __init__(self, feature_extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
@@ -68,13 +69,15 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         local_files_only: bool = False,
         **kwargs: Any,
     ) -> DiffusionGemmaASRProcessor:
-        """The processor of a checkpoint, from the frozen parts that it names.
+        """Loads the processor of the frozen parts that a checkpoint names.
 
         Args:
             pretrained_model_name_or_path: checkpoint folder or hub repository.
-            encoder, backbone: folder or hub name to use in place of the checkpoint's.
-            revision, local_files_only: of the checkpoint's repository.
-            **kwargs: what the pipeline passes to all parts alike, which does not matter to this one.
+            encoder: folder or hub name to use instead of the checkpoint's.
+            backbone: folder or hub name to use instead of the checkpoint's.
+            revision: branch, tag or commit of the checkpoint's repository.
+            local_files_only: whether to use only downloaded files.
+            **kwargs: arguments that the pipeline passes to all parts; ignored.
 
         Raises:
             CheckpointError: there is no such checkpoint, or its parts cannot be read.
@@ -97,16 +100,17 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         """Log-mel spectrograms of clips.
 
         Args:
-            audio: (n,) floats of one clip, or a list of such; at most 30 s each.
+            audio: (n,) floats of one clip, or a list of these; at most 30 s each.
             sampling_rate: must be 16000 Hz.
             return_tensors: must be "pt".
 
         Returns:
-            input_features (B, bins, T) float32, a frame per 10 ms, zeros behind each end; attention_mask (B, T).
+            input_features: (B, bins, T) float32, a frame per 10 ms, padded with zeros;
+            attention_mask: (B, T), 0 for padding.
 
         Raises:
             AudioError: a clip is longer than 30 s or shorter than 0.02 s, or has another sampling rate.
-            AsrError: another kind of tensor is asked for.
+            AsrError: `return_tensors` is not "pt".
         """
         if sampling_rate != SAMPLE_RATE:
             raise AudioError(
@@ -121,6 +125,7 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         return BatchFeature({"input_features": mel, "attention_mask": mask})
 
     def _spectrum(self, clip: np.ndarray) -> torch.Tensor:
+        """The log-mel spectrogram (T, bins) of one clip (n,)."""
         extractor = self.feature_extractor
         if not 2 * extractor.hop_length <= len(clip) <= extractor.n_samples:
             seconds = len(clip) / SAMPLE_RATE

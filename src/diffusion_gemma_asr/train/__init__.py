@@ -1,9 +1,9 @@
-"""Training. `run.train_from_recipe` does what a recipe file says; mini/ holds the earlier stages of the small models.
+"""Training. `run.train_from_recipe` runs the stage of a recipe file; mini/ has the earlier stages of the small models.
 
-recipe, recipe_files   what a YAML file may say, and where files lie
-adapter                the trainer of projector and LoRA, which makes a checkpoint
-speech                 utterances to train on, with the frozen encoder's frames
-objective, losses      what is minimised
-loop                   steps, optimiser, log, exact resumption; muon, workers, fingerprint belong to it
-monitor                judging a run by its transcripts
+recipe, recipe_files   the options of a recipe, and reading it from YAML
+adapter                trains projector and LoRA, and writes a checkpoint
+speech                 training and dev utterances, with the frozen encoder's frames
+objective, losses      the training losses
+loop                   steps, optimiser, log, exact resumption; uses muon, workers, fingerprint
+monitor                evaluation of transcripts during training
 """

@@ -1,4 +1,4 @@
-"""Trains what a checkpoint holds, projector and LoRA, on a frozen encoder and a frozen backbone, as a recipe says."""
+"""The stage `adapter`: trains projector and LoRA on a frozen encoder and a frozen backbone."""
 
 from __future__ import annotations
 
@@ -42,13 +42,16 @@ MARGIN = 12  # canvases are up to this many tokens longer than the longest trans
 def build_model(
     recipe: Recipe, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, lora: bool = True
 ) -> DiffusionGemmaASR:
-    """The model of a recipe with a new projector and LoRA.
+    """Builds the model of a recipe, with a newly initialised projector and LoRA.
 
     Args:
         recipe: names the frozen parts.
         device: of all weights.
         dtype: of the frozen parts; trained weights are float32.
-        lora: put LoRA on the backbone.
+        lora: whether to add LoRA to the backbone.
+
+    Returns:
+        the model, its frozen parts loaded.
 
     Raises:
         CheckpointError: a frozen part cannot be loaded.
@@ -69,23 +72,23 @@ def build_model(
 
 
 def train_adapter(recipe: Recipe, folder: str | Path, device: str | torch.device = "cpu") -> Path:
-    """Trains an adapter, resuming what a killed run left, and writes a checkpoint.
+    """Trains an adapter, resuming an interrupted run, and writes a checkpoint.
 
     Args:
         recipe: model, data and options.
         folder: of the run; gets log.jsonl, state.pt, frames/ and checkpoint/.
-        device: where to compute.
+        device: to compute on.
 
     Returns:
-        the checkpoint's folder, as `load()` takes it.
+        the checkpoint's folder, an argument for `load()`.
 
     Raises:
-        AsrError: a part, a list or a saved state cannot be used; one line says what, and what to do.
+        AsrError: a model part, a data list or a saved state cannot be used.
     """
-    folder, place = Path(folder), torch.device(device)
-    model = build_model(recipe, place, compute_dtype(recipe.train.dtype, place))
-    if place.type == "cpu" and recipe.losses.uses_backbone:
-        model.backbone.float()  # there is room, and logits in bfloat16 are coarse; they do for CTC alone, a third faster
+    folder, device = Path(folder), torch.device(device)
+    model = build_model(recipe, device, compute_dtype(recipe.train.dtype, device))
+    if device.type == "cpu" and recipe.losses.uses_backbone:
+        model.backbone.float()  # bfloat16 logits are coarse; they suffice for CTC alone, a third faster
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from)
     trainer = AdapterTrainer(recipe, model, folder)
@@ -97,23 +100,23 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | torch.device
 
 
 def learning(model: DiffusionGemmaASR, weights: LossRecipe) -> dict[str, nn.Parameter]:
-    """The parameters that the losses reach, by name: CTC alone reaches the projector's."""
+    """The parameters that get a gradient from the losses, by name; with CTC alone these are the projector's."""
     return {n: p for n, p in model.trained().items() if weights.uses_backbone or n.startswith("projector.")}
 
 
 class AdapterTrainer:
-    """The data of a recipe and what the loop asks of it: the loss of a step, and a judgement now and then.
+    """The callbacks of the training loop for an adapter: the loss of a step, and evaluation.
 
     Args:
         recipe: data and options.
-        model: built for the recipe; on the device where to compute.
+        model: see `build_model`; its device is the one to compute on.
         folder: of the run.
 
     Attributes:
-        settings: what the run depends on.
+        settings: fingerprints of everything that the run depends on, by name.
 
     Raises:
-        DataError: a list cannot be used, or none of its transcripts fits into its sound.
+        DataError: a data list cannot be used, or every transcript is too long for CTC.
     """
 
     def __init__(self, recipe: Recipe, model: DiffusionGemmaASR, folder: Path):
@@ -123,7 +126,7 @@ class AdapterTrainer:
         self.data = SpeechData(recipe.data, recipe.train, recipe.model.languages, model.encoder, folder)
         self.targets = [model.prompts.target(text) for text in self.data.texts]
         if recipe.losses.ctc > 0:
-            self._report_crowded()
+            self._report_too_long()
         start = recipe.train.start_from
         self.settings = fingerprint.of_recipe(recipe) | {
             "encoder": fingerprint.of_tensors(model.encoder.state_dict()),
@@ -132,20 +135,24 @@ class AdapterTrainer:
             "start_from": "nothing" if start is None else fingerprint.of_tensors(read_adapter(start)),
         }
 
-    def _report_crowded(self) -> None:
-        """Says how many transcripts have more tokens than CTC has audio tokens for; these teach it nothing."""
+    def _report_too_long(self) -> None:
+        """Warns of transcripts that need more audio tokens than there are: their CTC loss has no gradient.
+
+        CTC needs an audio token for each token, and one for a blank between two equal ones.
+        """
         strides = self.model.projector.strides
-        lengths = [strided_length(self.data.cache.length(u), strides) for u in self.data.utterances]
+        slots = [strided_length(self.data.cache.length(u), strides) for u in self.data.utterances]
         needed = [len(row) - 1 + sum(a == b for a, b in pairwise(row)) for row in self.targets]
-        rows = zip(self.data.utterances, needed, lengths, strict=True)
-        if not (crowded := [(u, wanted, there) for u, wanted, there in rows if wanted > there]):
+        too_long = [i for i, (most, need) in enumerate(zip(slots, needed, strict=True)) if need > most]
+        if not too_long:
             return
-        utterance, wanted, there = crowded[0]
+        first = too_long[0]
         message = (
-            f"{len(crowded)} of {len(lengths)} transcripts do not fit into their sound, first {utterance.audio_filepath}: "
-            f"{wanted} audio tokens are needed, {there} are there; correct the text, or give shorter projector.strides"
+            f"{len(too_long)} of {len(slots)} transcripts do not fit into their sound, first "
+            f"{self.data.utterances[first].audio_filepath}: {needed[first]} audio tokens are needed, {slots[first]} are "
+            "there; correct the text, or give shorter projector.strides"
         )
-        if len(crowded) == len(lengths):
+        if len(too_long) == len(slots):
             raise DataError(message)
         self.console.print(f"warning: {message}", style="bold yellow", markup=False)
 
@@ -156,7 +163,14 @@ class AdapterTrainer:
         unnamed: Sequence[bool] | None = None,
         contexts: Sequence[str] | None = None,
     ) -> SpeechBatch:
-        """The chosen utterances, padded; see `text_batch`."""
+        """A batch of training utterances.
+
+        Args:
+            chosen: indices of the utterances.
+            margin: see `text_batch`.
+            unnamed: see `text_batch`.
+            contexts: see `text_batch`.
+        """
         utterances = [self.data.utterances[i] for i in chosen]
         frames, lengths = self.data.cache.batch(utterances)
         slots = self.model.projector.output_length(lengths).tolist()
@@ -166,22 +180,22 @@ class AdapterTrainer:
 
     def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
         """The weighted loss of one micro-batch, and its parts."""
-        t = self.recipe.train
+        train = self.recipe.train
         self.model.train()
-        rng = random.Random(step_seed(t.seed, step, micro))
-        chosen = self.data.mixture.at(step * t.accumulation + micro)
+        rng = random.Random(step_seed(train.seed, step, micro))
+        chosen = self.data.mixture.at(step * train.accumulation + micro)
         margin = rng.randint(0, MARGIN)
-        unnamed = [rng.random() < t.unnamed for _ in chosen]
-        contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < t.context else "" for i in chosen]
+        unnamed = [rng.random() < train.unnamed for _ in chosen]
+        contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < train.context else "" for i in chosen]
         batch = self.batch(chosen, margin, unnamed, contexts)
-        masked = mask_bands(batch.frames, batch.frame_lengths, t.spec_augment)
+        masked = mask_bands(batch.frames, batch.frame_lengths, train.spec_augment)
         batch = replace(batch, frames=masked).to(self.model.device)
         with computing_in(self.dtype, self.model.device):
             parts = losses(self.model, batch, self.recipe.losses)
             return parts.total(self.recipe.losses), parts.figures()
 
     def evaluate(self, step: int) -> Metrics:
-        """Transcribes the dev lists, prints some transcripts beside their references, and judges them."""
+        """Transcribes the dev lists, prints some transcripts beside their references, and computes error rates."""
         self.model.eval()
         figures: Metrics = {}
         for name, code, rows in self.data.dev_by_language():
@@ -191,33 +205,42 @@ class AdapterTrainer:
                 figures[f"error_rate_draft_{name}"] = report_drafts(self.console, title, references, drafts, code)
                 continue
             decoded = transcribe_cached(self.model, rows, self.data.cache)
-            judged = report(self.console, title, references, decoded, code)
+            scores = report(self.console, title, references, decoded, code)
             if self.model.config.finds_language:
                 auto = transcribe_cached(self.model, rows, self.data.cache, AUTO)
-                judged["language"] = sum(d.language == code for d in auto) / len(rows)
-                judged["error_rate_auto"] = error_rate(references, [d.text for d in auto], code)
-            figures |= {f"{key}_{name}": round(value, 4) for key, value in judged.items()}
+                scores["language"] = sum(d.language == code for d in auto) / len(rows)
+                scores["error_rate_auto"] = error_rate(references, [d.text for d in auto], code)
+            figures |= {f"{key}_{name}": round(value, 4) for key, value in scores.items()}
         return figures
 
 
 @contextmanager
 def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Autocast to `dtype`; in float32 nothing is cast.
+    """Autocast to `dtype`, off for float32.
 
-    On a processor PyTorch's fused attention over a projector's slots takes twice as long in bfloat16 as plain products do,
-    which then take its place.
+    In bfloat16 on a CPU it also replaces PyTorch's fused attention by plain matrix products, which are twice as fast over a
+    projector's slots.
     """
-    plain = device.type == "cpu" and dtype == torch.bfloat16
+    unfused = device.type == "cpu" and dtype == torch.bfloat16
     with (
         torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-        sdpa_kernel(SDPBackend.MATH) if plain else nullcontext(),
+        sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext(),
     ):
         yield
 
 
 @torch.no_grad()
 def draft_cached(model: DiffusionGemmaASR, utterances: Sequence[Utterance], cache: FeatureCache) -> list[str]:
-    """Greedy CTC drafts of utterances whose frozen frames are cached, in their order."""
+    """Greedy CTC drafts, from cached encoder frames.
+
+    Args:
+        model: in eval mode.
+        utterances: to transcribe.
+        cache: frames of all utterances.
+
+    Returns:
+        a text for each utterance.
+    """
     frames, lengths = (part.to(model.device) for part in cache.batch(utterances))
     drafts = model.greedy.drafts(model.project(frames, lengths))
     return [model.text([token.id for token in draft]) for draft in drafts]
@@ -231,13 +254,17 @@ def transcribe_cached(
     language: str | None = None,
     batch_size: int = 25,
 ) -> list[Decoded]:
-    """Transcripts of utterances whose frozen frames are cached, in their order.
+    """Transcribes from cached encoder frames.
 
     Args:
         model: in eval mode.
-        utterances, cache: the cache holds all of them.
-        language: a code, or AUTO; None is each one's own.
-        batch_size: clips that are taken at once.
+        utterances: to transcribe.
+        cache: frames of all utterances.
+        language: a code, or AUTO; None uses the language of each utterance.
+        batch_size: clips in a batch.
+
+    Returns:
+        a result for each utterance.
     """
     options = DecodeOptions(language=language or AUTO)
     decoded: list[Decoded] = []

@@ -1,6 +1,6 @@
-"""What a run depends on, as short texts: a saved state goes on only where they are the same.
+"""Fingerprints of everything that a run depends on: a saved state can be resumed only if they are equal.
 
-Files are known by their content and not by their place, so that a run can move to another folder or machine with its data.
+Files are fingerprinted by content, not by path, so that a run can move to another folder or machine with its data.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from torch import Tensor
 from ..data.manifest import Utterance
 from ..model.config import BackboneConfig, EncoderConfig
 
-# What may change while a run goes on: how long it takes, and how it is watched.
+# Settings that may differ when a run is resumed: its length, and how it is evaluated.
 FREE = {"stage", "name", "steps", "save_every", "eval_every", "monitor_samples", "dev", "dev_count", "cache_dir"}
-SAMPLES = 64  # values of each tensor
+SAMPLES = 64  # hashed values of each tensor, about
 
 
 def of_recipe(recipe: Any) -> dict[str, str]:
-    """The settings of a recipe by their dotted names, but for paths and what may change."""
+    """The settings of a recipe by dotted names, without paths and FREE ones."""
     settings: dict[str, str] = {}
     _collect(recipe, "", settings)
     return settings
 
 
 def _collect(value: Any, name: str, settings: dict[str, str]) -> None:
+    """Adds a value, or recursively the fields of a dataclass, to `settings` under a dotted name."""
     if isinstance(value, (Path, EncoderConfig, BackboneConfig)):
         return
     if is_dataclass(value):
@@ -44,22 +45,26 @@ def _collect(value: Any, name: str, settings: dict[str, str]) -> None:
 
 
 def of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, shapes and some values, as they are in bfloat16; the same on every device."""
+    """A hash of names, shapes and sampled values, rounded to bfloat16; the same on every device.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().flatten()
-        some = values[:: max(1, len(values) // SAMPLES)][:SAMPLES].to("cpu", torch.float32).to(torch.bfloat16)
-        digest.update(f"{name} {tuple(tensor.shape)} {some.tolist()}\n".encode())
+        sample = values[:: max(1, len(values) // SAMPLES)][:SAMPLES].to("cpu", torch.float32).to(torch.bfloat16)
+        digest.update(f"{name} {tuple(tensor.shape)} {sample.tolist()}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def of_utterances(rows: Iterable[Utterance]) -> str:
-    """Of sounds by their file names, texts and lengths, in order."""
+    """A hash of utterances, in order: file name without folder, offset, duration, language and text."""
     return of_lines(f"{Path(u.audio_filepath).name} {u.offset} {u.duration} {u.language} {u.text}" for u in rows)
 
 
 def of_lines(lines: Iterable[str]) -> str:
-    """Of texts, in order."""
+    """A hash of lines, in order: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(f"{line}\n".encode())

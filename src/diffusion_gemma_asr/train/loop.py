@@ -1,8 +1,7 @@
-"""The training loop of all stages: warm-up and cosine, clipping, one JSON line a step, exact resumption.
+"""The training loop of all stages: warm-up and cosine schedule, clipping, one JSON line per step, exact resumption.
 
-Everything random in a step is seeded by (seed, step), and batches are a function of the step, so a run that was
-killed and resumed goes through the same states as one that was not. Started by torchrun, several processes share the
-micro-batches of each step (workers.py).
+All randomness of a step is seeded by (seed, step), and batches are a function of the step, so a resumed run passes through
+the same states as an uninterrupted one. Under torchrun several processes share the micro-batches of each step (workers.py).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from .workers import rank, sum_gradients, wait_for_all, workers
 
 Metrics = dict[str, float]
 LossOf = Callable[[int, int], tuple[Tensor, Metrics]]
-"""Takes a step and a micro-batch of it; returns the loss to minimise, and figures for the log."""
+"""(step, index of a micro-batch in the step) → (loss to minimise, figures for the log)."""
 Optimizer = torch.optim.Optimizer | MuonWithAdamW
 
 STATE, LOG = "state.pt", "log.jsonl"
@@ -38,7 +37,7 @@ STATE, LOG = "state.pt", "log.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """The optimiser, its schedule (linear warm-up, then cosine), and what happens every few steps."""
+    """The optimiser, its schedule (linear warm-up, then cosine), and the intervals of evaluation and saving."""
 
     steps: int  # optimiser steps
     accumulation: int = 1  # forward passes in one optimiser step
@@ -51,8 +50,8 @@ class LoopOptions:
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the computation; trained weights stay float32
-    eval_every: int = 500  # steps between judgements of the run
-    save_every: int = 500  # steps between states from which a killed run goes on
+    eval_every: int = 500  # steps between evaluations
+    save_every: int = 500  # steps between saved states, from which an interrupted run resumes
 
     def __post_init__(self) -> None:
         for key in ("steps", "accumulation", "eval_every", "save_every"):
@@ -68,7 +67,7 @@ class LoopOptions:
 
 
 def learning_rate(step: int, options: LoopOptions) -> float:
-    """Linear warm-up, then cosine to `min_lr_ratio` of the peak; `step` counts from 0."""
+    """The learning rate of a step: linear warm-up, then cosine to `min_lr_ratio` of the peak; `step` counts from 0."""
     if step < options.warmup_steps:
         return options.lr * (step + 1) / options.warmup_steps
     progress = min(1.0, (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps))
@@ -77,12 +76,12 @@ def learning_rate(step: int, options: LoopOptions) -> float:
 
 
 def step_seed(seed: int, step: int, micro: int = 0) -> int:
-    """One seed for everything random in one micro-batch of one step."""
+    """The seed of all randomness in one micro-batch of a step."""
     return (seed * 1_000_003 + step) * 64 + micro
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Of the computation; "auto" is bfloat16 on a GPU that has it, else float32: few processors multiply bfloat16 fast."""
+    """The dtype to compute in; "auto" is bfloat16 on GPUs that support it, else float32: few CPUs have fast bfloat16."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -96,21 +95,22 @@ def run(
     evaluate: Callable[[int], Metrics] | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> None:
-    """Trains until `options.steps`, resuming from `folder/state.pt` where there is one.
+    """Trains until `options.steps`, resuming from `folder/state.pt` if it exists.
 
-    Of several workers the first one alone evaluates and writes, and the log has its figures. A step whose gradient is not
-    finite changes nothing; it is reported, and its line in the log has "skipped", the number of such steps so far.
+    Only the worker of rank 0 evaluates and writes; the log has the figures of that worker. A step with a gradient that is
+    not finite leaves the weights unchanged; it is reported, and "skipped" in its line of the log counts such steps.
 
     Args:
         trained: the parameters to train, by name (float32 master weights).
-        loss_of: torch's global generator is seeded before each call.
-        folder: gets state.pt (weights, optimiser, step, settings) and log.jsonl (one object a step).
+        loss_of: the loss of a micro-batch; torch's global generator is seeded before each call.
+        folder: gets state.pt (weights, optimiser, step, settings) and log.jsonl (one object per step).
+        options: of optimiser and schedule.
         evaluate: called every `eval_every` steps and at the end; its figures go to log.jsonl under "evaluation".
-        settings: what the run depends on, by name (fingerprint.py); a state with other settings is refused.
+        settings: fingerprints of what the run depends on, by name (fingerprint.py); must equal those of a saved state.
 
     Raises:
         CheckpointError: the saved state is damaged, or belongs to other parameters or settings.
-        RecipeError: a step's micro-batches cannot be shared out among the workers.
+        RecipeError: the number of micro-batches is not a multiple of the number of workers.
     """
     if options.accumulation % workers():
         raise RecipeError(f"accumulation {options.accumulation} for {workers()} workers: make it a multiple of them")
@@ -120,7 +120,7 @@ def run(
     parameters = list(trained.values())
     optimizer = make_optimizer(trained, options)
     step, skipped = _resume(folder / STATE, trained, optimizer, settings or {})
-    wait_for_all()  # nobody has yet to read what the first one writes
+    wait_for_all()  # all have read the state before rank 0 overwrites it
     log = _truncate_log(folder / LOG, step) if first else Path(os.devnull)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True, quiet=not first)
@@ -133,11 +133,11 @@ def run(
                 skipped += 1
                 record["skipped"] = skipped
                 console.print(f"step {step}: the gradient is not finite, so the step is skipped ({skipped} so far)")
-            done = step == options.steps
-            if first and evaluate is not None and (step % options.eval_every == 0 or done):
+            last = step == options.steps
+            if first and evaluate is not None and (step % options.eval_every == 0 or last):
                 record["evaluation"] = _finite(evaluate(step))
             print(json.dumps(record), file=lines, flush=True)
-            if first and (step % options.save_every == 0 or done):
+            if first and (step % options.save_every == 0 or last):
                 weights = {name: p.detach() for name, p in trained.items()}
                 state = {"step": step, "weights": weights, "optimizer": optimizer.state_dict()}
                 with whole_file(folder / STATE) as part:
@@ -146,7 +146,7 @@ def run(
 
 
 def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) -> Optimizer:
-    """The optimiser that the options name; Muon's updates are computed in the dtype of the computation."""
+    """The optimiser that the options name; Muon orthogonalises in the dtype of `compute_dtype`."""
     if options.optimizer == "muon":
         device = next(iter(trained.values())).device
         dtype = compute_dtype(options.dtype, device)
@@ -157,6 +157,7 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) ->
 def _one_step(
     step: int, parameters: list[nn.Parameter], optimizer: Optimizer, loss_of: LossOf, options: LoopOptions
 ) -> dict[str, Any]:
+    """One optimiser step; returns its record for the log, in which "grad_norm" is None if the step was skipped."""
     start = time.perf_counter()
     lr = learning_rate(step, options)
     for group in optimizer.param_groups:
@@ -183,14 +184,14 @@ def _one_step(
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The same figures with None for what JSON lacks: infinity and NaN."""
+    """Replaces infinity and NaN, which JSON lacks, by None."""
     return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
 def _resume(
     path: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, settings: Mapping[str, str]
 ) -> tuple[int, int]:
-    """Takes up a saved state; returns its step, and how many steps were skipped until then."""
+    """Loads a saved state, if there is one; returns its step and the number of skipped steps, or (0, 0)."""
     if not path.exists():
         return 0, 0
     remedy = "give the run another folder, or delete this one to start again"
@@ -199,10 +200,10 @@ def _resume(
         weights, moments, step = state["weights"], state["optimizer"], state["step"]
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
         raise CheckpointError(f"{path} is damaged or was cut short; delete it to train from the start") from None
-    before = state.get("settings", settings)  # version 0.1.0 did not write them
-    if odd := sorted(name for name in {*before, *settings} if before.get(name) != settings.get(name)):
-        some = ", ".join(f"{name} was {before.get(name, 'absent')}, is {settings.get(name, 'absent')}" for name in odd[:3])
-        raise CheckpointError(f"{path} was made with other settings ({some}); {remedy}")
+    saved = state.get("settings", settings)  # version 0.1.0 did not write them
+    if changed := sorted(name for name in {*saved, *settings} if saved.get(name) != settings.get(name)):
+        changes = [f"{name} was {saved.get(name, 'absent')}, is {settings.get(name, 'absent')}" for name in changed[:3]]
+        raise CheckpointError(f"{path} was made with other settings ({', '.join(changes)}); {remedy}")
     load_weights(trained, weights, path)
     try:
         optimizer.load_state_dict(moments)
@@ -214,12 +215,17 @@ def _resume(
 def load_weights(trained: Mapping[str, nn.Parameter | Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:
     """Copies saved weights into parameters of the same names and shapes.
 
+    Args:
+        trained: parameters to overwrite, by name.
+        weights: saved values, by name.
+        source: of the weights, for error messages.
+
     Raises:
         CheckpointError: a name or a shape differs.
     """
-    if odd := sorted(trained.keys() ^ weights.keys()):
+    if differing := sorted(trained.keys() ^ weights.keys()):
         raise CheckpointError(
-            f"{source}: made for other parameters ({len(odd)} names differ, first {odd[0]}); "
+            f"{source}: made for other parameters ({len(differing)} names differ, first {differing[0]}); "
             "give the run another folder, or delete this one to start again"
         )
     for name, parameter in trained.items():
@@ -229,8 +235,8 @@ def load_weights(trained: Mapping[str, nn.Parameter | Tensor], weights: Mapping[
 
 
 def _truncate_log(path: Path, step: int) -> Path:
-    """Drops the lines of steps that a kill lost, so that the log holds every step once."""
+    """Drops the log lines after `step`, the last saved one, so that each step is logged once; returns the path."""
     if path.exists():
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # behind the last line's end: what a kill cut short
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # without an unfinished last line
         write_whole(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
     return path

@@ -1,6 +1,6 @@
-"""Cross-entropy through the backbone's output head, without ever holding (positions, vocabulary) logits.
+"""Cross-entropy through the backbone's output head in chunks, so that memory never has all (positions, vocabulary) logits.
 
-Values and gradients (to the hidden states, and to the head where it is trained) are those of the plain formula.
+Values and gradients (to the hidden states, and to the head if it is trained) equal those of the plain formula.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the soft-capped output head over the masked positions.
 
-    Only the masked positions are projected. Gradients reach `hidden`, and `weight` where it requires them.
+    Logits are computed for the masked positions only.
 
     Args:
-        head: of the backbone.
+        head: of the backbone; its weight gets a gradient if it requires one.
         hidden: (..., H) hidden states.
-        targets: (...) long, the right token of every position; not looked at outside the mask.
-        mask: (...) bool, the positions that count; None counts all.
+        targets: (...) long, target tokens; ignored outside the mask.
+        mask: (...) bool, True for positions that count; None counts all.
 
     Returns:
-        (loss, accuracy), both scalars: the mean negative log-likelihood in nats, and the share of positions
-        whose arg-max is the target (without gradient). Both are 0 where the mask is empty.
+        (loss, accuracy), both scalars: the mean negative log-likelihood in nats, and the share of positions whose arg-max is
+        the target (without gradient). Both are 0 if the mask is empty.
 
     Raises:
         ValueError: the shapes of hidden, targets and mask do not match.
@@ -62,11 +62,12 @@ def diffusion_loss(
     x0: Tensor,
     mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Flat cross-entropy of the clean canvas: every supervised position counts the same, corrupted or not.
+    """Cross-entropy of the clean canvas, with the same weight for all supervised positions, corrupted or not.
 
-    There is no 1/t weight, whatever the noise level that the canvas was corrupted with.
+    There is no 1/t weight for the noise level.
 
     Args:
+        head: of the backbone.
         hidden: (B, C, H) hidden states of the corrupted canvas.
         x0: (B, C) long, the clean canvas.
         mask: (B, C) bool, the supervised positions.
@@ -86,10 +87,10 @@ def autoregressive_loss(
     """Next-token cross-entropy: the hidden state at position p predicts the token at p + 1.
 
     Args:
+        head: of the backbone.
         hidden: (B, P, H) hidden states of the causal pass over prompt and transcript.
-        ids: (B, P) long, the tokens that were read.
-        target_mask: (B, P) bool, the tokens to be predicted (the transcript). Nothing predicts position
-            0: its mask is not looked at.
+        ids: (B, P) long, the input tokens.
+        target_mask: (B, P) bool, the tokens to predict (the transcript); position 0 is ignored.
 
     Returns:
         (loss, accuracy), scalars as in `cross_entropy`.

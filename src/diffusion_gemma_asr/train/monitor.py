@@ -1,4 +1,4 @@
-"""Judging a run by its transcripts: error rates of a fixed held-out set, examples to read, a warning on collapse."""
+"""Evaluation during training: error rates on fixed dev lists, example transcripts, a warning on collapse."""
 
 from __future__ import annotations
 
@@ -12,17 +12,28 @@ from ..denoise.decode import Decoded
 from ..evaluate.metrics import error_rate
 from .loop import Metrics
 
-COLLAPSE = 0.25  # share of repeated tokens from which a warning is printed; the references stay under 0.02
+COLLAPSE = 0.25  # share of repeated tokens above which a warning is printed; in references it is below 0.02
 
 
 def repeated_share(tokens: Sequence[Sequence[int]]) -> float:
-    """Share of tokens that equal the token before them ("the the the"), over all transcripts."""
+    """Share of tokens, over all transcripts, that equal the preceding token ("the the the")."""
     pairs = [pair for row in tokens for pair in pairwise(row)]
     return sum(a == b for a, b in pairs) / max(1, len(pairs))
 
 
 def judge(references: Sequence[str], decoded: Sequence[Decoded], language: str = "en") -> Metrics:
-    """Error rates of the transcripts and of the CTC drafts (see `error_rate`), and signs of collapse."""
+    """Scores transcripts.
+
+    Args:
+        references: texts.
+        decoded: a result for each reference.
+        language: code, of all texts.
+
+    Returns:
+        error_rate and error_rate_draft: of transcripts and CTC drafts, see `error_rate`;
+        repeated: see `repeated_share`; empty: share of empty transcripts;
+        steps: mean number of denoising steps.
+    """
     count = max(1, len(decoded))
     return {
         "error_rate": round(error_rate(references, [d.text for d in decoded], language), 4),
@@ -34,7 +45,7 @@ def judge(references: Sequence[str], decoded: Sequence[Decoded], language: str =
 
 
 def warnings(figures: Metrics) -> list[str]:
-    """What a person should look at, in words."""
+    """Warnings about collapsed or empty transcripts, given the figures of `judge`."""
     lines = []
     if figures["repeated"] > COLLAPSE:
         lines.append(
@@ -49,7 +60,7 @@ def warnings(figures: Metrics) -> list[str]:
 def report_drafts(
     console: Console, title: str, references: Sequence[str], drafts: Sequence[str], language: str, shown: int = 2
 ) -> float:
-    """As `report`, of a model that so far has learnt nothing but to draft; returns the drafts' error rate."""
+    """As `report`, for CTC drafts alone; returns their error rate."""
     rate = round(error_rate(references, drafts, language), 4)
     console.print(f"[bold]{title} · CTC draft {error_name(language)} {rate:.1%}[/bold]")
     for reference, draft in list(zip(references, drafts, strict=True))[:shown]:
@@ -65,9 +76,10 @@ def report(
     Args:
         console: to print on.
         title: of the list and the step.
-        references, decoded: one row an utterance.
-        language: of all of them.
-        shown: so many transcripts.
+        references: texts.
+        decoded: a result for each reference.
+        language: code, of all texts.
+        shown: number of transcripts to print.
 
     Returns:
         the figures of `judge`.

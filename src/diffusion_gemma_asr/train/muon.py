@@ -1,9 +1,8 @@
 """Muon beside AdamW: orthogonalised momentum for the weight matrices, AdamW for everything else.
 
-Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the factor that lets it share
-AdamW's learning rate is that of Liu et al. 2025 (arXiv 2502.16982). torch.optim.Muon takes single matrices and computes in
-bfloat16, which many processors multiply slowly; this one also takes stacks of matrices (experts) and computes in float32,
-or in bfloat16 where that is asked for.
+Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the factor for sharing AdamW's
+learning rate is that of Liu et al. 2025 (arXiv 2502.16982). Unlike torch.optim.Muon this implementation also accepts stacks
+of matrices (experts), and computes in float32 by default, since bfloat16 is slow on many CPUs.
 """
 
 from __future__ import annotations
@@ -16,13 +15,21 @@ from torch import Tensor, nn
 
 from .workers import shared_rows
 
-# Quintic iteration whose fixed band is about [0.7, 1.2]: fast rather than exact (Jordan et al. 2024).
+# Coefficients of the quintic Newton-Schulz iteration; singular values end in about [0.7, 1.2] (Jordan et al. 2024).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Brings all singular values near 1: (..., M, N) → (..., M, N), computed in `dtype`."""
+    """Brings all singular values near 1, by Newton-Schulz iterations.
+
+    Args:
+        matrices: (..., M, N).
+        dtype: to compute in.
+
+    Returns:
+        (..., M, N), in the dtype of `matrices`.
+    """
     a, b, c = _QUINTIC
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -37,9 +44,11 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, with decoupled weight decay.
 
     Args:
-        params: weights of two dimensions, or of three where the first counts matrices.
-        lr: as for AdamW.
-        dtype: in which updates are orthogonalised.
+        params: matrices, or stacks of matrices with three dimensions.
+        lr: learning rate, on AdamW's scale.
+        momentum: decay of the momentum.
+        weight_decay: decoupled, as AdamW's.
+        dtype: to orthogonalise updates in.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class Muon(torch.optim.Optimizer):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * factor)
 
     def _momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
+        """Updates a parameter's momentum buffer; returns the Nesterov momentum."""
         assert p.grad is not None
         buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
         buffer.lerp_(p.grad, 1 - momentum)
@@ -76,10 +86,17 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonWithAdamW:
-    """Muon for the matrices between layers, AdamW for embeddings, heads, convolutions, gains and biases.
+    """Muon for the weight matrices of layers, AdamW for embeddings, heads, convolutions, gains and biases.
 
-    Has what the training loop asks of an optimiser. Which is which goes by shape and name: a parameter of two or three
-    dimensions whose name holds none of OTHERS is a matrix.
+    Muon gets parameters of two or three dimensions whose names contain none of OTHERS. Implements those methods of an
+    optimiser that the training loop calls.
+
+    Args:
+        trained: parameters by name.
+        lr: learning rate of both.
+        betas: of AdamW.
+        weight_decay: of both.
+        dtype: to orthogonalise Muon's updates in.
     """
 
     OTHERS = ("embed", "head", "proj_out", "conv")
@@ -102,24 +119,24 @@ class MuonWithAdamW:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of both."""
+        """The parameter groups of both optimisers."""
         return [group for part in self.parts for group in part.param_groups]
 
     def step(self) -> None:
-        """Updates both."""
+        """Takes a step of both optimisers."""
         for part in self.parts:
             part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears both."""
+        """Clears the gradients of all parameters."""
         for part in self.parts:
             part.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of both, in order."""
+        """The states of both optimisers, Muon's first."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
+        """Restores the result of `state_dict`."""
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)

@@ -1,4 +1,8 @@
-"""What is minimised: prompt and transcript in one causal row, the transcript once more on a noisy canvas, and CTC."""
+"""The training objective: a weighted sum of diffusion, autoregressive and CTC loss.
+
+The backbone's encoder reads prompt and transcript in one causal pass (autoregressive loss); its decoder denoises the
+transcript on a corrupted canvas (diffusion loss); the head reads the audio tokens directly (CTC loss).
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,14 @@ class TextBatch:
     """Prompts followed by their transcripts, and the clean canvases.
 
     Attributes:
-        ids: (B, P) long, tokens.
-        mask: (B, P) bool, real ones.
-        slot_mask: (B, P) bool, placeholders of audio tokens.
-        target_mask: (B, P) bool, the transcript with its end of turn; where the prompt names no language, behind its marker.
-        lengths: (B,) long, tokens of the prompt alone.
-        canvas: (B, C) long, transcript, end of turn, then end of sequence.
-        counts: (B,) long, tokens of the transcript on the canvas, without the end of turn.
+        ids: (B, P) long, tokens of prompt and transcript.
+        mask: (B, P) bool, False for padding.
+        slot_mask: (B, P) bool, True for placeholders of audio tokens.
+        target_mask: (B, P) bool, True for the tokens behind the prompt: the language's marker if the prompt names no
+            language, then transcript and end of turn.
+        lengths: (B,) long, tokens of the prompt.
+        canvas: (B, C) long, transcript, end of turn, then end of sequence up to C.
+        counts: (B,) long, tokens of the transcript, without the end of turn.
     """
 
     ids: Tensor
@@ -46,18 +51,18 @@ class TextBatch:
         return [row[:n] for row, n in zip(self.canvas.tolist(), self.counts.tolist(), strict=True)]
 
     def to(self, device: torch.device) -> TextBatch:
-        """The same batch on another device."""
+        """A copy of the batch on another device."""
         return TextBatch(**{name: value.to(device) for name, value in self.__dict__.items()})
 
 
 @dataclass(frozen=True)
 class SpeechBatch:
-    """Training examples.
+    """A batch of training examples.
 
     Attributes:
-        frames: (B, F, D) of the frozen encoder.
-        frame_lengths: (B,) long.
-        text: the same rows.
+        frames: (B, F, D) of the frozen encoder, 20 ms each.
+        frame_lengths: (B,) long, frames without padding.
+        text: prompts and transcripts of the same rows.
     """
 
     frames: Tensor
@@ -65,7 +70,7 @@ class SpeechBatch:
     text: TextBatch
 
     def to(self, device: torch.device) -> SpeechBatch:
-        """The same batch on another device."""
+        """A copy of the batch on another device."""
         return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device))
 
 
@@ -78,31 +83,32 @@ def text_batch(
     unnamed: Sequence[bool] | None = None,
     contexts: Sequence[str] | None = None,
 ) -> TextBatch:
-    """Joins prompts and targets.
+    """Builds prompts, causal rows and clean canvases.
 
     Args:
         prompts: of the tokenizer.
-        slots: audio tokens of each row.
-        targets: transcript and end of turn of each row, as `PromptBuilder.target` gives them.
-        languages: spoken in each row.
+        slots: number of audio tokens of each row.
+        targets: transcript and end of turn of each row, see `PromptBuilder.target`.
+        languages: code of each row.
         margin: canvas positions beyond the longest target.
-        unnamed: rows whose prompt does not name the language; behind it the causal row has the language's marker before the
-            transcript, the canvas does not. None: no row.
-        contexts: what each prompt says behind the instruction. None: nothing.
+        unnamed: True for rows whose prompt does not name the language; in these the causal row has the language's marker
+            between prompt and transcript, the canvas does not. None is False for all.
+        contexts: text behind the instruction in each prompt, see `PromptBuilder.row`; None is no context.
     """
     unnamed, contexts = unnamed or [False] * len(targets), contexts or [""] * len(targets)
-    rows, causal = [], []
+    lengths, causal = [], []
     for n, target, language, hidden, context in zip(slots, targets, languages, unnamed, contexts, strict=True):
-        rows.append(prompts.row(n, AUTO if hidden else language, context))
-        causal.append([*rows[-1], *(prompts.marker(language) if hidden else ()), *target])
-    joined = pad_prompts(causal, prompts.special)
-    lengths = torch.tensor([len(row) for row in rows])
+        prompt = prompts.row(n, AUTO if hidden else language, context)
+        lengths.append(len(prompt))
+        causal.append([*prompt, *(prompts.marker(language) if hidden else ()), *target])
+    padded = pad_prompts(causal, prompts.special)
+    prompt_lengths = torch.tensor(lengths)  # (B,)
     return TextBatch(
-        ids=joined.ids,
-        mask=joined.mask,
-        slot_mask=joined.slot_mask,
-        target_mask=joined.mask & (torch.arange(joined.ids.shape[1]) >= lengths[:, None]),
-        lengths=lengths,
+        ids=padded.ids,
+        mask=padded.mask,
+        slot_mask=padded.slot_mask,
+        target_mask=padded.mask & (torch.arange(padded.ids.shape[1]) >= prompt_lengths[:, None]),
+        lengths=prompt_lengths,
         canvas=write_canvas(targets, max(map(len, targets)) + margin, prompts.special["eos"]),
         counts=torch.tensor([len(target) - 1 for target in targets]),
     )
@@ -110,13 +116,14 @@ def text_batch(
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars, None where a loss was not computed.
+    """Scalar losses and accuracies; None for those that were not computed.
 
     Attributes:
-        diffusion: cross-entropy a position of the canvas, in nats.
-        autoregressive: cross-entropy a token of the transcript, in nats.
-        ctc: negative log-likelihood a token, in nats.
-        canvas_accuracy, next_token_accuracy: share of the tokens that the first two get right.
+        diffusion: mean cross-entropy of a canvas position, in nats.
+        autoregressive: mean cross-entropy of a token behind the prompt, in nats.
+        ctc: mean negative log-likelihood of a token, in nats.
+        canvas_accuracy: share of canvas positions with the target as arg-max.
+        next_token_accuracy: share of tokens behind the prompt with the target as arg-max.
     """
 
     diffusion: Tensor | None = None
@@ -126,23 +133,23 @@ class Losses:
     next_token_accuracy: Tensor | None = None
 
     def total(self, weights: LossRecipe) -> Tensor:
-        """The weighted sum of the three."""
+        """The weighted sum of the computed losses."""
         parts = ((weights.diffusion, self.diffusion), (weights.autoregressive, self.autoregressive), (weights.ctc, self.ctc))
         return torch.stack([weight * loss for weight, loss in parts if loss is not None]).sum()
 
     def figures(self) -> dict[str, float]:
-        """All that was computed, for a log."""
+        """All computed values by name, for the log."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: float(value.detach()) for name, value in values.items() if value is not None}
 
 
 def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) -> Losses:
-    """The losses of a batch that have a weight.
+    """Computes the losses with a positive weight; for CTC alone the backbone's layers do not run.
 
     Args:
-        model: whose projector, and whatever else is trainable, gets gradients. CTC alone does not run the backbone's layers.
+        model: its trainable parameters get gradients.
         batch: on the model's device.
-        options: which losses, and how canvases are made.
+        options: weights, and how canvases are corrupted.
     """
     slots, slot_lengths = model.projector(batch.frames, batch.frame_lengths)
     text, ctc = batch.text, None
@@ -163,7 +170,16 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
 
 @torch.no_grad()
 def draft_edits(model: DiffusionGemmaASR, encoded: Encoded, text: TextBatch) -> EditCanvases:
-    """Canvases that hold the greedy drafts, and what they have to become, on the model's device."""
+    """Canvases with the greedy CTC drafts, and their corrections.
+
+    Args:
+        model: whose head makes the drafts.
+        encoded: frames and audio tokens of the batch.
+        text: the same rows.
+
+    Returns:
+        drafted and corrected canvases, on the model's device; see `edit_canvases`.
+    """
     special = model.prompts.special
     drafts = [[token.id for token in draft] for draft in model.greedy.drafts(encoded)]
     ending = special["end_of_turn"], special["eos"]
@@ -179,18 +195,21 @@ def backbone_losses(
     drafts: EditCanvases | None = None,
     generator: torch.Generator | None = None,
 ) -> Losses:
-    """Diffusion and autoregressive loss of a batch.
+    """Computes the diffusion and the autoregressive loss of a batch.
 
-    The encoder reads prompt and transcript in one causal pass; the canvas sees the prompt's part of the cache alone and
-    takes the positions that follow it.
+    The backbone's encoder reads prompt and transcript in one causal pass. The canvas attends only to the prompt's part of
+    the cache; its positions follow those of the prompt.
 
     Args:
-        backbone: its layers are run.
-        embeds: (B, P, H), audio slots filled.
+        backbone: to train.
+        embeds: (B, P, H), embeddings of `batch.ids` with the audio tokens in their slots.
         batch: the same rows.
-        options: which losses have a weight, and how canvases are made.
-        drafts: of the same rows, C' >= C positions; a share of the usable ones stands on the canvas at first.
+        options: weights, and how canvases are corrupted.
+        drafts: canvases of C' >= C positions with drafts of the same rows, with which a share of the rows start.
         generator: on the device of `embeds`; None is torch's default.
+
+    Returns:
+        the losses; `ctc` is None.
     """
     prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
     ar = ar_accuracy = diffusion = accuracy = None
@@ -212,20 +231,20 @@ def noisy_canvases(
     drafts: EditCanvases | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What canvases hold at first, and what they have to become.
+    """Draws the corrupted canvases of a batch, and their targets.
 
-    A row is the transcript at a noise level t ~ U(eps, 1), with probability `full_noise` pure noise; with probability
-    `draft_share`, where its draft is usable, the draft, corrupted at a quarter of the level.
+    A row is the transcript at a noise level t ~ U(eps, 1), or pure noise with probability `full_noise`. With probability
+    `draft_share` it is instead the draft, if that is usable, corrupted at level t / 4.
 
     Args:
         clean: (B, C) long, transcripts.
-        vocab_size: of the noise.
+        vocab_size: noise is uniform over so many tokens.
         options: the probabilities.
-        drafts: (B, C'), C' >= C; None: no row starts from one.
-        generator: on the device of `clean`.
+        drafts: canvases (B, C') of drafts, C' >= C; None starts no row from a draft.
+        generator: on the device of `clean`; None is torch's default.
 
     Returns:
-        noisy and clean canvases, (B, C) or (B, C') each.
+        corrupted and target canvases, (B, C) each, with drafts (B, C').
     """
     t = sample_t(len(clean), generator, device=clean.device)
     pure = torch.rand(t.shape, generator=generator, device=t.device) < options.full_noise
@@ -244,20 +263,21 @@ def noisy_canvases(
 def first_pass(
     backbone: Backbone, noisy: Tensor, prefill: Prefill, options: LossRecipe, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """With probability `self_conditioning` a pass without gradient, whose logits the second one sees.
+    """With probability `self_conditioning`, runs a pass without gradient for self-conditioning and unrolled training.
 
-    With probability `unroll` a row then goes on with the canvas that a denoising step makes of these logits, its own
-    mistakes included, as inference does (Savinov et al. 2021, arXiv 2112.06749).
+    With probability `unroll` a row then continues from the canvas after a denoising step with these logits, so that training
+    sees the model's errors as inference does (Savinov et al. 2021, arXiv 2112.06749).
 
     Args:
-        backbone, prefill: as for `Backbone.denoise_logits`.
-        noisy: (B, C) long.
+        backbone: see `Backbone.denoise_logits`.
+        noisy: (B, C) long, corrupted canvases.
+        prefill: see `Backbone.denoise_logits`.
         options: the probabilities.
-        generator: on the device of `noisy`.
+        generator: on the device of `noisy`; None is torch's default.
 
     Returns:
-        canvases (B, C) for the second pass; the first one's logits (B, C, V), divided by a temperature as in denoising, or
-        None without a first pass.
+        canvases (B, C) for the second pass, and the self-conditioning signal: the first pass's logits (B, C, V), divided by
+        a random temperature; None without a first pass.
     """
     if float(torch.rand((), generator=generator, device=noisy.device)) >= options.self_conditioning:
         return noisy, None
@@ -270,16 +290,22 @@ def first_pass(
 
 
 def draw_temperature(generator: torch.Generator | None, device: torch.device | str = "cpu") -> float:
-    """A denoising step's temperature: 0.1 to 0.8, the range that decoding uses, on a logarithmic scale."""
+    """Draws the temperature of a denoising step: 0.1 to 0.8, the range of decoding, uniform in its logarithm."""
     return 0.1 * 8 ** float(torch.rand((), generator=generator, device=device))
 
 
 @torch.no_grad()
 def one_step(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The canvas (B, C) that a denoising step makes of its logits (B, C, V), temperature-scaled: drawn, accepted or drawn
-    anew.
+    """Samples, accepts and renoises the canvas as a denoising step does.
 
-    The entropy bound is drawn for the batch: 0.1 to 10 nats, the range that decoding uses, on a logarithmic scale.
+    The entropy bound is drawn for the batch: 0.1 to 10 nats, the range of decoding, uniform in its logarithm.
+
+    Args:
+        logits: (B, C, V), divided by the temperature.
+        generator: on the device of `logits`; None is torch's default.
+
+    Returns:
+        (B, C) long, the next canvas.
     """
     bound = 0.1 * 100 ** float(torch.rand((), generator=generator, device=logits.device))
     drawn, entropy = sample(logits, generator)

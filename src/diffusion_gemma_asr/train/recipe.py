@@ -1,8 +1,8 @@
-"""Recipes: one YAML file says which parts a model is made of, what is trained, how, and on what.
+"""Recipes: a YAML file with the parts of a model, the training options and the data.
 
-`load_recipe("small")` reads the file that ships with the package, `load_recipe("my/own.yaml")` any other.
-The file becomes frozen dataclasses; each option is described, and has its one default, where its field is
-declared: here, in loop.py, and for the section `model` in model/config.py.
+`load_recipe("small")` reads a recipe that ships with the package, `load_recipe("path/to/recipe.yaml")` any other. It is
+parsed into frozen dataclasses; each option is documented, and has its default, at its field: here, in loop.py, and for the
+section `model` in model/config.py.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .recipe_files import SOURCE, load_recipe_as
 
 @dataclass(frozen=True)
 class LossRecipe:
-    """Weights of the losses, of which 0 switches one off, and how canvases are made."""
+    """Weights of the losses (0 switches one off), and probabilities for the corruption of canvases."""
 
-    diffusion: float = 1.0  # denoise the transcript on the canvas
-    autoregressive: float = 1.0  # next token of the transcript, in the backbone's encoder
-    ctc: float = 1.0  # audio tokens straight through the backbone's head
-    self_conditioning: float = 0.5  # probability of a first pass whose logits the second sees; not a weight
-    full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1); not a weight
-    draft_share: float = 0.0  # probability that a canvas starts from the CTC draft instead; not a weight
-    unroll: float = 0.0  # probability that a second pass goes on with the canvas that the first makes; not a weight
+    diffusion: float = 1.0  # weight of denoising the transcript on the canvas
+    autoregressive: float = 1.0  # weight of predicting the transcript's next token in the backbone's encoder
+    ctc: float = 1.0  # weight of CTC on the audio tokens, through the backbone's head
+    self_conditioning: float = 0.5  # probability of a first pass whose logits condition the second
+    full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1)
+    draft_share: float = 0.0  # probability that a canvas starts from the CTC draft
+    unroll: float = 0.0  # probability that the second pass continues from the canvas after the first
 
     def __post_init__(self) -> None:
         weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc")}
@@ -41,21 +41,21 @@ class LossRecipe:
 
     @property
     def uses_backbone(self) -> bool:
-        """Whether the backbone's layers take part; CTC alone needs its head and no more."""
+        """Whether a loss runs the backbone's layers; CTC uses only its head."""
         return self.diffusion > 0 or self.autoregressive > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(LoopOptions):
-    """The loop's options, and what batches hold."""
+    """The loop's options, batches, augmentation and evaluation."""
 
     batch_size: int  # utterances in one forward pass, at most
-    batch_frames: int | None = None  # and encoder frames (20 ms), padding included, at most; None: any number
-    start_from: Path | None = None  # checkpoint folder whose adapter training begins with; None is a new one
+    batch_frames: int | None = None  # encoder frames (20 ms) in one forward pass at most, with padding; None is no limit
+    start_from: Path | None = None  # checkpoint folder with the initial adapter; None is a newly initialised one
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
-    unnamed: float = 0.0  # share of the prompts that do not name the language, so that the model learns to find it
-    context: float = 0.0  # share of the prompts that hold words that may occur, or the text before, to learn to read these
-    monitor_samples: int = 32  # utterances of each dev list that are transcribed to judge the run
+    unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
+    context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
+    monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,11 +71,11 @@ class TrainRecipe(LoopOptions):
 
 @dataclass(frozen=True)
 class TrainList:
-    """One list of utterances to train on, and its share."""
+    """A list of utterances to train on, and its sampling weight."""
 
     manifest: Path = field(metadata=SOURCE)  # JSONL, folder of sounds, or corpus by name (data/sources.py)
-    weight: float = 1.0  # its share of the drawn utterances is weight / sum of all weights; see data.temperature
-    first: int | None = None  # use only so many utterances, the first ones after a shuffle that is always the same
+    weight: float = 1.0  # its share of the sampled utterances is weight / sum of all weights; see data.temperature
+    first: int | None = None  # use only so many utterances, the first after a shuffle with a fixed seed
 
     def __post_init__(self) -> None:
         require(self.weight > 0, "data.train.weight", self.weight, "above 0")
@@ -84,14 +84,14 @@ class TrainList:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Lists to train on and to judge by."""
+    """Training and dev lists."""
 
     train: tuple[TrainList, ...]
-    dev: tuple[Path, ...] = field(metadata=SOURCE)  # never trained on
+    dev: tuple[Path, ...] = field(metadata=SOURCE)  # for evaluation only
     max_duration_s: float = 30.0  # longer utterances are left out
-    temperature: float | None = None  # T: weights are multiplied by utterances ** (1 / T); None leaves them as they are
-    cache_dir: Path | None = None  # folder for the frozen encoder's output, one for each encoder; None is frames/ of the run
-    transcript: Literal["written", "plain"] = "written"  # as the manifest has it, or plain words (data/text.py)
+    temperature: float | None = None  # T: weights are multiplied by utterances ** (1 / T); None does not change them
+    cache_dir: Path | None = None  # folder for the frozen encoder's frames, one per encoder; None is frames/ of the run
+    transcript: Literal["written", "plain"] = "written"  # the manifest's text, or plain words (data/text.py)
 
     def __post_init__(self) -> None:
         for key in ("train", "dev"):
@@ -104,7 +104,7 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that defines a model and the run that trains it."""
+    """A model and the run that trains it."""
 
     model: ModelConfig
     train: TrainRecipe
@@ -123,16 +123,16 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Of the model; the run's folder is called so too."""
+        """The model's name, and by default that of the run's folder."""
         return self.model.name
 
 
-def _agree(ability: bool, said: str, share: float, trained: str) -> None:
-    """Raises RecipeError where a model is to have an ability that is not trained, or the other way round."""
+def _agree(ability: bool, ability_key: str, share: float, key: str) -> None:
+    """Raises RecipeError if a model's ability is declared but not trained (`key`), or trained but not declared."""
     if ability and share == 0:
-        raise RecipeError(f"'{said}' is set, but '{trained}' is 0: the model would not learn it")
+        raise RecipeError(f"'{ability_key}' is set, but '{key}' is 0: the model would not learn it")
     if share > 0 and not ability:
-        raise RecipeError(f"'{trained}' is {share}, but '{said}' is not set: the model would learn what nobody uses")
+        raise RecipeError(f"'{key}' is {share}, but '{ability_key}' is not set: the model would learn what nobody uses")
 
 
 def load_recipe(path_or_name: str | Path) -> Recipe:
@@ -142,7 +142,7 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
         path_or_name: a YAML file, or the name of a recipe that ships with the package ("small").
 
     Returns:
-        the recipe, all of its paths absolute.
+        the recipe with absolute paths.
 
     Raises:
         RecipeError: see `load_recipe_as`.

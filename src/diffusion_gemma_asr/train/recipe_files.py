@@ -1,4 +1,4 @@
-"""Recipe files: where they lie, what their YAML holds, and where the paths in them start."""
+"""Finds recipe files, parses their YAML into dataclasses, and resolves the paths in them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ from ..strict import from_mapping, resolve_source, suggest
 _T = TypeVar("_T")
 
 SOURCE = {"source": True}
-"""Metadata of a recipe's field that holds a file, a folder, or the name of a corpus (data/sources.py)."""
+"""Metadata of a recipe's field whose value is a file, a folder, or the name of a corpus (data/sources.py)."""
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
-# The package carries the recipes inside itself: a copy in a wheel, a symbolic link to the repository's
-# `recipes/` in a checkout. Where a checkout has no symbolic links, the second folder finds them.
+# In a wheel the package contains a copy of the recipes, in a checkout a symbolic link to the repository's `recipes/`; the
+# second folder is for checkouts without symbolic links.
 RECIPE_FOLDERS = (PACKAGE_FOLDER / "recipes", PACKAGE_FOLDER.parents[1] / "recipes")
 
 
 def find_recipe(path_or_name: str | Path) -> Path:
-    """The file of a recipe: a path as given, a bare name from the recipes that ship with the package.
+    """Finds the file of a recipe.
+
+    Args:
+        path_or_name: path of a YAML file, or the name of a recipe that ships with the package.
+
+    Returns:
+        its absolute path.
 
     Raises:
-        RecipeError: neither exists; the message lists the known names.
+        RecipeError: there is no such file or name; the message lists the known names.
     """
     text = str(path_or_name)
     path = Path(text).expanduser()
@@ -56,7 +62,7 @@ def load_recipe_as(cls: type[_T], path_or_name: str | Path) -> _T:
         path_or_name: see `find_recipe`.
 
     Returns:
-        the recipe, its paths absolute: all of them start from the recipe's folder.
+        the recipe with absolute paths; relative ones start from the recipe's folder.
 
     Raises:
         RecipeError: there is no such file, it is not YAML, or a key is unknown, missing, or has an impossible value.
@@ -75,13 +81,15 @@ def load_recipe_as(cls: type[_T], path_or_name: str | Path) -> _T:
 
 
 def placed(value: Any, base: Path, item: Field[Any] | None = None) -> Any:
-    """The same settings with every path in them absolute.
+    """Makes all paths of a recipe absolute.
 
     Args:
         value: a recipe, or a part of one.
-        base: folder in which relative paths start.
-        item: the field that holds the value. What a field with the metadata SOURCE holds stays as it is where it names no
-            file but a corpus.
+        base: folder from which relative paths start.
+        item: the dataclass field of the value; with the metadata SOURCE, names of corpora are not changed.
+
+    Returns:
+        the value, or a copy with absolute paths.
     """
     if isinstance(value, Path):
         path = (base / value.expanduser()).resolve()
@@ -100,7 +108,7 @@ def placed(value: Any, base: Path, item: Field[Any] | None = None) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as 1.2 reads it where 1.1 surprises: `1e-4` is a number, `no` is text; and keys are unique."""
+    """Reads numbers and booleans by YAML 1.2 (`1e-4` is a number, `no` is text), and rejects duplicate keys."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own attribute)
         letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
@@ -126,10 +134,10 @@ _Loader.add_implicit_resolver(
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
-    """The sections of a YAML file, keys unique.
+    """Reads a YAML file whose top level is a mapping.
 
     Raises:
-        RecipeError: it cannot be read, is not YAML, or holds something else than sections.
+        RecipeError: the file cannot be read, is not YAML, has duplicate keys, or its top level is not a mapping.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
@@ -143,4 +151,5 @@ def read_mapping(path: Path) -> dict[Any, Any]:
 
 
 def _known() -> str:
+    """The end of an error message: the known recipes."""
     return f"Give the path of a .yaml file or one of: {', '.join(recipe_names())}"

@@ -1,4 +1,4 @@
-"""What `diffusion-gemma-asr train RECIPE` does: the stage that the recipe's key `stage` names."""
+"""The command `diffusion-gemma-asr train RECIPE`: runs the stage that the recipe's key `stage` names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .recipe_files import find_recipe, load_recipe_as, read_mapping
 from .workers import join_workers
 
 Stage = tuple[type[Any], Callable[[Any, Path, torch.device], Path]]
-"""What a recipe of the stage holds, and what does it: recipe, run folder, device → folder of the result."""
+"""The dataclass of a stage's recipe, and its function: (recipe, run folder, device) → folder of the result."""
 
 STAGES: dict[str, Stage] = {
     "adapter": (Recipe, train_adapter),
@@ -35,27 +35,27 @@ STAGES: dict[str, Stage] = {
 
 
 def train_from_recipe(path: str | Path, folder: str | Path | None = None, device: str = "auto") -> Path:
-    """Does what a recipe says; a run that was interrupted goes on where it stood.
+    """Runs the stage of a recipe, resuming an interrupted run.
 
-    Under torchrun each process calls this, and they share the work.
+    Under torchrun every process calls this, and they share the work.
 
     Args:
         path: recipe file, or the name of a recipe that ships with the package.
-        folder: of the run; None is runs/NAME, from the working directory.
-        device: "auto" is a GPU where there is one, else the processor.
+        folder: of the run; None is runs/NAME in the working directory.
+        device: name of a torch device; "auto" is a GPU if available, else the CPU.
 
     Returns:
-        the folder of what was made: a checkpoint, backbone, encoder or tokenizer.
+        the folder of the result: a checkpoint, backbone, encoder or tokenizer.
 
     Raises:
-        AsrError: recipe, data, parts, device or a saved state cannot be used; one line says what, and what to do.
+        AsrError: recipe, data, model parts, device or a saved state cannot be used.
     """
     stage = read_mapping(find_recipe(path)).get("stage", "adapter")
     if stage not in STAGES:
         hint = suggest(str(stage), list(STAGES)) or f"; give one of {', '.join(STAGES)}"
         raise RecipeError(f"{path}: no stage is called '{stage}'{hint}")
-    kind, train = STAGES[stage]
-    recipe = load_recipe_as(kind, path)
+    recipe_class, train = STAGES[stage]
+    recipe = load_recipe_as(recipe_class, path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return train(recipe, Path(folder or Path("runs") / recipe.name), join_workers(choose_device(device)))

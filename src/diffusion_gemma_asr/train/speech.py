@@ -1,4 +1,4 @@
-"""Speech to train on and to judge by: lists of utterances, and the frozen encoder's frames of them, on disk."""
+"""Training and dev data: lists of utterances, and a disk cache of the frozen encoder's frames."""
 
 from __future__ import annotations
 
@@ -22,16 +22,21 @@ from .workers import rank, wait_for_all, workers
 
 
 def mel_of(encoder: AcousticEncoder, utterances: Sequence[Utterance]) -> tuple[Tensor, Tensor]:
-    """Log-mel spectrograms (B, bins, T) of utterances, and their lengths (B,)."""
+    """Reads utterances; returns log-mel spectrograms (B, bins, T), a frame per 10 ms, and their lengths (B,)."""
     return encoder.features([read_utterance(u) for u in utterances])
 
 
 def frame_cache(folder: Path, encoder: AcousticEncoder, utterances: Sequence[Utterance]) -> FeatureCache:
-    """Frames (n, hidden) of the frozen encoder for all utterances, computed once and kept in `folder`.
+    """A disk cache of the frozen encoder's frames (n, hidden), after computing missing ones; workers share the work.
+
+    Args:
+        folder: of the cache.
+        encoder: frozen.
+        utterances: whose frames are needed.
 
     Raises:
-        DataError: the folder holds frames of another encoder.
-        AudioError: a sound cannot be read.
+        DataError: the folder has frames of another encoder.
+        AudioError: a sound file cannot be read.
     """
     device = next(encoder.parameters()).device
 
@@ -48,29 +53,33 @@ def frame_cache(folder: Path, encoder: AcousticEncoder, utterances: Sequence[Utt
 
 
 def first_of(utterances: list[Utterance], count: int | None) -> list[Utterance]:
-    """So many utterances out of a shuffle that is always the same, so that a larger count holds a smaller one's; None: all,
-    as they come."""
+    """A random subset with a fixed seed, such that a larger one contains a smaller one.
+
+    Args:
+        utterances: to choose from.
+        count: size of the subset; None returns all in their order.
+    """
     if count is None:
         return utterances
     return random.Random(0).sample(utterances, len(utterances))[:count]
 
 
 class SpeechData:
-    """What a recipe trains on and is judged by.
+    """Training and dev data of a recipe.
 
     Args:
-        data, train: of the recipe.
-        languages: codes; utterances in others are left out. A folder of sounds, which does not say its language, is in the
-            first.
+        data: section of the recipe.
+        train: section of the recipe.
+        languages: codes; utterances in others are left out. Folders of sounds are taken to be in the first.
         encoder: frozen.
-        folder: of the run, for the frames where the recipe names no place.
+        folder: of the run; the frames go to its subfolder frames/ if the recipe does not name another.
 
     Attributes:
-        utterances: to train on.
-        texts: what they say, as the recipe wants it written.
-        dev: lists to judge by, by name.
-        cache: frames of all of them.
-        mixture: which utterances make up a batch.
+        utterances: training utterances, all lists concatenated.
+        texts: their transcripts, written or plain as the recipe requires.
+        dev: dev utterances of each list, by its name.
+        cache: frames of training and dev utterances.
+        mixture: samples batches of training utterances.
     """
 
     def __init__(
@@ -101,7 +110,7 @@ class SpeechData:
         )
 
     def dev_by_language(self) -> list[tuple[str, str, list[Utterance]]]:
-        """The lists to judge by, those in several languages in parts: name, code, utterances."""
+        """(name, language code, utterances) of the dev lists; a list in several languages is split by language."""
         parts = []
         for name, rows in self.dev.items():
             codes = sorted({u.language for u in rows})

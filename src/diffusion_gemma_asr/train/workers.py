@@ -1,9 +1,9 @@
-"""Several processes that train one model, each on its share of a step's micro-batches.
+"""Data-parallel training: several processes, each with a share of a step's micro-batches.
 
     torchrun --nproc_per_node 2 -m diffusion_gemma_asr train RECIPE
 
-On a processor two workers of one thread each get further than one of two: a small model's layers are too small to be cut.
-Every worker holds all weights; gradients are summed, so that the result is that of one process, but for rounding.
+Every worker has all weights, and gradients are summed, so the result equals that of one process up to rounding. On a CPU
+two workers with one thread each are faster than one with two: the layers of small models parallelise badly.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PATIENCE = timedelta(hours=4)  # the others wait so long for one that transcribes the dev lists, or encodes its share
+TIMEOUT = timedelta(hours=4)  # of waiting for a worker that transcribes the dev lists, or encodes its share
 
 
 def join_workers(device: torch.device) -> torch.device:
-    """Joins the other workers, if torchrun has started this process.
+    """Joins the process group, if torchrun has started this process.
 
-    They talk by the device's own backend: NCCL on GPUs, gloo on processors.
+    The backend is the device's default: NCCL on GPUs, gloo on CPUs.
 
     Args:
-        device: where to compute; of "cuda" without a number each worker takes the GPU that torchrun's LOCAL_RANK numbers.
+        device: to compute on; for "cuda" without an index each worker uses the GPU with torchrun's LOCAL_RANK as index.
 
     Returns:
-        where this worker computes.
+        the device of this worker.
     """
     if device.type == "cuda":
         device = device if device.index is not None else torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group(dist.get_default_backend_for_device(device), timeout=PATIENCE)
+        dist.init_process_group(dist.get_default_backend_for_device(device), timeout=TIMEOUT)
     return device
 
 
 def workers() -> int:
-    """How many there are."""
+    """The number of workers."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which one this is; 0 writes all files."""
+    """The index of this worker; 0 writes all files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def wait_for_all() -> None:
-    """Returns once every worker has come here."""
+    """A barrier: returns once every worker has called it."""
     if workers() > 1:
         dist.barrier()
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Gives every worker the sum of all workers' gradients; where a worker has none it counts as zero."""
+    """All-reduces gradients: every worker gets the sum over all; a missing gradient counts as zero."""
     if workers() == 1:
         return
     gradients = []
@@ -68,7 +68,12 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def shared_rows(compute: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """compute(rows), which treats every row on its own and keeps its shape: each worker computes some, and all get all."""
+    """compute(rows), shared among the workers: each computes some rows, and all get the whole result.
+
+    Args:
+        compute: (n, ...) → (n, ...); must treat rows independently.
+        rows: (N, ...), the same in every worker.
+    """
     if workers() == 1:
         return compute(rows)
     results = torch.zeros_like(rows)

@@ -70,7 +70,7 @@ class TranscribeOptions:
 
 
 def clip_times(given: Any) -> tuple[float, ...]:
-    """Clip times in any form that people write: "0,30", [0, 30], or [{"start": 0, "end": 30}].
+    """Clip times in any form that people write: "0,30", [0, 30], or [{"start": 0, "end": 30}]; None is everything.
 
     Raises:
         AsrError: they are no finite numbers.
@@ -79,7 +79,7 @@ def clip_times(given: Any) -> tuple[float, ...]:
         if isinstance(given, str):
             given = [part for part in given.split(",") if part.strip()]
         times: list[float] = []
-        for item in given:
+        for item in given or ():
             times += [float(item["start"]), float(item["end"])] if isinstance(item, dict) else [float(item)]
     except (TypeError, ValueError, KeyError):
         raise AsrError(f"clip_timestamps are {given!r}; give seconds such as 0,30,60,90") from None

@@ -1,9 +1,8 @@
-"""Distorted copies of a corpus: each utterance once more at another speed and loudness, some in a room, in noise, through a
-telephone, deterministic by seed.
+"""Distorted copies of a corpus: other speed and loudness, sometimes a room, noise or a telephone; deterministic by seed.
 
     make_copies(read_manifest("speech/en-train.jsonl"), "runs/mini/copies-en", seed=1)
 
-A frozen encoder's frames are computed once for each sound, so that what training is to meet has to lie on disk.
+The frames of a frozen encoder are computed once per sound file, so waveform augmentation has to be done beforehand.
 """
 
 from __future__ import annotations
@@ -26,19 +25,25 @@ from .synth import write_sound
 
 @dataclass(frozen=True)
 class Distortion:
-    """What one copy sounds like; the options of `draw_distortion` say how often."""
+    """The distortion of one copy."""
 
     speed: float  # factor
     gain_db: float  # peak against full scale
-    snr_db: float | None  # speech to added noise; None: no noise
-    reverberation_s: float | None  # time in which the room's echo falls by 60 dB; None: no room
+    snr_db: float | None  # speech to added noise; None adds none
+    reverberation_s: float | None  # RT60 of the room; None is no room
     telephone: bool
     seed: int  # of the noise and the room
 
 
 def draw_distortion(rng: random.Random, noises: float = 0.5, rooms: float = 0.3, telephones: float = 0.15) -> Distortion:
-    """Speed from 0.88 to 1.14, peak from -18 to -1 dB, and by the given probabilities noise at 5 to 30 dB, a room with an
-    echo of 0.1 to 0.6 s, a telephone."""
+    """Draws a speed of 0.88 to 1.14, a peak of -18 to -1 dB, and further distortions by their probabilities.
+
+    Args:
+        rng: of all draws.
+        noises: probability of noise, at an SNR of 5 to 30 dB.
+        rooms: probability of reverberation, of 0.1 to 0.6 s.
+        telephones: probability of telephone bandwidth and coding.
+    """
     return Distortion(
         speed=round(rng.uniform(0.88, 1.14), 3),
         gain_db=round(rng.uniform(-18.0, -1.0), 2),
@@ -50,7 +55,15 @@ def draw_distortion(rng: random.Random, noises: float = 0.5, rooms: float = 0.3,
 
 
 def distorted(samples: np.ndarray, how: Distortion) -> np.ndarray:
-    """The copy of a sound: (n,) float32 in [-1, 1] at 16 kHz."""
+    """Applies a distortion.
+
+    Args:
+        samples: (n,) float32 at 16 kHz.
+        how: the distortion.
+
+    Returns:
+        (n / speed,) float32 in [-1, 1] at 16 kHz.
+    """
     rng = np.random.default_rng(how.seed)
     samples = change_speed(samples, how.speed)
     if how.reverberation_s is not None:
@@ -64,7 +77,13 @@ def distorted(samples: np.ndarray, how: Distortion) -> np.ndarray:
 
 
 def make_copies(utterances: Sequence[Utterance], folder: str | Path, seed: int, workers: int = 2) -> Path:
-    """Writes a copy of every utterance to `folder/wav/` and `folder/manifest.jsonl`; copies that are there stay.
+    """Writes a distorted copy of every utterance to `folder/wav/`, and `folder/manifest.jsonl`; skips existing files.
+
+    Args:
+        utterances: to copy.
+        folder: created if missing.
+        seed: of the distortions.
+        workers: processes.
 
     Returns:
         the manifest's path.

@@ -1,4 +1,4 @@
-"""What happens to sound on its way to a microphone and beyond: rooms, noise, telephones, other speeds."""
+"""Waveform augmentation: reverberation, telephone coding, noise, speed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from ...audio.read import SAMPLE_RATE
 
 
 def reverberate(samples: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
-    """Sound (n,) in a room whose echo, noise that dies away, falls by 60 dB in so many seconds: (n,), cut at the end.
+    """Convolves with a random room response: exponentially decaying noise (Polack 1988) behind the direct sound.
 
-    The direct sound carries between a third and nine tenths of the energy. A simple model of a room (Polack 1988).
+    Args:
+        samples: (n,) at 16 kHz.
+        seconds: RT60, the time in which the echo falls by 60 dB.
+        rng: of the response; the direct sound gets between a third and nine tenths of its energy.
+
+    Returns:
+        (n,) float32; the echo beyond the last sample is cut.
     """
     count = round(seconds * SAMPLE_RATE)
     tail = rng.standard_normal(count) * 10 ** (-3 * np.arange(count) / count)
@@ -24,7 +30,14 @@ def reverberate(samples: np.ndarray, seconds: float, rng: np.random.Generator) -
 
 
 def telephone(samples: np.ndarray) -> np.ndarray:
-    """Sound (n,) in [-1, 1] as a telephone carries it: 300 to 3400 Hz, in the 8 bits of the mu-law (ITU-T G.711)."""
+    """Telephone bandwidth and coding: 300 to 3400 Hz, 8-bit mu-law (ITU-T G.711).
+
+    Args:
+        samples: (n,) in [-1, 1] at 16 kHz.
+
+    Returns:
+        (n,) float32 in [-1, 1] at 16 kHz.
+    """
     spectrum = np.fft.rfft(samples)
     hertz = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
     spectrum[(hertz < 300) | (hertz > 3400)] = 0
@@ -34,7 +47,16 @@ def telephone(samples: np.ndarray) -> np.ndarray:
 
 
 def add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
-    """Sound (n,) with noise whose spectrum falls as 1/f^a, a drawn from white (0) to brown (2), at `snr_db` under it."""
+    """Adds coloured noise, whose power falls as 1/f^a with a drawn from 0 (white) to 2 (brown).
+
+    Args:
+        samples: (n,).
+        snr_db: power of the sound over that of the noise, in dB.
+        rng: of the noise.
+
+    Returns:
+        (n,).
+    """
     spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
     spectrum /= np.maximum(np.arange(len(spectrum)), 1.0) ** (rng.uniform(0.0, 2.0) / 2)
     noise = np.fft.irfft(spectrum, len(samples))
@@ -43,5 +65,5 @@ def add_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator) -> n
 
 
 def change_speed(samples: np.ndarray, factor: float) -> np.ndarray:
-    """Sound (n,) played so many times as fast, pitch and all: about n / factor samples (Ko et al. 2015)."""
+    """Changes the speed, and with it the pitch, by resampling (Ko et al. 2015): (n,) → (n / factor,)."""
     return soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE).astype(np.float32)

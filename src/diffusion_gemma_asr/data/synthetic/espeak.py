@@ -1,12 +1,11 @@
-"""A binding to the espeak-ng library: speech together with the times of its phonemes.
+"""A ctypes binding to the espeak-ng library: speech with the times of its phonemes.
 
-Only the runtime library is needed (Debian: libespeak-ng1, which the espeak-ng package brings). The structures follow
+Needs only the runtime library (Debian: libespeak-ng1, a dependency of the package espeak-ng). The structures follow
 `speak_lib.h` of espeak-ng 1.51 (API revision 12).
 
-The library keeps state from one utterance to the next (phases, flutter, noise), so that a sentence sounds a little
-different when something else was said before it, and 1.51 hangs when it is initialised again after its termination.
-`speak` therefore loads the library afresh for every utterance, which takes about 2 ms, and unloads it afterwards. The
-samples are those that the espeak-ng program writes.
+The library keeps state between utterances (phases, flutter, noise), so that the same sentence sounds slightly different
+after another one, and 1.51 hangs when it is initialised again after termination. `speak` therefore loads and unloads the
+library for every utterance, which takes about 2 ms. The samples equal those of the espeak-ng program.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _POSITION_CHARACTER = 1
 _EVENT_LIST_TERMINATED = 0
 _EVENT_PHONEME = 7
 
-_one_at_a_time = threading.Lock()  # the library is one set of global variables
+_library_lock = threading.Lock()  # the library's state is global
 
 
 class _EventId(ctypes.Union):
@@ -79,9 +78,14 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes
 class Speech:
     """One utterance.
 
-    samples is (n,) int16 at sample_rate (Hz). phonemes are (symbol, start, end) in seconds, in order, without gaps;
-    symbols are espeak-ng's own, "_:" and the like are pauses. A phoneme ends where the next one starts, so the silence
-    that espeak-ng puts before some stops at the start of a word belongs to the phoneme before it.
+    A phoneme ends where the next one starts, so the silence that espeak-ng puts before some stops at the start of a word
+    belongs to the preceding phoneme.
+
+    Attributes:
+        samples: (n,) int16.
+        sample_rate: in Hz.
+        phonemes: (symbol, start, end) in seconds, in order, without gaps; symbols as espeak-ng writes them, "_:" and the
+            like are pauses.
     """
 
     samples: np.ndarray
@@ -90,17 +94,17 @@ class Speech:
 
 
 def speak(text: str, voice: str, rate: int, pitch: int) -> Speech:
-    """Says `text`; the same arguments give the same samples, whatever was said before.
+    """Synthesises `text`; equal arguments give equal samples.
 
     Args:
-        text: what to say, in the voice's language.
+        text: in the voice's language.
         voice: language code or voice name, optionally with a variant: "en-us", "en-gb+Andy".
-        rate: words a minute, 80 to 450.
+        rate: words per minute, 80 to 450.
         pitch: 0 to 99.
 
     Raises:
-        SynthesisError: the library or its data is missing or already in use by something else in this process, there
-            is no such voice or variant, or the text makes no sound.
+        SynthesisError: the library or its data is missing or already in use by other code in this process, there is no such
+            voice or variant, or the text makes no sound.
     """
     sound: list[bytes] = []
     marks: list[tuple[str, int]] = []
@@ -117,7 +121,7 @@ def speak(text: str, voice: str, rate: int, pitch: int) -> Speech:
         return 0
 
     callback = _Callback(collect)  # must outlive the synthesis
-    with _one_at_a_time, _fresh_library() as (library, sample_rate):
+    with _library_lock, _fresh_library() as (library, sample_rate):
         library.espeak_SetSynthCallback(callback)
         _set_voice(library, voice)
         library.espeak_SetParameter(_PARAMETER_RATE, rate, 0)
@@ -133,7 +137,7 @@ def speak(text: str, voice: str, rate: int, pitch: int) -> Speech:
 
 
 def _spans(marks: list[tuple[str, int]], count: int, sample_rate: int) -> list[tuple[str, float, float]]:
-    """Turns the first sample of each phoneme into spans in seconds; marks without length are left out."""
+    """Converts the first sample of each phoneme to spans in seconds, without empty ones."""
     ends = [min(start, count) for _, start in marks[1:]] + [count]
     return [
         (symbol, start / sample_rate, end / sample_rate)
@@ -143,7 +147,7 @@ def _spans(marks: list[tuple[str, int]], count: int, sample_rate: int) -> list[t
 
 
 def _set_voice(library: ctypes.CDLL, voice: str) -> None:
-    """Selects a voice and its variant; espeak-ng alone takes a variant that it lacks for none, and says nothing."""
+    """Selects a voice and its variant; raises SynthesisError for an unknown variant, which espeak-ng silently ignores."""
     base, _, variant = voice.partition("+")
     wanted = _Voice(languages=base.encode())
     if library.espeak_SetVoiceByName(base.encode()) != 0 and library.espeak_SetVoiceByProperties(wanted) != 0:
@@ -155,7 +159,7 @@ def _set_voice(library: ctypes.CDLL, voice: str) -> None:
     variants = Path(os.fsdecode(data.value or b""), "voices", "!v")
     if not (variants / variant).is_file():
         raise SynthesisError(f"espeak-ng has no voice variant {variant!r} (of {voice!r}); {variants} holds them")
-    # By the voice's file, since a voice found by its language ("en-gb") loses the variant.
+    # By the voice's file: espeak-ng drops the variant of a voice that is selected by language ("en-gb").
     identifier = library.espeak_GetCurrentVoice().contents.identifier
     if library.espeak_SetVoiceByName(identifier + b"+" + variant.encode()) != 0:
         raise SynthesisError(f"espeak-ng could not load voice {voice!r} from its file {identifier.decode()!r}")
@@ -163,7 +167,7 @@ def _set_voice(library: ctypes.CDLL, voice: str) -> None:
 
 @functools.cache
 def library_name() -> str | None:
-    """The name under which the dynamic linker knows the espeak-ng library, None where it is not installed."""
+    """The espeak-ng library's name for the dynamic linker; None if it is not installed."""
     for name in ("libespeak-ng.so.1", "libespeak-ng.1.dylib", ctypes.util.find_library("espeak-ng")):
         if name is not None:
             with suppress(OSError):
@@ -174,7 +178,7 @@ def library_name() -> str | None:
 
 @contextmanager
 def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
-    """The library as after the start of a process, initialised, and its sample rate in Hz; unloaded at the end."""
+    """Loads and initialises the library, yields it with its sample rate in Hz, and unloads it."""
     name = library_name()
     if name is None:
         raise SynthesisError(
@@ -202,9 +206,9 @@ def _fresh_library() -> Iterator[tuple[ctypes.CDLL, int]]:
 
 
 def _seed(library: ctypes.CDLL) -> None:
-    """Sets the generators that breath and whisper draw from as they are at the start of a process."""
+    """Resets the random generators of breath and whisper to their state at the start of a process."""
     ctypes.CDLL(None).srand(1)
-    if hasattr(library, "espeak_ng_SetRandSeed"):  # espeak-ng 1.52 has one of its own, seeded with the time
+    if hasattr(library, "espeak_ng_SetRandSeed"):  # espeak-ng 1.52 has a separate generator, seeded with the time
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))
 
 
@@ -213,7 +217,7 @@ def _unload(library: ctypes.CDLL) -> None:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    """Sets the argument and result types that ctypes would not guess."""
+    """Sets argument and result types that differ from ctypes' defaults."""
     text, number, unsigned = ctypes.c_char_p, ctypes.c_int, ctypes.c_uint
     pointer = ctypes.c_void_p
     library.espeak_Initialize.argtypes = (number, number, text, number)

@@ -1,8 +1,8 @@
-"""Synthetic speech: sentences read out by espeak-ng in many voices, deterministic by seed.
+"""Synthetic speech: sentences read by espeak-ng in many voices, deterministic by seed.
 
-`plan()` draws who says what and how, `render()` makes the sound of one plan row, `synthesise()` writes a whole corpus
-(16-bit wav files, a manifest and the times of the phonemes). The same plan row gives the same samples on every machine
-with the same espeak-ng.
+`plan()` draws voice and distortion of each sentence, `render()` computes the samples of one planned line, `synthesise()`
+writes a corpus (16-bit wav files, a manifest and the times of the phonemes). The same line gives the same samples on every
+machine with the same espeak-ng.
 
     python -m diffusion_gemma_asr.data.synthetic.synth --text text/de.txt --language de --count 100 --out runs/dev-de
 """
@@ -33,8 +33,8 @@ from .distort import add_noise, reverberate, telephone
 from .espeak import speak
 
 Phoneme = tuple[str, float, float]  # espeak-ng's symbol, start and end in seconds
-# espeak-ng's voices of each language, drawn from uniformly: two American ones to one British. Its voice "cmn" (1.51) reads
-# the tones' numbers out in English; the one for pinyin reads characters as they should be.
+# espeak-ng voices of each language, sampled uniformly: American English twice as often as British. Not the voice "cmn",
+# which in 1.51 reads tone numbers aloud in English.
 ACCENTS = {
     "en": ("en-us", "en-us", "en-gb"),
     "de": ("de",),
@@ -43,10 +43,10 @@ ACCENTS = {
     "hi": ("hi",),
     "zh": ("cmn-latn-pinyin",),
 }
-LENGTHS = {"zh": (4, 24)}  # characters of a sentence that is read out; words elsewhere:
-WORDS = (2, 13)
-# espeak-ng's voice variants that sound like a person, by file name (letter case counts); the monsters, robots and
-# whispers are left out, and caleb, which sounds exactly as klatt.
+LENGTHS = {"zh": (4, 24)}  # fewest and most characters of a sentence
+WORDS = (2, 13)  # fewest and most words of a sentence in other languages
+# espeak-ng's human-like voice variants by file name (case-sensitive): without monsters, robots and whispers, and without
+# caleb, a duplicate of klatt.
 HELD_OUT_VARIANTS = (
     "Alicia", "Andy", "Denis", "Hugo", "linda", "Mike", "paul", "steph2", "zac", "f3", "m4", "klatt3",
 )  # fmt: skip
@@ -62,28 +62,35 @@ TRAIN_VARIANTS = (
 
 @dataclass(frozen=True)
 class Line:
-    """One plan row: what is said, and how."""
+    """One planned utterance: text, voice and distortion."""
 
     text: str
     language: str
-    voice: str
-    rate: int  # words a minute
+    voice: str  # of espeak-ng, with its variant
+    rate: int  # words per minute
     pitch: int  # espeak's 0 to 99
     gain_db: float  # peak against full scale
-    snr_db: float | None  # speech to added noise; None: no noise
+    snr_db: float | None  # speech to added noise; None adds none
     seed: int  # of the noise and the room
-    reverberation_s: float | None = None  # time in which the room's echo falls by 60 dB; None: no room
+    reverberation_s: float | None = None  # RT60 of the room; None is no room
     telephone: bool = False  # through a telephone
 
 
 def plan(
     sentences: Sequence[str], language: str, variants: Sequence[str], seed: int, rooms: float = 0.0, telephones: float = 0.0
 ) -> list[Line]:
-    """Draws a voice, a rate, a pitch, a loudness, a noise level, a room and a line for every sentence, in order.
+    """Draws voice, rate, pitch, loudness and distortions for every sentence.
 
     Args:
-        rooms, telephones: share of the sentences that are spoken in a room with an echo of 0.1 to 0.6 s, and through a
-            telephone.
+        sentences: texts to read.
+        language: code.
+        variants: espeak-ng voice variants to sample from.
+        seed: of all draws.
+        rooms: share of the sentences with reverberation, of 0.1 to 0.6 s.
+        telephones: share of the sentences through a telephone.
+
+    Returns:
+        a line for each sentence, in order.
     """
     rng = random.Random(seed)
     lines = []
@@ -108,26 +115,26 @@ def plan(
 
 
 def render(line: Line) -> np.ndarray:
-    """Makes the sound of one plan row.
+    """Synthesises one line.
 
     Returns:
         (n,) float32 samples in [-1, 1] at 16 kHz.
 
     Raises:
-        SynthesisError: espeak-ng is missing, or refuses the voice or the text.
+        SynthesisError: espeak-ng is missing, or rejects the voice or the text.
     """
     return render_with_phonemes(line)[0]
 
 
 def render_with_phonemes(line: Line) -> tuple[np.ndarray, list[Phoneme]]:
-    """As `render`, with the phonemes that espeak-ng spoke and where they lie in the samples.
+    """As `render`, with the times of the phonemes.
 
     Returns:
-        (n,) float32 samples in [-1, 1] at 16 kHz, and (symbol, start, end) of every phoneme and pause of the speech, in
-        order, in seconds from the first sample; see `espeak.Speech` for the symbols and for where a stop starts.
+        (n,) float32 samples in [-1, 1] at 16 kHz, and (symbol, start, end) of every phoneme and pause, in order, in seconds
+        from the first sample; see `espeak.Speech`.
 
     Raises:
-        SynthesisError: espeak-ng is missing, or refuses the voice or the text.
+        SynthesisError: espeak-ng is missing, or rejects the voice or the text.
     """
     speech = speak(line.text, line.voice, line.rate, line.pitch)
     samples = soxr.resample(speech.samples.astype(np.float32) / 32768.0, speech.sample_rate, SAMPLE_RATE)
@@ -149,15 +156,20 @@ def render_with_phonemes(line: Line) -> tuple[np.ndarray, list[Phoneme]]:
 def synthesise(lines: Sequence[Line], folder: str | Path, workers: int = 2) -> Path:
     """Renders every line into `folder/wav/`, writes `folder/manifest.jsonl` and `folder/phonemes.jsonl`.
 
-    A file's name is a hash of its plan row, so a second call makes only what is missing. `phonemes.jsonl` has one object
-    a line in the manifest's order: audio_filepath, relative to the folder, and phonemes, a list of [symbol, start,
-    end] with times in seconds.
+    File names are hashes of the lines, so existing files are reused. `phonemes.jsonl` has one object per line in the
+    manifest's order: audio_filepath, relative to the folder, and phonemes, a list of [symbol, start, end] with times in
+    seconds.
+
+    Args:
+        lines: see `plan`.
+        folder: created if missing.
+        workers: processes.
 
     Returns:
         the manifest's path.
 
     Raises:
-        SynthesisError: espeak-ng is missing, or refuses a voice or a text.
+        SynthesisError: espeak-ng is missing, or rejects a voice or a text.
     """
     folder = Path(folder)
     (folder / "wav").mkdir(parents=True, exist_ok=True)
@@ -177,7 +189,7 @@ def synthesise(lines: Sequence[Line], folder: str | Path, workers: int = 2) -> P
 
 
 def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
-    """Makes NAME.wav and NAME.json, the phonemes, where one is missing; returns the manifest row and the JSON text."""
+    """Writes NAME.wav and NAME.json (the phonemes) unless both exist; returns the manifest row and the JSON text."""
     name = hashlib.sha1(json.dumps(asdict(line), sort_keys=True).encode()).hexdigest()[:16]
     path = folder / "wav" / f"{name}.wav"
     phonemes_path = path.with_suffix(".json")
@@ -193,7 +205,7 @@ def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
 
 
 def write_sound(path: Path, samples: np.ndarray) -> None:
-    """Writes (n,) samples in [-1, 1] at 16 kHz as a 16-bit wav file, whole or not at all."""
+    """Writes (n,) samples in [-1, 1] at 16 kHz as a 16-bit wav file, atomically."""
     with whole_file(path) as part, wave.open(str(part), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -204,13 +216,22 @@ def write_sound(path: Path, samples: np.ndarray) -> None:
 def pick_sentences(
     path: str | Path, count: int, seed: int, language: str = "en", exclude: Collection[str] = ()
 ) -> list[str]:
-    """Draws `count` different sentences of a language, of 2 to 13 words or 4 to 24 characters, from a text file, one a line.
+    """Samples different sentences from a text file, of 2 to 13 words, in Mandarin of 4 to 24 characters.
 
-    Sentences in `exclude` are not drawn; they and the result are plain text (data/text.py). Lines that cannot be read out as
-    they are written are left aside.
+    Lines that are not `speakable` are ignored.
+
+    Args:
+        path: text file, one sentence per line.
+        count: sentences to sample.
+        seed: of the sample.
+        language: code.
+        exclude: sentences not to sample, as plain text (data/text.py).
+
+    Returns:
+        the sentences, as plain text.
 
     Raises:
-        DataError: no such file, or it holds fewer such sentences.
+        DataError: no such file, or it has too few such sentences.
     """
     path = Path(path)
     if not path.is_file():
@@ -226,7 +247,7 @@ def pick_sentences(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Makes a corpus as the command line says; `arguments` in place of those of the process."""
+    """The command line; `arguments` None are those of the process."""
     parser = argparse.ArgumentParser(description="Make synthetic speech with espeak-ng.")
     parser.add_argument("--text", required=True, help="text file, one sentence a line")
     parser.add_argument("--out", required=True, help="folder for wav files and manifest.jsonl")

@@ -1,1 +1,1 @@
-"""Other decoders on the same sound, to compare with: the backbone token after token, and Whisper."""
+"""Baseline decoders for comparison: the backbone decoding autoregressively, and Whisper."""

@@ -1,6 +1,6 @@
-"""Our own backbone as an ordinary language model: its causal encoder writes token after token, greedily.
+"""Greedy autoregressive decoding with our model: the backbone's causal encoder as an ordinary language model.
 
-Same encoder, projector, LoRA and prompt: the difference to the denoising decoder is what diffusion costs or buys.
+Encoder, projector, LoRA and prompt are the same, so the comparison isolates the effect of diffusion decoding.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..protocol import Hypothesis
 
 
 class Autoregressive:
-    """A model of ours without its denoising decoder.
+    """Our model with autoregressive instead of denoising decoding.
 
     Args:
-        model: that is read so.
-        description: of it, for the settings; see `systems.describe`.
+        model: to evaluate.
+        description: of the model, for the settings; see `systems.describe`.
     """
 
     longest_s = 30.0
@@ -36,27 +36,27 @@ class Autoregressive:
 
     @torch.no_grad()
     def transcribe(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
-        """See `System`; the passes are one a token, the end included."""
+        """See `System`; `passes` is one per token, the end token included."""
         rows = greedy(self.model, self.model.encode(sounds), languages)
         return [Hypothesis(self.model.text(row), "autoregressive", len(row) + 1) for row in rows]
 
 
 @torch.no_grad()
 def greedy(model: DiffusionGemmaASR, encoded: Encoded, languages: Sequence[str]) -> list[list[int]]:
-    """The most probable next token of each row, until each has ended or has as many tokens as slots.
+    """Greedy decoding; a row stops at an end token, or at as many tokens as it has audio tokens.
 
     Args:
-        model: that is read token after token.
+        model: in eval mode.
         encoded: clips of a batch.
-        languages: a code for each.
+        languages: code of each clip.
 
     Returns:
-        token ids of each row, without the end.
+        token ids of each row, without the end token.
     """
     backbone, ends = model.backbone, set(model.prompts.end_ids)
     prefill, hidden = model.read_prompts(encoded.slots, encoded.slot_lengths, languages)
     last = (prefill.lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-    hidden = hidden.gather(1, last)  # (B, 1, H): of each prompt's last token
+    hidden = hidden.gather(1, last)  # (B, 1, H), at each prompt's last token
     rows: list[list[int]] = [[] for _ in languages]
     unfinished = set(range(len(rows)))
     while unfinished:

@@ -1,4 +1,4 @@
-"""Whisper with its own autoregressive decoder: the yardstick, the same encoder with the decoder it was trained with."""
+"""Whisper with its own autoregressive decoder: the reference for models that use its encoder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..protocol import Hypothesis, fingerprint
 
 
 class Whisper:
-    """A published Whisper, decoded greedily: clips padded to 30 s and a language token, as it was trained.
+    """A published Whisper with greedy decoding of clips padded to 30 s and a language token, as in its training.
 
     Args:
         name: hub name or folder.
-        device: of torch.
+        device: to compute on.
         dtype: of the weights.
 
     Raises:
@@ -44,7 +44,7 @@ class Whisper:
         self.languages = tuple(LANGUAGES) if self.multilingual else ("en",)
 
     def settings(self) -> dict[str, Any]:
-        """The checkpoint: a folder by what its files hold, a repository by its commit."""
+        """The checkpoint, identified by a hash of its files or by the commit of its repository."""
         files = [Path(self.name) / "config.json", *sorted(Path(self.name).glob("*.safetensors"))]
         return {
             "system": "whisper",
@@ -56,10 +56,10 @@ class Whisper:
 
     @torch.no_grad()
     def transcribe(self, sounds: Sequence[np.ndarray], languages: Sequence[str]) -> list[Hypothesis]:
-        """See `System`; the passes are one a token of the batch's longest transcript."""
+        """See `System`; `passes` is the number of tokens of the batch's longest transcript."""
         features = self.extractor(list(sounds), sampling_rate=SAMPLE_RATE, return_tensors="pt")["input_features"]
         task = {"language": list(languages), "task": "transcribe"} if self.multilingual else {}
         features = features.to(self.model.device, self.model.dtype)
-        written = self.model.generate(features, num_beams=1, do_sample=False, **task)
-        texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [Hypothesis(text.strip(), "whisper", written.shape[1]) for text in texts]
+        ids = self.model.generate(features, num_beams=1, do_sample=False, **task)  # (B, L)
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [Hypothesis(text.strip(), "whisper", ids.shape[1]) for text in texts]

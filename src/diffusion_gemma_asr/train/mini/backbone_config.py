@@ -1,5 +1,4 @@
-"""Configurations of small DiffusionGemmas in the real one's shape: sliding and full layers, few global heads,
-experts."""
+"""Configurations of small DiffusionGemmas with the architecture of the real one: sliding and full attention, experts."""
 
 from __future__ import annotations
 
@@ -12,20 +11,25 @@ from transformers import DiffusionGemmaConfig, PreTrainedTokenizerBase
 class BackboneShape:
     """The sizes of a small DiffusionGemma."""
 
-    hidden: int  # width of a token row
+    hidden: int  # width of embeddings and hidden states
     layers: int
-    heads: int
-    head_dim: int  # twice as wide in the layers that see everything
-    intermediate: int  # of the feed-forward part that all tokens share
+    heads: int  # query heads
+    head_dim: int  # in sliding layers; full layers have twice as much
+    intermediate: int  # width of the dense feed-forward block
     experts: int
-    top_k: int  # experts that a token uses
-    expert_intermediate: int
+    top_k: int  # experts per token
+    expert_intermediate: int  # width of an expert
 
 
 def small_config(tokenizer: PreTrainedTokenizerBase, shape: BackboneShape) -> DiffusionGemmaConfig:
-    """A text backbone for `tokenizer`; its vision tower, which the architecture demands, has one layer of width 8.
+    """The configuration of a small text backbone.
 
-    As in the 26B model every sixth layer sees everything with heads twice as wide and half as many key/value heads.
+    As in the 26B model every sixth layer has full attention, with heads twice as wide and half as many key/value heads. The
+    vision tower, which the architecture requires, is a dummy of one layer of width 8.
+
+    Args:
+        tokenizer: of the backbone.
+        shape: its sizes.
     """
     text = {
         "vocab_size": len(tokenizer),
@@ -74,6 +78,6 @@ def small_config(tokenizer: PreTrainedTokenizerBase, shape: BackboneShape) -> Di
 
 
 def _layer_types(layers: int) -> list[str]:
-    """Five sliding layers to one full one; the last is always full."""
-    kinds = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
-    return [*kinds[:-1], "full_attention"]
+    """Full attention in every sixth layer and the last, sliding attention in the others."""
+    types = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
+    return [*types[:-1], "full_attention"]

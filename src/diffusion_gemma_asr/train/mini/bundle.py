@@ -1,5 +1,4 @@
-"""The stage `bundle`: puts a trained model together as the package carries it: adapter, backbone and, where it is ours,
-encoder."""
+"""The stage `bundle`: writes a trained model into one folder, with adapter, backbone and, unless published, encoder."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from ..workers import rank, wait_for_all
 
 @dataclass(frozen=True)
 class CardRecipe:
-    """What the model card says beyond the settings; see `ModelCard`."""
+    """Texts for the model card; see `ModelCard`."""
 
     training_data: str
     limits: str
@@ -33,23 +32,24 @@ class BundleRecipe:
     """The stage `bundle`."""
 
     stage: Literal["bundle"]
-    name: str  # of the folder
-    checkpoint: Path  # of an adapter
+    name: str  # of the run's folder
+    checkpoint: Path  # folder written by the stage `adapter`
     card: CardRecipe
-    encoder: str | None = None  # hub repository that holds the encoder, which then is not copied
+    encoder: str | None = None  # hub repository of the encoder; None copies the encoder into the bundle
 
 
 def bundle(recipe: BundleRecipe, folder: Path, device: torch.device) -> Path:
-    """Copies a checkpoint's frozen parts into `folder` and writes its adapter beside them, in float16 and the large matrices
-    of all in 8 bits.
+    """Copies a checkpoint's frozen parts into `folder`, and writes its adapter beside them.
+
+    Weights are float16, large matrices 8-bit.
 
     Args:
         recipe: of the stage.
-        folder: gets the bundle, which needs nothing outside it but an encoder on a hub.
-        device: does not matter.
+        folder: gets the bundle, which is complete but for an encoder on the hub.
+        device: ignored.
 
     Returns:
-        `folder`, as `load()` takes it.
+        `folder`, an argument for `load()`.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or `folder` cannot be written.
@@ -61,7 +61,7 @@ def bundle(recipe: BundleRecipe, folder: Path, device: torch.device) -> Path:
         for part, source in copied.items():
             shutil.rmtree(folder / part, ignore_errors=True)
             shutil.copytree(source, folder / part)
-            if (weights := folder / part / WEIGHTS).is_file():  # shards stay as they are
+            if (weights := folder / part / WEIGHTS).is_file():  # sharded weights are not packed
                 pack_file(weights)
         encoder = recipe.encoder or str((folder / "encoder").resolve())
         model.config = replace(

@@ -1,15 +1,16 @@
-"""The stage `encoder`: an encoder of our own that learns from a larger Whisper's.
+"""The stage `encoder`: distils a small Whisper encoder (the student) from a larger one (the teacher).
 
-The student is a small Whisper encoder. It learns up to three things at once: its frames, through a linear map, are to be the
-teacher's frames of the same sound, which lie in a cache on disk (Hinton et al. 2015; only the last layer is imitated); the
-phoneme of every frame of synthetic speech, which espeak-ng knows; and, once a projector has learnt to read the teacher, what
-it spells out of the imitated frames, by CTC over the tokenizer's tokens. The student's spectrogram is masked and warped, the
-teacher had it as it is.
+The student learns from up to three losses:
+- teacher: its frames, through a linear map, match the teacher's cached frames of the same sound (Hinton et al. 2015; last
+  layer only);
+- phonemes: each frame of synthetic speech predicts its phoneme, known from espeak-ng;
+- tokens: CTC over the tokenizer's tokens, through a projector trained on the teacher's frames and the backbone's head.
 
-The map to the teacher's width is linear and without a bias, as is what the projector's first convolution does with a frame:
-at the end the one is folded into the other, and the student is an encoder like any other, with a projector of its own. From
-there it can go on without the teacher (a recipe without `teacher_frames`), whose frames then need not be made for new sound,
-and the sound's tempo may be changed too.
+The student's spectrograms are masked and warped; the teacher's frames come from the original sound.
+
+The map to the teacher's width is linear and without a bias, so after training it is folded into the projector's first
+convolution: the result is an ordinary encoder with a matching projector. Training can continue without the teacher (a recipe
+without `teacher_frames`), on sound without teacher frames and with changes of tempo.
 """
 
 from __future__ import annotations
@@ -58,44 +59,44 @@ from .student import (
     whisper_config,
 )
 
-MOST_IN_A_BATCH = 256  # utterances
+MAX_BATCH_SIZE = 256  # utterances
 
 
 @dataclass(frozen=True)
 class EncoderLosses:
     """Weights of the losses; 0 switches one off."""
 
-    teacher: float = 1.0  # squared error of a component of a frame, in the teacher's squared deviations
-    phonemes: float = 0.0  # cross-entropy a frame
-    tokens: float = 0.0  # CTC through a projector that reads the teacher, and the backbone's head
+    teacher: float = 1.0  # mean squared error, each component divided by the teacher's variance
+    phonemes: float = 0.0  # mean cross-entropy of a frame
+    tokens: float = 0.0  # CTC through a projector trained on the teacher's frames, and the backbone's head
 
 
 @dataclass(frozen=True)
 class PhonemeList(TrainList):
-    """A list to train on, and when its phonemes are spoken."""
+    """A list of utterances to train on, with the times of its phonemes."""
 
     phonemes: Path | None = None  # phonemes.jsonl of synthetic speech
 
 
 @dataclass(frozen=True)
 class EncoderData:
-    """Lists to train on and to judge by."""
+    """Training and dev lists."""
 
     train: tuple[PhonemeList, ...]
-    dev: dict[str, Path]  # manifests, by the name that the log gives them
-    dev_count: int  # utterances of each that judge the run
+    dev: dict[str, Path]  # manifests for evaluation, by their name in the log
+    dev_count: int  # utterances of each to evaluate on
     max_duration_s: float = 30.0  # longer utterances are left out
-    temperature: float = 1.0  # T: a list's share is its weight times its utterances ** (1 / T)
+    temperature: float = 1.0  # T: a list's sampling weight is its weight times its utterances ** (1 / T)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderTrain(LoopOptions):
-    """The loop's options, and what batches hold."""
+    """The loop's options, batches and augmentation."""
 
-    batch_frames: int  # mel frames of 10 ms in a batch, padding included
-    masking: Masking = field(default_factory=Masking)  # frames of 10 ms, mel bins
-    warp: tuple[float, float] = (1.0, 1.0)  # an utterance's frequencies are stretched by a factor between these
-    tempo: tuple[float, float] | None = None  # and it is so many times as fast; None where there is a teacher
+    batch_frames: int  # mel frames of 10 ms in a batch at most, padding included
+    masking: Masking = field(default_factory=Masking)  # of frames of 10 ms and mel bins
+    warp: tuple[float, float] = (1.0, 1.0)  # range of the factor on an utterance's frequencies
+    tempo: tuple[float, float] | None = None  # range of the factor on its tempo; not with a teacher
 
 
 @dataclass(frozen=True)
@@ -105,46 +106,46 @@ class EncoderRecipe:
     stage: Literal["encoder"]
     name: str  # of the run's folder
     shape: EncoderShape
-    backbone: Path  # folder, whose tokenizer and, for the loss `tokens`, head are used
+    backbone: Path  # folder with the tokenizer and, for the loss `tokens`, the head
     train: EncoderTrain
     data: EncoderData
     losses: EncoderLosses = field(default_factory=EncoderLosses)
-    teacher_frames: Path | None = None  # cache of the teacher's frames (`data.cache_dir` of an adapter); None: no teacher
+    teacher_frames: Path | None = None  # cache of the teacher's frames (`data.cache_dir` of an adapter), if any
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
-    projector_from: Path | None = None  # folder of the projector that reads the teacher, for the loss `tokens`
-    start_from: Path | None = None  # folder of an earlier run of this stage, whose encoder to go on with
+    projector_from: Path | None = None  # folder of a projector trained on the teacher's frames, for the loss `tokens`
+    start_from: Path | None = None  # folder of an earlier run of this stage, with the initial encoder
 
     def __post_init__(self) -> None:
-        taught = self.teacher_frames is not None
-        require(taught == (self.losses.teacher > 0), "losses.teacher", self.losses.teacher, "set with teacher_frames alone")
-        reads = self.projector_from is not None
-        require(reads == (self.losses.tokens > 0), "losses.tokens", self.losses.tokens, "set with projector_from alone")
-        require(self.losses.teacher + self.losses.tokens > 0, "losses", "weights of 0", "positive for teacher or tokens")
-        steady = self.train.tempo is None or not taught
-        require(steady, "train.tempo", self.train.tempo, "left out with teacher_frames, which have a tempo of their own")
+        has_teacher, has_projector = self.teacher_frames is not None, self.projector_from is not None
+        weights = self.losses
+        require(has_teacher == (weights.teacher > 0), "losses.teacher", weights.teacher, "set with teacher_frames alone")
+        require(has_projector == (weights.tokens > 0), "losses.tokens", weights.tokens, "set with projector_from alone")
+        require(weights.teacher + weights.tokens > 0, "losses", "weights of 0", "positive for teacher or tokens")
+        tempo_fits = self.train.tempo is None or not has_teacher
+        require(tempo_fits, "train.tempo", self.train.tempo, "left out with teacher_frames, which have a tempo of their own")
 
 
 def deviations_of(cache: FeatureCache, utterances: Sequence[Utterance], count: int = 200) -> Tensor:
-    """(width,) standard deviation of each component of cached frames, over some utterances."""
+    """(width,) standard deviations of the components of cached frames, over a sample of `count` utterances."""
     chosen = first_of(list(utterances), min(count, len(utterances)))
     frames, lengths = cache.batch(chosen)
     return frames[length_mask(lengths, frames.shape[1])].std(0)
 
 
 def train_encoder(recipe: EncoderRecipe, folder: Path, device: torch.device) -> Path:
-    """Trains an encoder, resuming what a killed run left.
+    """Trains an encoder, resuming an interrupted run.
 
     Args:
         recipe: of the stage.
-        folder: of the run; gets log.jsonl, state.pt, encoder/, heads.safetensors and, where tokens have a weight, the
-            projector of the student's own frames, as an adapter without LoRA, in projector/.
-        device: where to compute.
+        folder: of the run; gets log.jsonl, state.pt, encoder/, heads.safetensors and, with the loss `tokens`, projector/,
+            the projector for the student's frames as an adapter without LoRA.
+        device: to compute on.
 
     Returns:
         the encoder's folder.
 
     Raises:
-        DataError: a manifest is not there, or the teacher's frames of an utterance are not in the cache.
+        DataError: a manifest is missing, or the cache lacks the teacher's frames of an utterance.
         CheckpointError: tokenizer, backbone, projector, `start_from` or a saved state cannot be read or does not fit.
     """
     trainer = EncoderTrainer(recipe, device)
@@ -160,7 +161,18 @@ def train_encoder(recipe: EncoderRecipe, folder: Path, device: torch.device) -> 
 
 
 class EncoderTrainer:
-    """The student, its data, and what the loop asks of them: the loss of a step, and a judgement now and then."""
+    """The callbacks of the training loop for a student: the loss of a step, and evaluation.
+
+    Args:
+        recipe: of the stage.
+        device: to compute on.
+
+    Attributes:
+        student: encoder and heads.
+        reader: projector and head of the loss `tokens`; None without it.
+        trained: the parameters to train, by name.
+        settings: fingerprints of everything that the run depends on, by name.
+    """
 
     def __init__(self, recipe: EncoderRecipe, device: torch.device):
         self.recipe, self.device = recipe, device
@@ -193,19 +205,21 @@ class EncoderTrainer:
         sizes = [len(rows) for rows in lists]
         shares = [size * item.weight for size, item in zip(tempered(sizes, data.temperature), data.train, strict=True)]
         lengths = [round(100 * u.duration) for u in self.rows]
-        self.mixture = Mixture(sizes, shares, lengths, train.batch_frames, MOST_IN_A_BATCH, train.seed)
+        self.mixture = Mixture(sizes, shares, lengths, train.batch_frames, MAX_BATCH_SIZE, train.seed)
 
     def _new_student(self, tokenizer: PreTrainedTokenizerBase) -> Student:
+        """The student, with weights of `start_from` or random ones."""
         deviations = None if self.cache is None else deviations_of(self.cache, self.rows)
         acoustic = AcousticEncoder.from_config(whisper_config(tokenizer, self.recipe.shape))
         student = Student(acoustic, len(self.phonemes.symbols), deviations)
         acoustic.encoder.embed_positions.requires_grad_(False)
-        acoustic.encoder.set_attn_implementation("eager")  # whole steps take a sixth less time than with fused attention
+        acoustic.encoder.set_attn_implementation("eager")  # a step takes a sixth less time than with fused attention
         if self.recipe.start_from is not None:
             go_on(student, self.recipe.start_from)
         return student
 
     def _new_reader(self, tokenizer: PreTrainedTokenizerBase) -> CtcReader | None:
+        """The projector of `projector_from` with the backbone's head; None without one."""
         recipe = self.recipe
         if recipe.projector_from is None:
             return None
@@ -230,8 +244,8 @@ class EncoderTrainer:
             frames, frame_lengths = self.student.acoustic(mel, mel_lengths)
             imitated = self.student.imitated(frames)
             if self.cache is not None:
-                wanted = self.cache.batch(rows)[0].to(self.device)
-                parts["teacher"] = self.student.teacher_loss(imitated, wanted, frame_lengths)
+                teacher_frames = self.cache.batch(rows)[0].to(self.device)
+                parts["teacher"] = self.student.teacher_loss(imitated, teacher_frames, frame_lengths)
             if weights.phonemes > 0:
                 parts["phonemes"] = phoneme_loss(self.student.phoneme_head(frames), labels)
             if self.reader is not None:
@@ -240,7 +254,7 @@ class EncoderTrainer:
         return loss, {name: value.item() for name, value in parts.items()} | {"audio_s": audio_s}
 
     def _augmented(self, rows: Sequence[Utterance]) -> tuple[Tensor, Tensor, Tensor]:
-        """Spectrograms (B, bins, T) as the student hears them, their lengths (B,), and phonemes (B, F) of their frames."""
+        """Augmented spectrograms (B, bins, T), their lengths (B,), and phoneme labels (B, F) of the encoder's frames."""
         train = self.recipe.train
         mel, lengths = mel_of(self.student.acoustic, rows)
         mel = warp_frequencies(mel.transpose(1, 2), log_uniform(train.warp, len(rows)))  # (B, T, bins)
@@ -253,7 +267,7 @@ class EncoderTrainer:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Metrics:
-        """How far the frames of the dev lists are from the teacher's, and how well they are read."""
+        """The teacher loss and the error rate of the CTC drafts on each dev list."""
         self.student.eval()
         figures: Metrics = {}
         for name, rows in self.dev.items():
@@ -261,7 +275,8 @@ class EncoderTrainer:
             frames, frame_lengths = self.student.acoustic(mel.to(self.device), mel_lengths.to(self.device))
             imitated = self.student.imitated(frames)
             if self.cache is not None:
-                error = self.student.teacher_loss(imitated, self.cache.batch(rows)[0].to(self.device), frame_lengths)
+                teacher_frames = self.cache.batch(rows)[0].to(self.device)
+                error = self.student.teacher_loss(imitated, teacher_frames, frame_lengths)
                 figures[f"teacher_{name}"] = round(float(error), 4)
             if self.reader is not None:
                 references, texts = [u.text for u in rows], self.reader.drafts(imitated, frame_lengths)

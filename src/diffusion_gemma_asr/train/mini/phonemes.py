@@ -1,4 +1,4 @@
-"""Which phoneme is spoken when, in synthetic speech."""
+"""Phoneme labels of encoder frames, for synthetic speech."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor
 from ...data.manifest import Utterance
 from ...errors import DataError
 
-FRAME_S = 0.02
+FRAME_S = 0.02  # of an encoder frame
 
 
 class PhonemeTimes:
-    """Times of phonemes from the phonemes.jsonl of synthetic corpora (data/synthetic/synth.py).
+    """The times of phonemes in synthetic corpora.
 
     Args:
-        files: of the corpora.
+        files: phonemes.jsonl of each corpus (data/synthetic/synth.py).
 
     Attributes:
-        symbols: all that occur, sorted: their order, and so the classes of a phoneme head, depends on the data alone.
+        symbols: all phonemes of the corpora, sorted; the classes of a phoneme head.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -42,7 +42,15 @@ class PhonemeTimes:
         self._index = {symbol: i for i, symbol in enumerate(self.symbols)}
 
     def frames(self, utterance: Utterance, count: int) -> Tensor:
-        """(count,) index of the phoneme at the middle of each 20 ms frame; -100 between phonemes or where none is known."""
+        """Labels of an utterance's frames.
+
+        Args:
+            utterance: of any corpus.
+            count: number of 20 ms frames.
+
+        Returns:
+            (count,) index of the phoneme in the middle of each frame; -100 if there is none, or it is unknown.
+        """
         labels = torch.full((count,), -100)
         for symbol, start, end in self._spans.get(utterance.audio_filepath, ()):
             labels[max(0, round(start / FRAME_S)) : round(end / FRAME_S)] = self._index[symbol]

@@ -1,8 +1,8 @@
-"""The stage `reading`: the backbone learns to read what the projector writes, then it is frozen for good.
+"""The stage `reading`: trains a small backbone together with the projector, so that it learns to read audio tokens.
 
-DiffusionGemma has read so much that LoRA can teach it to read audio tokens. A backbone of a few million parameters that has
-only seen imitations of them cannot learn it so (docs/training.md has figures). Here all its weights, the head among
-them, learn together with the projector, by the adapter's three losses on the frozen encoder's frames.
+LoRA is enough to teach DiffusionGemma audio tokens, but not a backbone of a few million parameters that has only been
+trained on imitated ones (figures in docs/training.md). Here all weights of the backbone, including its head, are trained by
+the adapter's three losses on the frozen encoder's frames; later stages freeze it.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from .text import save_backbone
 
 
 def readers(model: DiffusionGemmaASR) -> dict[str, nn.Parameter]:
-    """Every weight of the projector and of the backbone, but for its vision tower, by name and ready to train."""
-    chosen = {
+    """Unfreezes projector and backbone, without its vision tower; returns their parameters by name."""
+    parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
         if name.startswith(("projector.", "backbone.")) and "vision" not in name
     }
-    for parameter in chosen.values():
+    for parameter in parameters.values():
         parameter.requires_grad_(True)
-    return chosen
+    return parameters
 
 
 def train_reading(recipe: Recipe, folder: Path, device: torch.device) -> Path:
-    """Trains backbone and projector, resuming what a killed run left.
+    """Trains backbone and projector, resuming an interrupted run.
 
     Args:
-        recipe: its LoRA is left out.
-        folder: of the run; gets log.jsonl, state.pt, frames/, the backbone, in the real layout, in backbone/, and the
-            projector, as an adapter without LoRA, in projector/.
-        device: where to compute.
+        recipe: its LoRA settings are ignored.
+        folder: of the run; gets log.jsonl, state.pt, frames/, backbone/ in DiffusionGemma's layout, and projector/, an
+            adapter without LoRA.
+        device: to compute on.
 
     Returns:
         the backbone's folder.
 
     Raises:
-        AsrError: a part, a list or a saved state cannot be used.
+        AsrError: a model part, a data list or a saved state cannot be used.
     """
     model = build_model(recipe, device, compute_dtype(recipe.train.dtype, device), lora=False)
-    model.backbone.float()  # it learns
+    model.backbone.float()  # trained weights are float32
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from, projector_alone=True)
     trainer = AdapterTrainer(recipe, model, folder)

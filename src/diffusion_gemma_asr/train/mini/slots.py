@@ -1,8 +1,8 @@
-"""Imitated audio tokens: what a CTC-trained projector writes into the slots, made from text alone.
+"""Imitated audio tokens: text corrupted to resemble the output of a CTC-trained projector.
 
-A projector trained by CTC through lm_head turns sound into rows that resemble token embeddings: some tokens twice,
-blanks between them, now and then a wrong one, none or one too many, and all of them blurred. A backbone that has
-learnt to read such slots has the skill that the adapter later builds on.
+A projector trained by CTC through lm_head maps sound to vectors that resemble token embeddings: repeated tokens, blanks
+between them, some substitutions, deletions and insertions, and noise on all. A backbone pretrained to read these is
+prepared for real audio tokens.
 """
 
 from __future__ import annotations
@@ -18,25 +18,36 @@ from torch.nn import functional as F
 
 from ...errors import AsrError
 
-REPEATS = ((1, 0.68), (2, 0.27), (3, 0.05))  # slots that show one token
-BLANKS = ((0, 0.45), (1, 0.3), (2, 0.15), (3, 0.07), (5, 0.03))  # blanks behind it
+REPEATS = ((1, 0.68), (2, 0.27), (3, 0.05))  # (slots of a token, probability)
+BLANKS = ((0, 0.45), (1, 0.3), (2, 0.15), (3, 0.07), (5, 0.03))  # (blanks behind a token, probability)
 
 
 @dataclass(frozen=True)
 class SlotNoise:
-    """Largest levels; each example draws its own, uniformly from 0. `spread` is a plain probability."""
+    """Levels of noise. All but `spread` are upper limits: each example draws its level uniformly from 0."""
 
-    spread: float = 1.0  # probability that a token takes as many slots, blanks included, as in speech, not one
-    wrong: float = 0.3  # probability a token
-    missing: float = 0.1  # probability a token
-    extra: float = 0.1  # probability a token
-    blur: float = 0.6  # share of another token mixed into a slot
-    gaussian: float = 0.7  # noise relative to the slot's size
+    spread: float = 1.0  # probability that a token has repeats and blanks as in speech, instead of one slot
+    wrong: float = 0.3  # probability of substituting a token
+    missing: float = 0.1  # probability of deleting a token
+    extra: float = 0.1  # probability of an insertion behind a token
+    blur: float = 0.6  # share of another token's embedding in a slot
+    gaussian: float = 0.7  # standard deviation of noise, relative to a slot's root mean square
 
 
 def lookalikes(tokens: Sequence[str], first: int, count: int = 8) -> np.ndarray:
-    """(V, count) ids of the most similarly spelled tokens of each token, drawn among equals by a fixed seed; ids below
-    `first` are special and never chosen."""
+    """The most similarly spelled tokens of each token; ties are broken at random with a fixed seed.
+
+    Args:
+        tokens: spellings of the vocabulary, in order of their ids.
+        first: lowest id of an ordinary token; lower ones are special and never chosen.
+        count: similar tokens for each token.
+
+    Returns:
+        (V, count) ids.
+
+    Raises:
+        AsrError: rapidfuzz is not installed.
+    """
     try:
         from rapidfuzz import fuzz, process  # only the small models' backbone needs it
     except ModuleNotFoundError:
@@ -44,7 +55,7 @@ def lookalikes(tokens: Sequence[str], first: int, count: int = 8) -> np.ndarray:
     names = list(tokens[first:])
     similarity = process.cdist(names, names, scorer=fuzz.ratio, dtype=np.uint8)
     distance = np.random.default_rng(0).integers(0, 64, similarity.shape, dtype=np.int16) - 64 * similarity.astype(np.int16)
-    np.fill_diagonal(distance, 64)  # farther than any other
+    np.fill_diagonal(distance, 64)  # larger than any other: no token is similar to itself
     nearest = np.argpartition(distance, count, axis=1)[:, :count] + first
     special = np.tile(np.arange(first, first + count), (first, 1))
     return np.concatenate([special, nearest])
@@ -53,17 +64,17 @@ def lookalikes(tokens: Sequence[str], first: int, count: int = 8) -> np.ndarray:
 def imitate(
     target: Sequence[int], similar: np.ndarray, blank: int, noise: SlotNoise, rng: random.Random
 ) -> tuple[list[int], list[int], float, float]:
-    """Spreads a transcript over slots as CTC would, with errors.
+    """Draws a CTC path of a transcript, with errors.
 
     Args:
         target: token ids of the transcript.
-        similar: from `lookalikes`.
-        blank: the CTC blank, the pad token.
-        noise: largest levels.
+        similar: (V, count), see `lookalikes`.
+        blank: id of the CTC blank, the pad token.
+        noise: upper limits of the levels.
         rng: of all draws.
 
     Returns:
-        ids of the slots; ids of the tokens blurred into them; the example's blur and gaussian levels.
+        token ids of the slots; token ids to blur into them; the example's blur level and gaussian level.
     """
     wrong, missing, extra = (rng.uniform(0, level) for level in (noise.wrong, noise.missing, noise.extra))
 
@@ -77,7 +88,7 @@ def imitate(
             continue
         shown = other(token) if rng.random() < wrong else token
         if slots and slots[-1] == shown:
-            slots.append(blank)  # CTC reads equal neighbours as one
+            slots.append(blank)  # CTC merges equal neighbours
         spread = rng.random() < noise.spread
         slots += [shown] * (_draw(REPEATS, rng) if spread else 1)
         slots += [blank] * (_draw(BLANKS, rng) if spread else 0)
@@ -89,21 +100,24 @@ def imitate(
 
 
 def collapsed(slots: Sequence[int], blank: int) -> list[int]:
-    """What CTC reads in slots: equal neighbours as one, blanks dropped."""
+    """Collapses a CTC path: merges equal neighbours, then drops blanks."""
     return [token for i, token in enumerate(slots) if token != blank and (i == 0 or slots[i - 1] != token)]
 
 
 def _draw(table: Sequence[tuple[int, float]], rng: random.Random) -> int:
+    """Samples a value from (value, probability) pairs."""
     return rng.choices([value for value, _ in table], [weight for _, weight in table])[0]
 
 
 def slot_rows(shown: Tensor, mixed: Tensor, blur: Tensor, gaussian: Tensor, scale: float) -> Tensor:
-    """Blurs token rows into slots of one size, as the projector's output is normalised.
+    """Mixes embeddings and noise into imitated audio tokens, normalised as the projector's output is.
 
     Args:
-        shown, mixed: (N, H) embeddings of the slots' tokens and of those blurred into them.
-        blur, gaussian: (N, 1) levels; each slot draws its share of another token up to its blur level.
-        scale: root mean square of one component.
+        shown: (N, H) embeddings of the slots' tokens.
+        mixed: (N, H) embeddings to blur into them.
+        blur: (N, 1) levels; the share of `mixed` is uniform from 0 to the level.
+        gaussian: (N, 1) levels of noise.
+        scale: root mean square of the result's components.
 
     Returns:
         (N, H).

@@ -1,4 +1,4 @@
-"""A small Whisper encoder that learns, what reads its frames while it does, and its files."""
+"""The student of the stage `encoder`: a small Whisper encoder, the heads on its frames, and their files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ...model.lengths import length_mask
 from ...model.projector import AudioProjector
 from ..loop import load_weights
 
-HEADS = "heads.safetensors"  # what maps frames to the teacher's and to phonemes
+HEADS = "heads.safetensors"  # linear maps to the teacher's frames and to phonemes
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Student(nn.Module):
 
     Args:
         acoustic: the encoder.
-        phonemes: classes of the phoneme head.
-        deviations: (teacher width,) standard deviation of each component of the teacher's frames: an error counts in these.
-            None where there is no teacher.
+        phonemes: number of classes of the phoneme head.
+        deviations: (teacher width,) standard deviations of the components of the teacher's frames, the unit of the teacher
+            loss; None without a teacher.
     """
 
     deviations: Tensor | None
@@ -57,15 +57,20 @@ class Student(nn.Module):
         self.register_buffer("deviations", deviations)
 
     def imitated(self, frames: Tensor) -> Tensor:
-        """Frames (B, F, width) as the projector takes them: like the teacher's (B, F, teacher width), if there is one."""
+        """The projector's input from the student's frames (B, F, width).
+
+        Returns:
+            (B, F, teacher width), the estimate of the teacher's frames; without a teacher the frames unchanged.
+        """
         return frames if self.teacher_head is None else self.teacher_head(frames)
 
     def teacher_loss(self, imitated: Tensor, wanted: Tensor, lengths: Tensor) -> Tensor:
-        """Mean squared error a component in squared deviations: 1 is what a constant guess costs.
+        """Mean squared error of standardised components; the loss of a constant guess is 1.
 
         Args:
-            imitated, wanted: (B, F, teacher width).
-            lengths: (B,) frames in use.
+            imitated: (B, F, teacher width), see `imitated`.
+            wanted: (B, F, teacher width), the teacher's frames.
+            lengths: (B,) frames without padding.
         """
         assert self.deviations is not None
         inside = length_mask(lengths, wanted.shape[1])  # (B, F)
@@ -73,18 +78,22 @@ class Student(nn.Module):
 
 
 def phoneme_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy a frame of scores (B, F, classes); frames whose label in (B, F) is -100 do not count, and without others
-    it is 0."""
+    """Mean cross-entropy of the labelled frames; 0 if there are none.
+
+    Args:
+        scores: (B, F, classes) logits.
+        labels: (B, F) long, -100 for unlabelled frames.
+    """
     known = labels >= 0
     return F.cross_entropy(scores.float()[known], labels[known]) if known.any() else scores.new_zeros(())
 
 
 class CtcReader(nn.Module):
-    """A projector that reads the teacher's frames, or the student's own, and the frozen head that spells its slots.
+    """A CTC decoder of frames: a trainable projector and the backbone's frozen output head.
 
     Args:
-        projector: learns on.
-        backbone: whose head it is.
+        projector: of the teacher's or the student's frames.
+        backbone: its head is copied.
         tokenizer: the backbone's.
     """
 
@@ -97,11 +106,17 @@ class CtcReader(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The backbone's."""
+        """The backbone's output head."""
         return Head(self.weight, self.softcap)
 
     def ctc_loss(self, frames: Tensor, lengths: Tensor, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """CTC loss a token of frames (B, F, width)."""
+        """CTC loss per token.
+
+        Args:
+            frames: (B, F, width).
+            lengths: (B,) frames without padding.
+            tokens: ids of each transcript.
+        """
         slots, slot_lengths = self.projector(frames, lengths)
         targets = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in tokens], batch_first=True).to(slots.device)
         counts = torch.tensor([len(row) for row in tokens], device=slots.device)
@@ -109,20 +124,20 @@ class CtcReader(nn.Module):
             return ctc_loss(self.head, slots.float(), targets, slot_lengths, counts, self.tokenizer.pad_token_id)
 
     def drafts(self, frames: Tensor, lengths: Tensor) -> list[str]:
-        """Greedy transcripts."""
+        """Greedy CTC transcripts of frames (B, F, width) with lengths (B,)."""
         encoded = Encoded(frames, lengths, *self.projector(frames, lengths))
         drafts = GreedyCtc(self.head, self.tokenizer.pad_token_id).drafts(encoded)
         return [self.tokenizer.decode([token.id for token in draft], skip_special_tokens=True) for draft in drafts]
 
 
 def stretched(labels: Tensor, count: int) -> Tensor:
-    """(count,) labels of frames at another tempo, from those (n,) of the frames as they were."""
+    """Resamples frame labels (n,) to `count` frames, by nearest neighbour."""
     return labels[(torch.arange(count) * len(labels) // max(1, count)).clamp(max=len(labels) - 1)]
 
 
 @torch.no_grad()
 def folded(projector: AudioProjector, head: nn.Linear) -> AudioProjector:
-    """The projector that does with a frame x what `projector` does with head(x)."""
+    """Folds a linear map without bias into a projector's first convolution: the result(x) = projector(head(x))."""
     wide = copy.deepcopy(projector)
     wide.conv1.in_channels = head.in_features
     weight = torch.einsum("oik,ij->ojk", projector.conv1.weight, head.weight)
@@ -132,21 +147,25 @@ def folded(projector: AudioProjector, head: nn.Linear) -> AudioProjector:
 
 @torch.no_grad()
 def go_on(student: Student, folder: Path) -> None:
-    """Takes the encoder of `folder`, and the heads where it holds some that fit.
+    """Initialises a student from an earlier run: the encoder, and heads whose shapes match.
 
-    Layers that the encoder there lacks begin as identities: what they add to their input is zero.
+    The student may have more layers than the saved encoder; these start as identities, their residual branches zero.
+
+    Args:
+        student: is overwritten.
+        folder: of the earlier run.
 
     Raises:
-        CheckpointError: the encoder cannot be read, is of another width, or has more layers.
+        CheckpointError: the encoder cannot be read, is of another width, or has more layers than the student.
     """
     old = dict(load_encoder(EncoderConfig(str(folder / "encoder"))).encoder.named_parameters())
     new = dict(student.acoustic.encoder.named_parameters())
-    there = {name.split(".")[1] for name in old if name.startswith("layers.")}
-    grown = {name for name in new if name.startswith("layers.") and name.split(".")[1] not in there}
-    for name in grown:
+    old_layers = {name.split(".")[1] for name in old if name.startswith("layers.")}
+    added = {name for name in new if name.startswith("layers.") and name.split(".")[1] not in old_layers}
+    for name in added:
         if name.split(".")[-2] in ("out_proj", "fc2"):
             new[name].zero_()
-    load_weights({name: p for name, p in new.items() if name not in grown}, old, folder)
+    load_weights({name: p for name, p in new.items() if name not in added}, old, folder)
     if (folder / HEADS).is_file():
         heads = {name: p for name, p in student.named_parameters() if "head" in name}
         saved = {name: value for name, value in load_file(folder / HEADS).items() if name in heads}
@@ -155,7 +174,7 @@ def go_on(student: Student, folder: Path) -> None:
 
 
 def whisper_config(tokenizer: PreTrainedTokenizerBase, shape: EncoderShape) -> WhisperConfig:
-    """A Whisper configuration with a small encoder; its decoder, which the layout demands, is neither trained nor saved."""
+    """A Whisper configuration with a small encoder; the decoder that it requires is neither trained nor saved."""
     sizes = asdict(shape)
     return WhisperConfig(
         vocab_size=len(tokenizer),
@@ -172,7 +191,7 @@ def whisper_config(tokenizer: PreTrainedTokenizerBase, shape: EncoderShape) -> W
 
 
 def save_encoder(acoustic: AcousticEncoder, folder: Path) -> None:
-    """Writes an encoder alone, in float16, in Whisper's layout (`model.encoder.*` keys)."""
+    """Writes an encoder, without a decoder, in float16 and Whisper's layout (`model.encoder.*` keys)."""
     state = {f"model.encoder.{name}": value.half().cpu() for name, value in acoustic.encoder.state_dict().items()}
     shell = WhisperForConditionalGeneration(acoustic.encoder.config)
     shell.save_pretrained(folder, state_dict=state)
@@ -180,6 +199,6 @@ def save_encoder(acoustic: AcousticEncoder, folder: Path) -> None:
 
 
 def save_heads(student: Student, folder: Path) -> None:
-    """Writes the heads, for a later run that goes on with them."""
+    """Writes the heads to `folder`, for `go_on`."""
     heads = {name: value for name, value in student.state_dict().items() if "head" in name}
     save_file({name: value.cpu().contiguous() for name, value in heads.items()}, folder / HEADS)

@@ -1,10 +1,9 @@
-"""The stage `backbone`: a small DiffusionGemma, trained from nothing on text.
+"""The stage `backbone`: pretrains a small DiffusionGemma on text, with imitated audio tokens.
 
-It learns to read: every prompt holds a sentence as imitated audio tokens (slots.py), the clean sentence is the
-transcript on the canvas and, for the autoregressive loss, behind the prompt. A share of the prompts holds no sentence
-at all, which keeps the backbone a language model. Languages are mixed by a temperature, and some prompts do not name
-theirs. Training begins with clean slots and many sentences of random tokens, where nothing but reading helps; once it can
-read, the slots grow noisy and real sentences take over.
+The prompt has a sentence as imitated audio tokens (slots.py); the clean sentence is the target, on the canvas and, for the
+autoregressive loss, behind the prompt. A share of the batches has noise in place of the audio tokens, to train a language
+model. Languages are sampled by a temperature, and some prompts do not name the language. A curriculum starts with clean
+audio tokens of random sentences, which cannot be guessed from context, and moves to noisy ones of real sentences.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ from .backbone_config import BackboneShape, small_config
 from .slots import SlotNoise, collapsed, imitate, lookalikes, slot_rows
 from .tokenizer import FIRST_WORD_TOKEN, kept_sentences, read_sentences
 
-# So small a denoiser is sure of little, and what it draws at the real one's temperatures is mostly wrong (80 monitor
-# sentences, 8 steps from the draft: WER 51 % so, 62 % at 0.8 to 0.4 with a bound of 0.1).
+# A small denoiser has high entropy, so samples at DiffusionGemma's temperatures are mostly wrong: 8 steps from the draft of
+# 80 dev sentences give 51 % WER with these options, 62 % with t_max 0.8, t_min 0.4 and a bound of 0.1.
 NEARLY_GREEDY = DenoiseOptions(steps=8, entropy_bound=10.0, t_max=0.2, t_min=0.1)
-NOISE_ALONE = 9.0  # a level of gaussian noise at which nothing of a token is left
+NOISE_ALONE = 9.0  # a level of gaussian noise that hides the token
 MARGIN = 8  # canvases are up to this many tokens longer than the longest transcript
 
 
@@ -49,40 +48,39 @@ MARGIN = 8  # canvases are up to this many tokens longer than the longest transc
 class Curriculum:
     """From clean slots and random tokens to noisy slots and real sentences."""
 
-    clean: int  # steps of clean slots and random tokens
-    until: int  # step from which on all is noisy and real
+    clean: int  # first steps, with clean slots and random tokens alone
+    until: int  # step from which slots have full noise, and all sentences are real
 
     def __post_init__(self) -> None:
         require(0 <= self.clean < self.until, "curriculum.clean", self.clean, "at least 0 and below curriculum.until")
 
     def level(self, step: int) -> float:
-        """0 for the first `clean` steps, then linearly up to 1 at step `until`: noise of the slots, share of real
-        sentences."""
+        """Factor on the noise of slots, and share of real sentences: 0 up to `clean`, then linear to 1 at `until`."""
         return min(1.0, max(0.0, (step - self.clean) / (self.until - self.clean)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneTrain(LoopOptions):
-    """The loop's options, and what batches hold."""
+    """The loop's options, and the content of batches."""
 
-    batch_size: int  # sentences in a batch, at most
-    batch_tokens: int  # and transcript tokens, padding included
-    noise_only: float = 0.0  # share of the batches whose prompts hold one slot each, of noise: language without sound
-    unnamed: float = 0.0  # share of the prompts that do not name the language
-    unroll_from: int = 0  # step from which losses.unroll counts
+    batch_size: int  # sentences in a batch at most
+    batch_tokens: int  # transcript tokens in a batch at most, padding included
+    noise_only: float = 0.0  # share of batches whose prompts have a single slot of noise, to train a language model
+    unnamed: float = 0.0  # share of prompts that do not name the language
+    unroll_from: int = 0  # first step with losses.unroll
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Sentences to train on and to judge by."""
+    """Training and dev sentences."""
 
-    text: tuple[Path, ...]  # files CODE.txt with a sentence of that language a line, and manifests
-    dev: dict[str, Path]  # such a file of each language
-    dev_count: int  # sentences of each that are read to judge the run
+    text: tuple[Path, ...]  # files CODE.txt with a sentence of that language per line, or manifests
+    dev: dict[str, Path]  # such a file by language code, for evaluation
+    dev_count: int  # sentences of each language to evaluate on
     max_tokens: int  # of a transcript; longer sentences are left out
     exclude: tuple[Path, ...] = ()  # such files, whose sentences are left out
-    temperature: float = 1.0  # T: a language's share is its sentences ** (1 / T)
-    joined: float = 0.0  # share of the sentences that go on with those behind them
+    temperature: float = 1.0  # T: a language's sampling weight is its sentences ** (1 / T)
+    joined: float = 0.0  # share of the sentences that are joined with following ones
 
 
 @dataclass(frozen=True)
@@ -106,12 +104,12 @@ class BackboneRecipe:
 
 
 class Reader:
-    """Makes prompts with imitated audio tokens out of sentences.
+    """Builds batches of prompts with imitated audio tokens.
 
     Args:
-        backbone: whose embeddings are imitated.
+        backbone: its token embeddings are imitated.
         prompts: of its tokenizer.
-        noise: largest levels.
+        noise: upper limits of the levels.
     """
 
     def __init__(self, backbone: Backbone, prompts: PromptBuilder, noise: SlotNoise):
@@ -129,19 +127,19 @@ class Reader:
         level: float = 1.0,
         unnamed: float = 0.0,
     ) -> tuple[Tensor, TextBatch, EditCanvases]:
-        """Sentences as the backbone is to read them.
+        """Builds a batch.
 
         Args:
-            targets: of each row, as `PromptBuilder.target` gives them.
-            languages: of each row.
-            rng: of all draws but those of torch.
+            targets: transcript and end of turn of each row, see `PromptBuilder.target`.
+            languages: code of each row.
+            rng: of all draws but torch's.
             margin: canvas positions beyond the longest target.
-            noise_only: share of the batches whose rows have one slot each, of noise: their prompts are short, and cost half.
+            noise_only: probability that all rows have a single slot of noise; such a batch takes half the time.
             level: factor on the noise of the slots.
-            unnamed: share of the rows whose prompt does not name the language; see `text_batch`.
+            unnamed: share of rows whose prompt does not name the language; see `text_batch`.
 
         Returns:
-            embeddings (B, P, H) with filled slots, their batch, and canvases that hold what the slots spell; all on the
+            embeddings (B, P, H) with filled slots, the batch, and canvases with the collapsed slots as drafts; all on the
             backbone's device.
         """
         special, device = self.prompts.special, self.backbone.device
@@ -170,12 +168,12 @@ class Reader:
 
 
 def new_backbone(config: DiffusionGemmaConfig) -> Backbone:
-    """A backbone with random weights that is ready to learn."""
+    """A backbone with random weights, initialised for training."""
     backbone = Backbone.from_config(config)
-    # Token 0 stands for "no token" in the slots; the library's zero row would have no direction.
+    # The pad token is the blank of the slots; the library initialises its embedding to zero, which has no direction.
     torch.nn.init.normal_(backbone.lm_head_weight.data[config.text_config.pad_token_id], std=backbone.hidden_size**-0.5)
     for name, parameter in backbone.named_parameters():
-        # Queries and keys are normalised and not divided by sqrt(head_dim): at 1 these gains would start attention
+        # Queries and keys are normalised and not divided by sqrt(head_dim): with gains of 1 attention would start almost
         # one-hot.
         if name.endswith(("q_norm.weight", "k_norm.weight")) and "vision" not in name:
             torch.nn.init.constant_(parameter, parameter.numel() ** -0.25)
@@ -184,49 +182,58 @@ def new_backbone(config: DiffusionGemmaConfig) -> Backbone:
 
 @torch.no_grad()
 def warm_start(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> int:
-    """Takes the weights of a backbone of the same shape that may have another tokenizer.
+    """Initialises a backbone from another one of the same shape, whose tokenizer may differ.
 
-    Tokens that both spell alike keep their rows; the others start in a random direction, as long as the old ones are.
+    Tokens in both vocabularies keep their embeddings; new ones get random embeddings of the mean length of the old ones.
 
     Args:
-        backbone: gets the weights.
-        tokenizer: its own.
-        folder: of the old backbone and its tokenizer.
+        backbone: is overwritten.
+        tokenizer: of `backbone`.
+        folder: of the other backbone and its tokenizer.
 
     Returns:
-        how many tokens kept their rows.
+        number of tokens in both vocabularies.
 
     Raises:
-        CheckpointError: the folder holds no backbone, or one of another shape.
+        CheckpointError: the folder has no backbone, or one of another shape.
     """
     source = BackboneConfig(str(folder))
     old = dict(load_backbone(source).named_parameters())
     old_ids = load_tokenizer(source).get_vocab()
-    rows = next(name for name in old if name.endswith("embed_tokens.weight"))
+    table = next(name for name in old if name.endswith("embed_tokens.weight"))
     parameters = dict(backbone.named_parameters())
-    load_weights({n: p for n, p in parameters.items() if n != rows}, {n: p for n, p in old.items() if n != rows}, folder)
+    load_weights({n: p for n, p in parameters.items() if n != table}, {n: p for n, p in old.items() if n != table}, folder)
     shared = [(new, old_ids[token]) for token, new in tokenizer.get_vocab().items() if token in old_ids]
-    length = old[rows].norm(dim=1).mean()
-    fresh = torch.nn.functional.normalize(torch.randn_like(parameters[rows]), dim=1) * length
-    here, there = (torch.tensor(ids) for ids in zip(*shared, strict=True))
-    fresh[here] = old[rows][there]
-    parameters[rows].copy_(fresh)
+    length = old[table].norm(dim=1).mean()
+    embeddings = torch.nn.functional.normalize(torch.randn_like(parameters[table]), dim=1) * length  # (V, H)
+    new_rows, old_rows = (torch.tensor(ids) for ids in zip(*shared, strict=True))
+    embeddings[new_rows] = old[table][old_rows]
+    parameters[table].copy_(embeddings)
     return len(shared)
 
 
 def scrambled(target: list[int], vocabulary: int, rng: random.Random) -> list[int]:
-    """A target of as many random word tokens, with the same end."""
+    """Replaces the tokens of a target, except its end, by random ordinary ones."""
     return [*(rng.randrange(FIRST_WORD_TOKEN, vocabulary) for _ in target[:-1]), target[-1]]
 
 
 def joined(targets: Sequence[list[int]], share: float, most: int, rng: random.Random) -> list[list[int]]:
-    """Targets, of which a share goes on with those that follow it, up to a length drawn for each: people speak for longer
-    than a sentence."""
+    """Extends a share of the targets with following ones, since utterances may be longer than a sentence.
+
+    Args:
+        targets: sentences, each with its end of turn.
+        share: probability of extending a target, to a random length.
+        most: tokens of a result at most.
+        rng: of all draws.
+
+    Returns:
+        as many targets, in order.
+    """
     rows = []
     for first, target in enumerate(targets):
-        wanted, row = (rng.randint(1, most) if rng.random() < share else 0), target
+        length, row = (rng.randint(1, most) if rng.random() < share else 0), target
         for following in targets[first + 1 : first + 20]:
-            if len(row) >= wanted or len(row) + len(following) - 1 > most:
+            if len(row) >= length or len(row) + len(following) - 1 > most:
                 break
             row = [*row[:-1], *following]
         rows.append(row)
@@ -234,12 +241,12 @@ def joined(targets: Sequence[list[int]], share: float, most: int, rng: random.Ra
 
 
 def train_backbone(recipe: BackboneRecipe, folder: Path, device: torch.device) -> Path:
-    """Trains a backbone, resuming what a killed run left.
+    """Trains a backbone, resuming an interrupted run.
 
     Args:
         recipe: of the stage.
-        folder: of the run; gets log.jsonl, state.pt and backbone/, in the real layout.
-        device: where to compute.
+        folder: of the run; gets log.jsonl, state.pt and backbone/, in DiffusionGemma's layout.
+        device: to compute on.
 
     Returns:
         the backbone's folder.
@@ -257,7 +264,16 @@ def train_backbone(recipe: BackboneRecipe, folder: Path, device: torch.device) -
 
 
 class TextTrainer:
-    """The sentences of a recipe and what the loop asks of them: the loss of a step, and a judgement now and then."""
+    """The callbacks of the training loop for a backbone: the loss of a step, and evaluation.
+
+    Args:
+        recipe: of the stage.
+        device: to compute on.
+
+    Attributes:
+        reader: the backbone, and its batches.
+        settings: fingerprints of everything that the run depends on, by name.
+    """
 
     def __init__(self, recipe: BackboneRecipe, device: torch.device):
         self.recipe, self.console = recipe, Console(stderr=True, quiet=rank() > 0)
@@ -269,16 +285,16 @@ class TextTrainer:
         self.languages: list[str] = []
         sizes = []
         for code, lines in kept_sentences(data.text, data.exclude).items():
-            spelled = [prompts.target(line) for line in lines]
-            fitting = [target for target in spelled if len(target) <= data.max_tokens]
+            targets = [prompts.target(line) for line in lines]
+            fitting = [target for target in targets if len(target) <= data.max_tokens]
             self.targets += joined(fitting, data.joined, data.max_tokens, random.Random(train.seed))
             self.languages += [code] * len(fitting)
             sizes.append(len(fitting))
         torch.manual_seed(train.seed)
         backbone = new_backbone(small_config(tokenizer, recipe.shape))
         if recipe.start_from is not None:
-            kept = warm_start(backbone, tokenizer, recipe.start_from)
-            self.console.print(f"{kept} of {len(tokenizer)} tokens are those of {recipe.start_from}")
+            shared = warm_start(backbone, tokenizer, recipe.start_from)
+            self.console.print(f"{shared} of {len(tokenizer)} tokens are those of {recipe.start_from}")
         self.settings = fingerprint.of_recipe(recipe) | {
             "data": fingerprint.of_lines(map(str, self.targets)),
             "start_from": "nothing" if recipe.start_from is None else fingerprint.of_tensors(backbone.state_dict()),
@@ -306,7 +322,7 @@ class TextTrainer:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Metrics:
-        """Error rates of sentences read from imitated slots, in each language."""
+        """Error rates on imitated audio tokens of the dev sentences, in each language."""
         self.reader.backbone.eval()
         figures: Metrics = {}
         for code, sentences in self.dev.items():
@@ -320,10 +336,16 @@ class TextTrainer:
 
 @torch.no_grad()
 def read_back(reader: Reader, sentences: list[str], language: str) -> dict[str, list[str]]:
-    """Sentences read from imitated slots.
+    """Transcribes imitated audio tokens of sentences.
+
+    Args:
+        reader: the backbone, and its batches.
+        sentences: plain text.
+        language: code of all sentences.
 
     Returns:
-        of_slots: what the slots show; 8_steps, 8_steps_from_slots: 8 denoising steps from noise, and from what they show.
+        a text for each sentence, by method; of_slots: collapsed slots; 8_steps: 8 denoising steps from noise;
+        8_steps_from_slots: 8 denoising steps from the collapsed slots.
     """
     backbone, prompts = reader.backbone, reader.prompts
     torch.manual_seed(1)
@@ -332,7 +354,7 @@ def read_back(reader: Reader, sentences: list[str], language: str) -> dict[str, 
         return prompts.tokenizer.decode(tokens, skip_special_tokens=True)
 
     texts: dict[str, list[str]] = {"of_slots": [], "8_steps": [], "8_steps_from_slots": []}
-    for i, sentence in enumerate(sentences):  # one by one: each row with the seed of its slots
+    for i, sentence in enumerate(sentences):  # not batched, since each has a seed
         target = prompts.target(sentence)
         shown = imitate(target[:-1], reader.similar, prompts.special["pad"], reader.noise, random.Random(i))[0]
         texts["of_slots"].append(text(collapsed(shown, prompts.special["pad"])))
@@ -348,7 +370,7 @@ def read_back(reader: Reader, sentences: list[str], language: str) -> dict[str, 
 
 
 def save_backbone(backbone: Backbone, prompts: PromptBuilder, folder: Path) -> None:
-    """Writes weights (float16), tokenizer and generation settings as google/diffusiongemma-26B-A4B-it lays them out."""
+    """Writes weights (float16), tokenizer and generation settings in the layout of google/diffusiongemma-26B-A4B-it."""
     model = backbone.model
     model.generation_config = DiffusionGemmaGenerationConfig(
         max_new_tokens=64,

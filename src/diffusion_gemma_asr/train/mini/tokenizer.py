@@ -1,7 +1,7 @@
-"""A small Gemma-like tokenizer: byte-pair encoding over words with a leading space mark, bytes for everything else.
+"""The stage `tokenizer`: a small Gemma-like tokenizer, byte-pair encoding of words with a leading space mark.
 
-Languages count alike, however much text there is of each: the words of all are weighed so that their bytes come to the same
-number. In Mandarin, which has no spaces, each character is a token: longer ones are rare in speech.
+Characters without a token are encoded as bytes. Word counts are scaled so that all languages have equally many bytes,
+however much text there is of each. In Mandarin, which has no spaces, each character is a token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ...strict import require
 from ..workers import rank, wait_for_all
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-FIRST_WORD_TOKEN = len(SPECIAL_TOKENS) + 1 + len(BYTES)  # behind the special tokens, <unk> and the bytes
+FIRST_WORD_TOKEN = len(SPECIAL_TOKENS) + 1 + len(BYTES)  # lowest id of an ordinary token, after special, <unk> and bytes
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class TokenizerRecipe:
 
     stage: Literal["tokenizer"]
     name: str  # of the run's folder, which gets tokenizer.json
-    text: tuple[Path, ...]  # files CODE.txt with a sentence of that language a line, and manifests
+    text: tuple[Path, ...]  # files CODE.txt with a sentence of that language per line, or manifests
     vocab_size: int = 6144
-    alphabet: int = 2765  # single characters that get a token, the most frequent ones
+    alphabet: int = 2765  # number of single characters with a token, the most frequent ones
 
     def __post_init__(self) -> None:
         require(len(self.text) >= 1, "text", "an empty list", "a list of at least one")
@@ -44,10 +44,15 @@ class TokenizerRecipe:
 
 
 def train_tokenizer_stage(recipe: TokenizerRecipe, folder: Path, device: torch.device) -> Path:
-    """Does the stage, unless it is done; the device does not matter.
+    """Trains a tokenizer, unless `folder` has one.
+
+    Args:
+        recipe: of the stage.
+        folder: of the run; gets tokenizer.json.
+        device: ignored.
 
     Returns:
-        `folder`, which holds tokenizer.json.
+        `folder`.
 
     Raises:
         DataError: see `read_sentences`.
@@ -63,13 +68,16 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Trains a tokenizer and saves it as `tokenizer.json` in `folder`.
 
-    Ids 0 to 2 are pad, eos and bos as in Gemma, then the other special tokens and 256 bytes; the rest is learnt.
+    Ids 0 to 2 are pad, eos and bos as in Gemma, followed by the other special tokens, 256 bytes and the trained tokens.
 
     Args:
         sentences: plain text of each language, by its code.
-        vocab_size: tokens in all.
-        folder: made if missing.
-        alphabet: at most so many single characters, the most frequent ones, get a token.
+        vocab_size: total number of tokens.
+        folder: created if missing.
+        alphabet: number of single characters with a token at most, the most frequent ones.
+
+    Returns:
+        the tokenizer.
     """
     special = [*SPECIAL_TOKENS.values()]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
@@ -79,7 +87,7 @@ def train_tokenizer(
         vocab_size=vocab_size, special_tokens=[*special, "<unk>", *BYTES], show_progress=False, limit_alphabet=alphabet
     )
     tokenizer.train_from_iterator(_words(sentences), trainer)
-    # The trainer makes the bytes special tokens, which decoding skips: leave them ordinary tokens of the model.
+    # The trainer made the bytes special tokens, which decoding would skip: make them ordinary ones.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in BYTES]
     tokenizer = Tokenizer.from_str(json.dumps(state))
@@ -100,23 +108,31 @@ def train_tokenizer(
 
 
 def _words(sentences: Mapping[str, Iterable[str]]) -> Iterator[str]:
-    """Single words (the normaliser marks them): merges never cross words. The prompt and the codes of languages get tokens
-    of their own."""
+    """The training text as single words, so that merges do not cross words, weighted equally over languages.
+
+    Words of the prompt and language codes are added often enough to become single tokens.
+    """
     counts = {code: Counter(word for sentence in lines for word in sentence.split()) for code, lines in sentences.items()}
     sizes = {code: sum(len(word.encode()) * n for word, n in words.items()) for code, words in counts.items()}
     largest = max(sizes.values())
     total = 0
     for code, words in counts.items():
         for word, n in words.items():
-            weighed = max(1, round(n * largest / sizes[code]))
-            total += weighed
-            yield from [word] * weighed
+            repeats = max(1, round(n * largest / sizes[code]))
+            total += repeats
+            yield from [word] * repeats
     prompt = [word for language in (*LANGUAGES.values(), None) for word in instruction(language).split()]
     yield from [*prompt, *LANGUAGES] * (total // 2000)
 
 
 def read_sentences(files: Iterable[str | Path]) -> dict[str, list[str]]:
-    """Different plain sentences of each language, in order, from files CODE.txt with one a line and from manifests.
+    """Reads the sentences of each language, as plain text without duplicates, in order.
+
+    Args:
+        files: CODE.txt with a sentence per line, or manifests.
+
+    Returns:
+        sentences by language code.
 
     Raises:
         DataError: a file is neither, or a manifest cannot be read.
@@ -136,10 +152,14 @@ def read_sentences(files: Iterable[str | Path]) -> dict[str, list[str]]:
 
 
 def kept_sentences(files: Iterable[str | Path], exclude: Iterable[str | Path]) -> dict[str, list[str]]:
-    """What `read_sentences` finds in files, without what it finds in others.
+    """As `read_sentences`, without the sentences of other files.
+
+    Args:
+        files: see `read_sentences`.
+        exclude: files whose sentences are left out.
 
     Raises:
         DataError: see `read_sentences`.
     """
-    kept_out = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
-    return {code: [line for line in lines if line and line not in kept_out] for code, lines in read_sentences(files).items()}
+    excluded = {sentence for lines in read_sentences(exclude).values() for sentence in lines}
+    return {code: [line for line in lines if line and line not in excluded] for code, lines in read_sentences(files).items()}
