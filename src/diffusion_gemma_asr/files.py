@@ -10,6 +10,16 @@ from pathlib import Path
 from .errors import AsrError
 
 
+def _umask() -> int:
+    """What new files of this process must not allow; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+_MODE = 0o666 & ~_umask()  # of new files; some libraries write for the owner alone
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A path to write to that takes the place of `path` when the block ends, and vanishes where the block fails.
@@ -25,6 +35,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f".{start}.{os.getpid()}.part")
     try:
         yield part
+        if part.exists():
+            part.chmod(_MODE)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

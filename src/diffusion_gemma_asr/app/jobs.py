@@ -17,7 +17,7 @@ from ..errors import AsrError
 from ..strict import option
 from ..transcribe.recordings import TranscribeOptions
 from ..transcribe.results import Segment, Transcript, language_of
-from ..transcribe.writers import FORMATS
+from ..transcribe.writers import FORMATS, Format
 from .partial import Partial, rest
 
 STDIN = Path("-")
@@ -29,9 +29,7 @@ class OutputOptions:
 
     task: str = option("transcribe", "As openai/whisper has it; speech is not translated.", metavar="transcribe")
     output_dir: Path | None = option(None, "Write NAME.txt, NAME.srt, ... here.", names=["-o"], show_default="print")
-    output_format: Literal["txt", "vtt", "srt", "tsv", "json", "all"] = option(
-        "txt", "Text, subtitles, a table, a line of JSON, or all.", names=["-f"]
-    )
+    output_format: Format | Literal["all"] = option("txt", "Text, subtitles, a table, a line of JSON, or all.", names=["-f"])
     overwrite: bool = option(False, "Replace files in --output_dir; else those are left, and not done again.")
 
     def __post_init__(self) -> None:

@@ -48,8 +48,8 @@ def render_card(model: ModelConfig, card: ModelCard, trained_parameters: int) ->
     body = [
         f"# diffusion-gemma-asr: {model.name}",
         "",
-        "Speech recognition with a diffusion language model as the decoder. This repository holds the",
-        f"trained adapter alone ({trained_parameters:,} parameters); the frozen parts are loaded by name.",
+        "Speech recognition with a diffusion language model as the decoder. This checkpoint holds the",
+        f"trained adapter ({trained_parameters:,} parameters); the frozen parts are loaded by the names below.",
         "",
         f"- encoder, frozen: `{model.encoder.name}`{_at(model.encoder.revision)}",
         f"- backbone, frozen: `{model.backbone.name}`{_at(model.backbone.revision)}",

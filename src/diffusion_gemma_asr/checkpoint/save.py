@@ -13,6 +13,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from ..errors import CheckpointError, first_line
+from ..files import whole_file
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
 from ..model.model import DiffusionGemmaASR
 from ..model.packing import pack
@@ -66,7 +67,8 @@ def save_checkpoint(
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
             detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            save_file(pack(detached) if packed else detached, partial / ADAPTER, metadata={"format": "pt"})
+            with whole_file(partial / ADAPTER) as part:
+                save_file(pack(detached) if packed else detached, part, metadata={"format": "pt"})
             (partial / CARD).write_text(render_card(config, card or ModelCard(), trained), encoding="utf-8")
             write_config(config, partial)
             model.encoder.extractor.save_pretrained(partial)
@@ -97,7 +99,8 @@ def with_shapes(model: DiffusionGemmaASR) -> ModelConfig:
 def save_projector(projector: AudioProjector, folder: str | Path) -> None:
     """Writes a projector alone, as an adapter without LoRA that `load_adapter` takes; makes the folder if missing."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, Path(folder) / ADAPTER)
+    with whole_file(Path(folder) / ADAPTER) as part:
+        save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, part)
 
 
 def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:

@@ -8,7 +8,8 @@ The acceptance rule is that of Ben-Hamu et al., "Accelerated Sampling from Maske
 Bounded Unmasking" (arXiv 2505.24857). Schedule, self-conditioning, stop rule and the order of the draws are
 those of `DiffusionGemmaForBlockDiffusion.generate()` in transformers, which gives the same canvas step by
 step from the same weights and generator state, in float32 (in bfloat16 it rounds the self-conditioning logits
-first). Unlike it, this loop takes a prompt of embeddings and a canvas of any length.
+first). Unlike it, this loop takes a prompt of embeddings and a canvas of any length. What transcribes is
+`engine.Engine`, which makes the same steps; this is the readable account of them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,12 @@ def serve(settings: ServerSettings, host: str = "127.0.0.1", port: int = 8000) -
     steady_memory()
     sys.setswitchinterval(SWITCH_S)
     _allow_many_files()
-    server = _server(settings, host, port)
-    server.run()
-    if not server.started:
-        raise AsrError(f"the server did not start; is {host}:{port} in use? choose another --port")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise AsrError(f"{host}:{port} cannot be used ({error.strerror}); choose another --host or --port") from None
+    _server(settings, host, port).run(sockets=[listener])
 
 
 def _server(settings: ServerSettings, host: str, port: int) -> Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal, get_args
 
 from .results import Segment, Transcript
 from .subtitles import SubtitleOptions, srt, vtt
@@ -25,7 +26,8 @@ def to_json(transcript: Transcript, audio: str | None = None) -> str:
     return json.dumps(named | transcript.to_dict(), ensure_ascii=False) + "\n"
 
 
-FORMATS = ("txt", "vtt", "srt", "tsv", "json")
+Format = Literal["txt", "vtt", "srt", "tsv", "json"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def render(
