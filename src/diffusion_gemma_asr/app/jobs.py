@@ -29,7 +29,7 @@ class OutputOptions:
 
     task: str = option("transcribe", "As openai/whisper has it; speech is not translated.", metavar="transcribe")
     output_dir: Path | None = option(None, "Write NAME.txt, NAME.srt, ... here.", names=["-o"], show_default="print")
-    output_format: Format | Literal["all"] = option("txt", "Text, subtitles, a table, a line of JSON, or all.", names=["-f"])
+    output_format: Literal[Format, "all"] = option("txt", "Text, subtitles, a table, a line of JSON, or all.", names=["-f"])
     overwrite: bool = option(False, "Replace files in --output_dir; else those are left, and not done again.")
 
     def __post_init__(self) -> None:
