@@ -14,6 +14,7 @@ from typing import Any
 
 from ..audio.read import SAMPLE_RATE, duration_of, read_blocks
 from ..errors import AsrError, AudioError, DataError
+from ..files import whole_file
 from ..languages import language_code
 from .text import read_text
 
@@ -209,12 +210,10 @@ def write_manifest(path: str | Path, rows: Iterable[Utterance]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
+    with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for row in rows:
             fields = asdict(row)
             fields["audio_filepath"] = os.path.relpath(row.audio_filepath, path.parent)
             if not row.offset:
                 del fields["offset"]
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-    part.replace(path)
