@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import tiny_backbone
+from safetensors.torch import load_file
+from test_shard import changed, write_recipe
+from tiny_model import lively_lora, tiny_backbone
 from torch import Tensor, nn
 
+from diffusion_gemma_asr.checkpoint import quantization
 from diffusion_gemma_asr.checkpoint.parts import load_backbone
 from diffusion_gemma_asr.checkpoint.quantization import QUANTIZATIONS, Quantizer, find_quantizer, quantize_experts
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig
+from diffusion_gemma_asr.train.adapter import build_model
+from diffusion_gemma_asr.train.recipe import load_recipe
+from diffusion_gemma_asr.train.run import train_from_recipe
 
 
 class Halves(nn.Module):
@@ -63,6 +69,42 @@ def test_lora_trains_on_packed_experts(backbone_folder: Path) -> None:
     assert gradients and any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
+def lora_gradients(backbone: Backbone) -> tuple[dict[str, Tensor], int]:
+    """Gradients of LoRA, and how many of the tensors that the backward pass holds are as large as a layer's experts."""
+    large = min(p.numel() for experts in backbone.experts for p in experts.parameters())
+    held: set[int] = set()
+
+    def keep(saved: Tensor) -> Tensor:
+        held.update([saved.untyped_storage().data_ptr()] if saved.numel() >= large else [])
+        return saved
+
+    ids = torch.arange(8)[None]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        prefill, _ = backbone.prefill(backbone.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        loss = backbone.denoise_logits(ids, prefill).square().mean()
+    loss.backward()
+    return {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}, len(held)
+
+
+def test_the_backward_pass_unpacks_a_layer_at_a_time(backbone_folder: Path) -> None:
+    """The head's weight is as large as a layer's experts, and held either way."""
+    results = []
+    for recompute in (False, True):
+        backbone = tiny_backbone(backbone_folder)
+        quantize_experts(backbone.model, Quantizer("halves", halve), "cpu")
+        backbone.add_lora(rank=2)
+        lively_lora(backbone)
+        if recompute:
+            backbone.recompute_experts()
+        results.append(lora_gradients(backbone))
+    (plain, all_layers), (anew, few) = results
+    assert plain.keys() == anew.keys() and len(plain) > 40
+    assert all(torch.equal(anew[name], gradient) for name, gradient in plain.items())
+    layers = backbone.config.num_hidden_layers
+    assert all_layers >= 2 * 2 * layers - 2  # two stacks, two matrices; nothing asks for the last output of the encoder
+    assert few <= all_layers - (2 * 2 * layers - 2)
+
+
 @pytest.mark.parametrize(("name", "error_bound"), [("4", 0.12), ("8", 0.02)])
 @pytest.mark.parametrize("library", ["bitsandbytes", "torchao"])
 def test_packing_loses_little(backbone_folder: Path, library: str, name: str, error_bound: float) -> None:
@@ -92,6 +134,22 @@ def test_a_backbone_loads_packed_and_takes_lora_and_its_merge(backbone_folder: P
     before = logits(backbone)
     backbone.merge_lora()
     assert torch.allclose(logits(backbone), before, atol=1e-3)
+
+
+def test_a_recipe_trains_beside_packed_experts(
+    backbone_folder: Path, whisper_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(quantization._PACKERS, "bnb-4bit", ("torch", "torch", lambda _, weight, bits: halve(weight), 4))
+    recipe = changed(write_recipe(tmp_path, whisper_folder, backbone_folder), shard=None, quantization="bnb-4bit")
+    assert torch.half in {
+        p.dtype for experts in build_model(load_recipe(recipe)).backbone.experts for p in experts.parameters()
+    }
+    checkpoint = train_from_recipe(recipe, tmp_path / "run", "cpu")
+    matrices = {name: m for name, m in load_file(checkpoint / "adapter.safetensors").items() if "lora_B" in name}
+    assert matrices and all(bool(m.any()) for m in matrices.values())  # all began as zeros
+    assert not any("experts" in name for name in load_file(checkpoint / "adapter.safetensors"))
+    with pytest.raises(CheckpointError, match="other settings .*train.quantization was bnb-4bit, is None"):
+        train_from_recipe(changed(recipe, quantization=None), tmp_path / "run", "cpu")
 
 
 @pytest.mark.parametrize("name", QUANTIZATIONS)

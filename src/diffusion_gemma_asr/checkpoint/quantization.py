@@ -1,4 +1,4 @@
-"""4-bit and 8-bit backbones for inference: the experts' weights are stored small and unpacked layer by layer.
+"""4-bit and 8-bit backbones: the experts' weights are stored small and unpacked layer by layer.
 
 Of the real backbone's 25.8 billion parameters 88 % are expert matrices, fused into three-dimensional
 tensors. The usual switch (`quantization_config` in transformers) replaces `nn.Linear` modules alone and
@@ -60,8 +60,8 @@ def find_quantizer(name: str) -> Quantizer:
 def quantize_experts(model: nn.Module, quantizer: Quantizer, device: str | torch.device) -> None:
     """Pack every expert weight of a model in place, one tensor at a time on `device`.
 
-    Packed weights unpack in each forward pass. For training that is no gain: the backward pass would hold
-    the unpacked weights of all layers.
+    Packed weights unpack in each forward pass. To train LoRA beside them (as QLoRA does), call
+    `Backbone.recompute_experts` next: the backward pass would otherwise hold the unpacked weights of all layers.
 
     Args:
         model: on the CPU in its final dtype; experts are three-dimensional and named as in EXPERT_WEIGHTS.

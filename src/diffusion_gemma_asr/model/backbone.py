@@ -7,6 +7,7 @@ key/value cache; the decoder sees a canvas in both directions and reads that cac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature, unwrap
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaDecoderModel
 
@@ -188,6 +190,32 @@ class Backbone(nn.Module):
                 layer.merge()
                 parent, _, child = name.rpartition(".")
                 setattr(parents[parent], child, base)
+
+    # -- experts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def experts(self) -> list[nn.Module]:
+        """The experts of each layer."""
+        return [layer.experts for layer in self.model.model.decoder.layers]
+
+    def share_experts(self) -> list[nn.Module]:
+        """Gives both stacks the same modules as experts, and returns these, one a layer.
+
+        As loaded, a layer's two modules hold one parameter: what then replaces the parameter in one of them alone would
+        untie the stacks without a word.
+        """
+        shared = self.experts
+        for layer, experts in zip(self.model.model.encoder.language_model.layers, shared, strict=True):
+            layer.experts = experts
+        return shared
+
+    def recompute_experts(self) -> None:
+        """Lets the backward pass compute the experts anew from their inputs, where it would hold all that they made.
+
+        Packed weights are then unpacked a layer at a time there as well.
+        """
+        for experts in self.share_experts():
+            experts.forward = partial(checkpoint, experts.forward, use_reentrant=False, preserve_rng_state=False)
 
     # -- forward ------------------------------------------------------------------------------------------------------
 

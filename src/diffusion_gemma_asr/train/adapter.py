@@ -33,6 +33,7 @@ from .loop import Metrics, compute_dtype, run, step_seed
 from .monitor import report, report_drafts
 from .objective import SpeechBatch, losses, text_batch
 from .recipe import LossRecipe, Recipe
+from .shard import follow, leading, shard_experts
 from .speech import SpeechData
 from .workers import rank
 
@@ -56,9 +57,15 @@ def build_model(
     Raises:
         CheckpointError: a frozen part cannot be loaded.
     """
-    config = recipe.model
+    config, train, device = recipe.model, recipe.train, torch.device(device)
     encoder = load_encoder(config.encoder, dtype=dtype, device=device)
-    backbone = load_backbone(config.backbone, dtype=dtype, device=device)
+    first_place = "cpu" if train.shard else device  # a share of the experts has room on the device, perhaps not all of them
+    backbone = load_backbone(config.backbone, dtype=dtype, device=first_place, quantization=train.quantization)
+    if train.shard:
+        shard_experts(backbone, device)
+        backbone.to(device)
+    if train.quantization:
+        backbone.recompute_experts()
     tokenizer = load_tokenizer(config.backbone)
     torch.manual_seed(recipe.train.seed)
     if lora:
@@ -93,7 +100,7 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | torch.device
         load_adapter(model, recipe.train.start_from)
     trainer = AdapterTrainer(recipe, model, folder)
     trained = learning(model, recipe.losses)
-    run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings)
+    run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings, trainer.assist)
     if rank() == 0:
         save_checkpoint(model.eval(), folder / "checkpoint")
     return folder / "checkpoint"
@@ -197,6 +204,14 @@ class AdapterTrainer:
     def evaluate(self, step: int) -> Metrics:
         """Transcribes the dev lists, prints some transcripts beside their references, and computes error rates."""
         self.model.eval()
+        with leading(self.model.backbone):
+            return self._judge(step)
+
+    def assist(self) -> None:
+        """What the other workers do while the first one evaluates."""
+        follow(self.model.backbone)
+
+    def _judge(self, step: int) -> Metrics:
         figures: Metrics = {}
         for name, code, rows in self.data.dev_by_language():
             title, references = f"step {step} · {name}", [u.text for u in rows]

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..data.manifest import Utterance
 from ..model.config import BackboneConfig, EncoderConfig
 
-# Settings that may differ when a run is resumed: its length, and how it is evaluated.
-FREE = {"stage", "name", "steps", "save_every", "eval_every", "monitor_samples", "dev", "dev_count", "cache_dir"}
+# Settings that may differ when a run is resumed: its length, how it is evaluated, and where weights lie.
+FREE = {"stage", "name", "steps", "save_every", "eval_every", "monitor_samples", "dev", "dev_count", "cache_dir", "shard"}
 SAMPLES = 64  # hashed values of each tensor, about
 
 
@@ -52,7 +53,8 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().flatten()
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # gathered by all workers at once
+        values = whole.detach().flatten()
         sample = values[:: max(1, len(values) // SAMPLES)][:SAMPLES].to("cpu", torch.float32).to(torch.bfloat16)
         digest.update(f"{name} {tuple(tensor.shape)} {sample.tolist()}\n".encode())
     return digest.hexdigest()[:16]

@@ -94,6 +94,7 @@ def run(
     options: LoopOptions,
     evaluate: Callable[[int], Metrics] | None = None,
     settings: Mapping[str, str] | None = None,
+    assist: Callable[[], None] | None = None,
 ) -> None:
     """Trains until `options.steps`, resuming from `folder/state.pt` if it exists.
 
@@ -107,6 +108,7 @@ def run(
         options: of optimiser and schedule.
         evaluate: called every `eval_every` steps and at the end; its figures go to log.jsonl under "evaluation".
         settings: fingerprints of what the run depends on, by name (fingerprint.py); must equal those of a saved state.
+        assist: what the other workers call while the first one evaluates.
 
     Raises:
         CheckpointError: the saved state is damaged, or belongs to other parameters or settings.
@@ -134,8 +136,11 @@ def run(
                 record["skipped"] = skipped
                 console.print(f"step {step}: the gradient is not finite, so the step is skipped ({skipped} so far)")
             last = step == options.steps
-            if first and evaluate is not None and (step % options.eval_every == 0 or last):
-                record["evaluation"] = _finite(evaluate(step))
+            if step % options.eval_every == 0 or last:
+                if first and evaluate is not None:
+                    record["evaluation"] = _finite(evaluate(step))
+                elif not first and assist is not None:
+                    assist()
             print(json.dumps(record), file=lines, flush=True)
             if first and (step % options.save_every == 0 or last):
                 weights = {name: p.detach() for name, p in trained.items()}
@@ -201,7 +206,8 @@ def _resume(
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
         raise CheckpointError(f"{path} is damaged or was cut short; delete it to train from the start") from None
     saved = state.get("settings", settings)  # version 0.1.0 did not write them
-    if changed := sorted(name for name in {*saved, *settings} if saved.get(name) != settings.get(name)):
+    # An option that is newer than the state is no change while it is not used.
+    if changed := sorted(name for name in {*saved, *settings} if saved.get(name, "None") != settings.get(name, "None")):
         changes = [f"{name} was {saved.get(name, 'absent')}, is {settings.get(name, 'absent')}" for name in changed[:3]]
         raise CheckpointError(f"{path} was made with other settings ({', '.join(changes)}); {remedy}")
     load_weights(trained, weights, path)

@@ -21,6 +21,7 @@ from ..model.model import DiffusionGemmaASR
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
 from .losses import autoregressive_loss, diffusion_loss
 from .recipe import LossRecipe
+from .shard import skip_pass
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,8 @@ def first_pass(
         a random temperature; None without a first pass.
     """
     if float(torch.rand((), generator=generator, device=noisy.device)) >= options.self_conditioning:
+        if options.self_conditioning > 0:
+            skip_pass(backbone)  # another worker may have drawn otherwise
         return noisy, None
     signal = backbone.denoise_logits(noisy, prefill) / draw_temperature(generator, noisy.device)
     if options.unroll > 0:

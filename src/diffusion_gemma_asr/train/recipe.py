@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from ..checkpoint.quantization import QUANTIZATIONS
 from ..data.augment import Masking
 from ..errors import RecipeError
 from ..model.config import ModelConfig
@@ -56,6 +57,8 @@ class TrainRecipe(LoopOptions):
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
     monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
+    shard: Literal["experts"] | None = None  # share the frozen experts among the workers (shard.py); None: each has all
+    quantization: str | None = None  # pack the frozen experts in 4 or 8 bits (checkpoint/quantization.py); None: not
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +70,10 @@ class TrainRecipe(LoopOptions):
         require(self.batch_frames is None or self.batch_frames >= 1, "train.batch_frames", self.batch_frames, "at least 1")
         require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
         require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")
+        packings = (None, *QUANTIZATIONS)
+        require(self.quantization in packings, "train.quantization", self.quantization, f"one of {', '.join(QUANTIZATIONS)}")
+        if self.shard and self.quantization:
+            raise RecipeError("'train.shard' and 'train.quantization' are both set, but packed experts cannot be shared")
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ class Recipe:
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
         require(model.dtype == "float32", "model.dtype", model.dtype, "left out of a recipe, which has train.dtype")
+        if self.stage == "reading" and (train.shard or train.quantization):
+            raise RecipeError("'train.shard' and 'train.quantization' want frozen experts; the stage 'reading' trains them")
         require(model.drafter is None, "model.drafter", "a section", "left out of a recipe: no drafter can be trained")
 
     @property

@@ -2,8 +2,9 @@
 
     torchrun --nproc_per_node 2 -m diffusion_gemma_asr train RECIPE
 
-Every worker has all weights, and gradients are summed, so the result equals that of one process up to rounding. On a CPU
-two workers with one thread each are faster than one with two: the layers of small models parallelise badly.
+Every worker has all weights (the experts aside, see shard.py), and gradients are summed, so the result equals that of one
+process up to rounding. On a CPU two workers with one thread each are faster than one with two: the layers of small models
+parallelise badly.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TIMEOUT = timedelta(hours=4)  # of waiting for a worker that transcribes the dev
 def join_workers(device: torch.device) -> torch.device:
     """Joins the process group, if torchrun has started this process.
 
-    The backend is the device's default: NCCL on GPUs, gloo on CPUs.
+    Tensors go by NCCL on GPUs, by gloo on CPUs.
 
     Args:
         device: to compute on; for "cuda" without an index each worker uses the GPU with torchrun's LOCAL_RANK as index.
@@ -34,7 +35,7 @@ def join_workers(device: torch.device) -> torch.device:
         device = device if device.index is not None else torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group(dist.get_default_backend_for_device(device), timeout=TIMEOUT)
+        dist.init_process_group(timeout=TIMEOUT)
     return device
 
 
