@@ -26,9 +26,17 @@ def info(
     recipe: Annotated[
         str, typer.Option("--recipe", help="Name of a recipe of the package, or a YAML file.", show_default=False)
     ],
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also estimate memory for inference and training, and what is to be fetched.")
+    ] = False,
 ) -> None:
     """Prints the table of a recipe's model."""
-    print_out(f"recipe {recipe}\n{render(load_recipe(recipe).model)}\n")
+    loaded = load_recipe(recipe)
+    print_out(f"recipe {recipe}\n{render(loaded.model)}\n")
+    if memory:
+        from .memory import render_memory  # imports this module
+
+        print_out(f"\n{render_memory(loaded)}\n")
 
 
 @dataclass(frozen=True)

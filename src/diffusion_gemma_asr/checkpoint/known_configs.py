@@ -7,6 +7,7 @@ written down.
 
 from __future__ import annotations
 
+import torch
 from transformers import DiffusionGemmaConfig, WhisperConfig
 
 
@@ -72,6 +73,13 @@ def whisper_large_v3() -> WhisperConfig:
         decoder_ffn_dim=5120,
     )
 
+
+# dtype of the published weights
+STORED = {
+    "google/diffusiongemma-26B-A4B-it": torch.bfloat16,
+    "openai/whisper-small": torch.float32,
+    "openai/whisper-large-v3": torch.float16,
+}
 
 KNOWN = {
     "google/diffusiongemma-26B-A4B-it": diffusiongemma_26b,
