@@ -19,6 +19,8 @@ from diffusion_gemma_asr.train.recipe import load_recipe
 PAGE, MEASURED = ROOT / "docs/memory.md", RESULTS / "full_size.json"
 CUDA = 1_000_000_000  # bytes that CUDA and its libraries hold
 CARDS = ((1, 80), (1, 24), (8, 24))  # number, GB of each
+ROWS = 8  # a batch of the recipe
+SHOWN = {0: "–", ROWS: f"{ROWS} or more"}
 COMPARED = (  # parts of full_size.json
     "ours 10 s, batch 1, canvas 48, 8 steps",
     "ours 30 s, batch 8, canvas 128, 8 steps",
@@ -28,13 +30,13 @@ COMPARED = (  # parts of full_size.json
 
 
 def rows_that_fit(estimate: Estimate, task: Task, packing: Packing, load: Load, workers: int, card_gb: int) -> int:
-    """Rows that a card has room for, what a row takes being the mean of rows 2 to 8."""
+    """Rows that a card has room for, ROWS at most, what a row takes being the mean of rows 2 to ROWS."""
 
     def total(batch: int) -> int:
         return estimate.need(task, packing, load._replace(batch=batch), workers).total
 
-    first, row = total(1), (total(8) - total(1)) / 7
-    return max(0, 1 + int((card_gb * 1_000_000_000 - CUDA - first) // row))
+    first, row = total(1), (total(ROWS) - total(1)) / (ROWS - 1)
+    return min(ROWS, max(0, 1 + int((card_gb * 1_000_000_000 - CUDA - first) // row)))
 
 
 def estimates(estimate: Estimate, largest: dict[Task, Load]) -> str:
@@ -47,7 +49,7 @@ def estimates(estimate: Estimate, largest: dict[Task, Load]) -> str:
         fit = partial(rows_that_fit, estimate, task, packing, largest[task], workers)
         counts = [fit(gb) if workers in (1, number) else 0 for number, gb in CARDS]
         name = f"{task}, {packing}" + (", experts shared by 8" if workers == WORKERS else "")
-        body.append([name, *sizes, *(str(count) if count else "–" for count in counts)])
+        body.append([name, *sizes, *(SHOWN.get(count, str(count)) for count in counts)])
     return markdown(heading, body)
 
 
