@@ -127,7 +127,7 @@ def table(measured: dict[str, Any]) -> str:
     """One line for each dtype."""
     rows = []
     for name, part in measured["parts"].items():
-        sizes = [measured["checkpoint"], part["weights"], part["while_loading"], part["peak"], part["mapped"]]
+        sizes = [measured["checkpoint"], part["weights"], part["while_loading"], part["peak"], max(0, part["mapped"])]
         rows.append([name, *(f"{size / 1e9:.2f} GB" for size in sizes), f"{part['peak'] / measured['checkpoint']:.2f}"])
     return "\n".join([markdown(HEADING, rows), "", f"{stated(measured['circumstances'])}."])
 

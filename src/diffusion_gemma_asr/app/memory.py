@@ -6,6 +6,7 @@ have shapes and no content, and adding up what is alive at a time.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ Packing = Literal["bfloat16", "bnb-8bit", "bnb-4bit"]
 BITS: dict[Packing, int] = {"bfloat16": 16, "bnb-8bit": 8, "bnb-4bit": 4}
 
 CLIP_S = 30  # the longest clip
+FRAMES_PER_S = 50  # of the audio encoder
 TOKENS_PER_S = 4  # of speech, Gemma's tokens
 INSTRUCTION = 20  # tokens of a prompt that stand for no sound
 INFERENCE_BATCH = 16  # clips at once, the default of `transcribe`
@@ -233,13 +235,11 @@ def _train(backbone: Backbone, load: Load) -> None:
 
 def loads(recipe: Recipe, canvas_length: int) -> dict[Task, Load]:
     """The largest batches that a recipe's model meets, of the longest clips: that of `transcribe`, and the recipe's own."""
-    frames = int(CLIP_S / 0.02)
     clip_s = min(CLIP_S, recipe.data.max_duration_s)
     batch = recipe.train.batch_size
     if recipe.train.batch_frames is not None:
-        batch = max(1, min(batch, int(recipe.train.batch_frames * 0.02 / clip_s)))
-    strides = recipe.model.projector.strides
-    per_s = frames / CLIP_S / (strides[0] * strides[1])
+        batch = max(1, min(batch, int(recipe.train.batch_frames / FRAMES_PER_S / clip_s)))
+    per_s = FRAMES_PER_S / math.prod(recipe.model.projector.strides)  # slots
     written = round(TOKENS_PER_S * clip_s)
     return {
         "inference": Load(INFERENCE_BATCH, INSTRUCTION + round(CLIP_S * per_s), canvas_length),
@@ -255,7 +255,7 @@ def render_memory(recipe: Recipe) -> str:
     """
     estimate = Estimate(recipe.model)
     largest = loads(recipe, estimate.config.canvas_length)
-    rows = [("memory of a card, GB", "frozen", "trained", "passes", "total")]
+    rows: list[tuple[str, ...]] = [("memory of a card, GB", "frozen", "trained", "passes", "total")]
     for task, packing, workers in lines():
         need = estimate.need(task, packing, largest[task], workers)
         name = f"{task}, {packing}" + (f", experts shared by {workers}" if workers > 1 else "")
@@ -286,8 +286,11 @@ def downloads(model: ModelConfig) -> list[str]:
     backbone = next(part.parameters for part in count_parts(model) if part.name == "backbone")
     with torch.device("meta"):
         whisper = WhisperForConditionalGeneration(source_config(model.encoder))
-    sizes = [(model.encoder, sum(p.numel() for p in whisper.parameters())), (model.backbone, backbone)]
-    return [f"{source.name}: {_state(source, parameters)}" for source, parameters in sizes]
+    encoder = sum(p.numel() for p in whisper.parameters())
+    return [
+        f"{part.name}: {_state(part, parameters)}"
+        for part, parameters in ((model.encoder, encoder), (model.backbone, backbone))
+    ]
 
 
 def _state(source: EncoderConfig | BackboneConfig, parameters: int) -> str:
