@@ -10,7 +10,8 @@ import pytest
 import tiny
 
 from diffusion_gemma_asr.app.cli import main
-from diffusion_gemma_asr.app.info import count_parts, render
+from diffusion_gemma_asr.app.info import render
+from diffusion_gemma_asr.app.parts import count_parts
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model.config import EncoderConfig
 from diffusion_gemma_asr.train.recipe import load_recipe

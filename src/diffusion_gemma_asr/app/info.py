@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 import typer
-from torch import nn
-from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
 
-from ..checkpoint.known_configs import KNOWN
-from ..checkpoint.parts import read_config
-from ..errors import CheckpointError
-from ..model.backbone import Backbone
-from ..model.config import BackboneConfig, EncoderConfig, ModelConfig, ProjectorConfig
-from ..model.encoder import AcousticEncoder
-from ..model.projector import AudioProjector
+from ..model.config import ModelConfig
 from ..train.recipe import load_recipe
+from .memory import render_memory
+from .parts import count_parts
 from .terminal import print_out
 
 
@@ -34,49 +25,7 @@ def info(
     loaded = load_recipe(recipe)
     print_out(f"recipe {recipe}\n{render(loaded.model)}\n")
     if memory:
-        from .memory import render_memory  # imports this module
-
         print_out(f"\n{render_memory(loaded)}\n")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One row of the table: a part of the model, where it comes from, and its size."""
-
-    name: str
-    source: str
-    parameters: int
-    trained: bool
-
-
-def count_parts(model: ModelConfig) -> list[Part]:
-    """Builds a model on the meta device, where tensors have shapes and no content, and counts it.
-
-    Returns:
-        encoder, backbone, projector, LoRA; tied weights are counted once.
-
-    Raises:
-        CheckpointError: the configuration of a frozen part is neither known nor found, or is of another kind.
-    """
-    encoder_config, backbone_config = source_config(model.encoder), source_config(model.backbone)
-    if not isinstance(encoder_config, WhisperConfig):
-        raise CheckpointError(f"{model.encoder.name} is a {encoder_config.model_type}; the encoder must be a Whisper")
-    if not isinstance(backbone_config, DiffusionGemmaConfig):
-        kind = backbone_config.model_type
-        raise CheckpointError(f"{model.backbone.name} is a {kind}; the backbone must be a DiffusionGemma")
-    with torch.device("meta"):
-        encoder = AcousticEncoder.from_config(encoder_config)
-        backbone = Backbone.from_config(backbone_config)
-        projector = AudioProjector(model.projector, encoder.hidden_size, backbone.hidden_size)
-        frozen = _count(backbone)
-        backbone.add_lora(model.lora.rank, model.lora.alpha, model.lora.dropout)
-    lora = sum(matrix.numel() for matrix in backbone.lora_state_dict().values())
-    return [
-        Part("encoder", model.encoder.name, _count(encoder), False),
-        Part("backbone", model.backbone.name, frozen, False),
-        Part("projector", _shape(model.projector), _count(projector), True),
-        Part("LoRA", f"rank {model.lora.rank} on q, k, v, o of both stacks", lora, True),
-    ]
 
 
 def render(model: ModelConfig) -> str:
@@ -99,20 +48,3 @@ def render(model: ModelConfig) -> str:
         f"{name:<{w[0]}}  {count:>{w[1]}}  {share:>{w[2]}}  {state:<{w[3]}}  {source}".rstrip()
         for name, count, share, state, source in rows
     )
-
-
-def source_config(source: EncoderConfig | BackboneConfig) -> PreTrainedConfig:
-    """The configuration of a frozen part: as published if known here, else from its folder or the hub."""
-    if source.name in KNOWN and source.revision is None:
-        return KNOWN[source.name]()
-    return read_config(source.name, revision=source.revision)
-
-
-def _shape(projector: ProjectorConfig) -> str:
-    """A projector in words."""
-    shape = f"{projector.hidden_size} channels, {math.prod(projector.strides)}x in time"
-    return f"{shape}, {projector.layers} layers of width {projector.layer_width}" if projector.layers else shape
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

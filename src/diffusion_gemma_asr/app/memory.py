@@ -28,7 +28,7 @@ from ..model.backbone import Backbone, Prefill
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
 from ..train.losses import cross_entropy
 from ..train.recipe import Recipe
-from .info import count_parts, source_config
+from .parts import count_parts, source_config
 
 Task = Literal["inference", "training"]
 Packing = Literal["bfloat16", "bnb-8bit", "bnb-4bit"]
