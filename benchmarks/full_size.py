@@ -30,7 +30,8 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import Entro
 
 from diffusion_gemma_asr.checkpoint.known_configs import diffusiongemma_26b, whisper_small
 from diffusion_gemma_asr.denoise.decode import rounded
-from diffusion_gemma_asr.denoise.engine import Job, run_queue
+from diffusion_gemma_asr.denoise.engine import Job
+from diffusion_gemma_asr.denoise.queue import run_queue
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions
 from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, ModelConfig, ProjectorConfig

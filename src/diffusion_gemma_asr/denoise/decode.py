@@ -22,7 +22,8 @@ from ..model.model import DiffusionGemmaASR
 from ..model.prompt import context_of, token_pieces
 from ..strict import check_types, option
 from .canvas import edit_layout, uniform_canvas, write_canvas
-from .engine import Finished, Job, run_queue
+from .engine import Finished, Job
+from .queue import run_queue
 from .steps import DenoiseOptions, cut_at_end
 
 CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
