@@ -32,7 +32,7 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import Entro
 
 from diffusion_gemma_asr.checkpoint.known_configs import diffusiongemma_26b, whisper_small
 from diffusion_gemma_asr.checkpoint.quantization import find_quantizer, quantize_experts
-from diffusion_gemma_asr.denoise.decode import rounded
+from diffusion_gemma_asr.denoise.clip import rounded
 from diffusion_gemma_asr.denoise.engine import Engine, Job
 from diffusion_gemma_asr.denoise.queue import AnyEngine, engine_for, run_queue
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions

@@ -21,7 +21,8 @@ from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, st
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
 from diffusion_gemma_asr.data.sound import read_utterance
-from diffusion_gemma_asr.denoise.decode import DEFAULT_STEPS, DecodeOptions, decode, draft_clips, find_languages
+from diffusion_gemma_asr.denoise.decode import decode, draft_clips, find_languages
+from diffusion_gemma_asr.denoise.options import DEFAULT_STEPS, DecodeOptions
 from diffusion_gemma_asr.evaluate.baselines.autoregressive import greedy
 from diffusion_gemma_asr.evaluate.metrics import edits, percent
 from diffusion_gemma_asr.evaluate.normalise import NORMALISER

@@ -15,8 +15,10 @@ from pages import ROOT
 
 from diffusion_gemma_asr.audio.read import load_audio
 from diffusion_gemma_asr.checkpoint.load import DEFAULT_MODEL, load_checkpoint
-from diffusion_gemma_asr.denoise.decode import ClipDecoding, DecodeOptions, draft_clips, read_prompts
+from diffusion_gemma_asr.denoise.clip import ClipDecoding, read_prompts
+from diffusion_gemma_asr.denoise.decode import draft_clips
 from diffusion_gemma_asr.denoise.engine import Engine
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.queue import AnyEngine, run_queue
 from diffusion_gemma_asr.denoise.static_engine import StaticEngine
 from diffusion_gemma_asr.model.backbone import Backbone

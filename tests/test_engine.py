@@ -13,8 +13,10 @@ from engine_jobs import LENGTHS, SAMPLES, SURE_EARLY, TO_THE_END, Queue, assert_
 from tiny_model import clips, tiny_model
 from torch import Tensor
 
-from diffusion_gemma_asr.denoise.decode import Decoded, DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.clip import Decoded
+from diffusion_gemma_asr.denoise.decode import decode_clips
 from diffusion_gemma_asr.denoise.engine import Engine, predict
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.queue import AnyEngine, run_queue
 from diffusion_gemma_asr.denoise.static_engine import StaticEngine
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions, denoise, pick, sample_by_inversion, token_entropy

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion_gemma_asr.denoise import queue as queue_module
 from diffusion_gemma_asr.denoise.canvas import uniform_canvas
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.decode import decode_clips
 from diffusion_gemma_asr.denoise.engine import Engine, Job
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.queue import engine_for, run_queue
 from diffusion_gemma_asr.denoise.static_engine import KEPT, Bucket, StaticEngine, bucket_for
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions

@@ -226,24 +226,33 @@ class Backbone(nn.Module):
         return Prefill(cache, visible, lengths), out.last_hidden_state
 
     def extend(self, embeds: Tensor, prefill: Prefill) -> tuple[Prefill, Tensor]:
-        """Reads one more token of each row causally, behind what it has read.
+        """Reads more tokens of each row causally, behind what it has read.
 
         Args:
-            embeds: (B, 1, H) from `embed`.
-            prefill: of the same B rows; its cache grows and must not be used otherwise afterwards.
+            embeds: (B, N, H) from `embed`.
+            prefill: of the same B rows; a cache that `prefill` or this method made grows, and must not be used otherwise
+                afterwards.
 
         Returns:
-            the longer Prefill, and the last hidden states (B, 1, H).
+            the longer Prefill, and the last hidden states (B, N, H).
         """
-        visible = torch.cat([prefill.visible, prefill.visible.new_ones(len(embeds), 1)], 1)  # (B, P + 1)
-        mask = visible[:, None, None]
+        batch, more, _ = embeds.shape
+        visible = torch.cat([prefill.visible, prefill.visible.new_ones(batch, more)], 1)  # (B, P + N)
+        causal = torch.ones(more, more, dtype=torch.bool, device=embeds.device).tril()
+        behind = torch.cat([prefill.visible[:, None].expand(-1, more, -1), causal.expand(batch, -1, -1)], 2)
+        mask = behind[:, None]  # (B, 1, N, P + N)
+        cache = prefill.cache
+        if isinstance(cache, FilledCache):
+            cache = DynamicCache(config=self.config)
+            for index, (keys, values) in enumerate(prefill.layers()):
+                cache.update(keys, values, index)
         out = self.model.model.encoder(
             inputs_embeds=embeds,
             attention_mask={"full_attention": mask, "sliding_attention": mask},
-            position_ids=prefill.lengths[:, None],
-            **{CACHE: prefill.cache},
+            position_ids=prefill.lengths[:, None] + torch.arange(more, device=embeds.device),
+            **{CACHE: cache},
         )
-        return Prefill(prefill.cache, visible, prefill.lengths + 1), out.last_hidden_state
+        return Prefill(cache, visible, prefill.lengths + more), out.last_hidden_state
 
     def denoise_hidden(
         self,

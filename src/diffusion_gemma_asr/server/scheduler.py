@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..audio.read import AudioSource
 from ..audio.vad import Chunk
-from ..denoise.decode import OnStep, read_prompts
+from ..denoise.clip import read_prompts
+from ..denoise.decode import OnStep
 from ..denoise.queue import engine_for
 from ..errors import AsrError, first_line
 from ..model.model import DiffusionGemmaASR
