@@ -227,7 +227,8 @@ class Work:
         texts: list[str] = []
         while True:
             try:
-                event = await asyncio.wait_for(self._news.get(), PING_S)
+                async with asyncio.timeout(PING_S):
+                    event = await self._news.get()
             except TimeoutError:
                 yield KEEPALIVE_COMMENT
                 continue
