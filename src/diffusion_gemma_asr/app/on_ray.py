@@ -207,7 +207,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         ray.init(where, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # ConnectionError, ValueError, and its own
         raise AsrError(f"--ray {address}: no Ray cluster can be used there ({first_line(error)})") from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield ray
@@ -239,4 +239,5 @@ def _results(ray: Any, jobs: Sequence[Job], plan: Plan, options: RayOptions) -> 
         for row in results.iter_rows():
             yield pickle.loads(row["result"])
     except ray.exceptions.RayError as error:
-        raise AsrError(f"Ray gave up ({first_line(error)}); the same command goes on") from error
+        lines = str(error).strip().splitlines()
+        raise AsrError(f"Ray gave up ({first_line(error)} ... {lines[-1].strip()}); the same command goes on") from error
