@@ -99,3 +99,16 @@ def test_languages_are_measured_by_list(whisper_folder: Path, backbone_folder: P
     assert "| synthetic de | ein satz | " in languages.examples(measured) or not changed["examples"]
     short = languages.short_table({"tiny": measured})
     assert "| `tiny`, synthetic: draft | – | " in short and "Whisper's normaliser" in short
+
+
+def test_the_table_of_several_gpus_is_arithmetic(tmp_path: Path) -> None:
+    import scale
+
+    def part(clip_s: int, canvas: int, rtfx: float) -> dict[str, float]:
+        return {"clip_s": clip_s, "batch": 4, "canvas": canvas, "steps": 8, "rtfx": rtfx}
+
+    parts = {"rates": {}, "ours a": part(10, 48, 7.0), "ours b": part(30, 128, 200.0), "ours c": part(30, 256, 9.0)}
+    text = scale.table({"parts": parts, "circumstances": FACTS}, price=3.0)
+    (line,) = [line for line in text.splitlines() if line.startswith("| 4 × 30 s, 8 steps |")]
+    assert line.split(" | ")[1:] == ["200", "1,600", "12,800", "50.0 h", "6.2 h", "0.8 h", "$15.00 |"]
+    assert "Assumed: $3.00" in text and "arithmetic" in text and "a GPU, torch 2" in text
