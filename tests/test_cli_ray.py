@@ -21,7 +21,7 @@ from diffusion_gemma_asr.app.inputs import InputOptions, Recording
 from diffusion_gemma_asr.app.jobs import Job, OutputOptions, make_jobs
 from diffusion_gemma_asr.app.loading import LoadOptions
 from diffusion_gemma_asr.app.on_ray import FILES, Plan, Transcriber
-from diffusion_gemma_asr.denoise.decode import DecodeOptions
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model.drafter import Encoded
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
@@ -152,6 +152,7 @@ def cluster() -> Iterator[Any]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_machine_is_lost(run: Run, cluster: Any, tmp_path: Path) -> None:
     count, out, log = 160, tmp_path / "out", tmp_path / "log"
     for n in range(count):
