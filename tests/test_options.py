@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from diffusion_gemma_asr.app.options import WhisperCommand, with_options
-from diffusion_gemma_asr.denoise.decode import DecodeOptions
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError
 from diffusion_gemma_asr.strict import option
 from diffusion_gemma_asr.transcribe.recordings import TranscribeOptions

@@ -16,7 +16,8 @@ from tiny_model import bundled_model, clips
 
 from diffusion_gemma_asr.checkpoint.load import BUNDLED, find_checkpoint, load_checkpoint
 from diffusion_gemma_asr.checkpoint.save import checkpoint_files, push_to_hub, save_checkpoint
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR

@@ -19,7 +19,7 @@ from rich.text import Text
 from ..errors import AsrError
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
-    from ..denoise.decode import Shown
+    from ..denoise.clip import Shown
     from ..transcribe.recordings import Progress as SecondsDone
 
 FRAME_S = 0.15  # how long a canvas stays on the screen: a small model denoises faster than one can read

@@ -21,7 +21,9 @@ from ..data.augment import mask_bands
 from ..data.context import drawn_context
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance
-from ..denoise.decode import Decoded, DecodeOptions, decode, draft_clips
+from ..denoise.clip import Decoded
+from ..denoise.decode import decode, draft_clips
+from ..denoise.options import DecodeOptions
 from ..errors import DataError
 from ..evaluate.metrics import error_rate
 from ..model.lengths import strided_length

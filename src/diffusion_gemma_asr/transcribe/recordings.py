@@ -11,7 +11,9 @@ from typing import Any, Literal, TypeAlias
 from ..audio.mix import Channel
 from ..audio.read import SAMPLE_RATE, AudioSource, Samples, channels_of, read_blocks
 from ..audio.vad import Chunk, Clips, VadOptions, speech_chunks
-from ..denoise.decode import Decoded, DecodeOptions, OnStep, decode_clips
+from ..denoise.clip import Decoded
+from ..denoise.decode import OnStep, decode_clips
+from ..denoise.options import DecodeOptions
 from ..errors import AsrError, AudioError
 from ..model.ctc import TokenSpan
 from ..model.model import DiffusionGemmaASR
