@@ -44,6 +44,7 @@ class ProjectorConfig:
     layers: int = 0  # of deeper layers over audio tokens, beside the linear one (slot_layers.py)
     layer_width: int = 384  # of those, a multiple of 64
     layer_stride: int = 1  # audio tokens that one position of theirs stands for
+    rotary: bool = False  # their attention tells distances; without it order is heard by their convolutions alone
 
     def __post_init__(self) -> None:
         require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")

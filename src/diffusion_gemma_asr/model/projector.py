@@ -35,7 +35,14 @@ class AudioProjector(nn.Module):
         self.conv2 = nn.Conv1d(hidden, hidden, kernel_size=5, stride=self.strides[1], padding=2)
         self.linear = nn.Linear(hidden, output_size)
         self.deep = (
-            SlotLayers(hidden, output_size, config.layer_width, config.layers, config.layer_stride)
+            SlotLayers(
+                hidden,
+                output_size,
+                config.layer_width,
+                config.layers,
+                config.layer_stride,
+                config.rotary,
+            )
             if config.layers
             else None
         )

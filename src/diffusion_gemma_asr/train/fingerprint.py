@@ -18,7 +18,7 @@ from ..data.manifest import Utterance
 from ..model.config import BackboneConfig, EncoderConfig
 
 # Settings that may differ when a run is resumed: its length, and how it is evaluated.
-FREE = {"stage", "name", "steps", "save_every", "eval_every", "monitor_samples", "dev", "dev_count", "cache_dir"}
+FREE = {"stage", "name", "steps", "minutes", "save_every", "eval_every", "monitor_samples", "dev", "dev_count", "cache_dir"}
 SAMPLES = 64  # hashed values of each tensor, about
 
 
