@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import torch
@@ -61,13 +61,14 @@ def count_parts(model: ModelConfig) -> list[Part]:
         backbone = Backbone.from_config(backbone_config)
         projector = AudioProjector(model.projector, encoder.hidden_size, backbone.hidden_size)
         frozen = _count(backbone)
-        backbone.add_lora(model.lora.rank, model.lora.alpha, model.lora.dropout)
+        backbone.add_lora(**asdict(model.lora))
     lora = sum(matrix.numel() for matrix in backbone.lora_state_dict().values())
+    stacks = "both stacks, shared" if model.lora.shared else "both stacks"
     return [
         Part("encoder", model.encoder.name, _count(encoder), False),
         Part("backbone", model.backbone.name, frozen, False),
         Part("projector", _shape(model.projector), _count(projector), True),
-        Part("LoRA", f"rank {model.lora.rank} on q, k, v, o of both stacks", lora, True),
+        Part("LoRA", f"rank {model.lora.rank} on q, k, v, o of {stacks}", lora, True),
     ]
 
 

@@ -72,7 +72,7 @@ def load_encoder(
         extractor = WhisperFeatureExtractor.from_pretrained(source.name, **where)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot load the encoder {source.name}: {first_line(error)}") from error
-    return AcousticEncoder(encoder, extractor).to(device).eval().requires_grad_(False)
+    return AcousticEncoder(encoder, extractor, source.padded).to(device).eval().requires_grad_(False)
 
 
 def load_backbone(
