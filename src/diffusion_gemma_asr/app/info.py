@@ -9,13 +9,12 @@ from typing import Annotated
 import torch
 import typer
 from torch import nn
-from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
+from transformers import DiffusionGemmaConfig, WhisperConfig
 
-from ..checkpoint.known_configs import KNOWN
-from ..checkpoint.parts import read_config
+from ..checkpoint.parts import source_config
 from ..errors import CheckpointError
 from ..model.backbone import Backbone
-from ..model.config import BackboneConfig, EncoderConfig, ModelConfig, ProjectorConfig
+from ..model.config import ModelConfig, ProjectorConfig
 from ..model.encoder import AcousticEncoder
 from ..model.projector import AudioProjector
 from ..train.recipe import load_recipe
@@ -92,13 +91,6 @@ def render(model: ModelConfig) -> str:
         f"{name:<{w[0]}}  {count:>{w[1]}}  {share:>{w[2]}}  {state:<{w[3]}}  {source}".rstrip()
         for name, count, share, state, source in rows
     )
-
-
-def source_config(source: EncoderConfig | BackboneConfig) -> PreTrainedConfig:
-    """The configuration of a frozen part: as published if known here, else from its folder or the hub."""
-    if source.name in KNOWN and source.revision is None:
-        return KNOWN[source.name]()
-    return read_config(source.name, revision=source.revision)
 
 
 def _shape(projector: ProjectorConfig) -> str:

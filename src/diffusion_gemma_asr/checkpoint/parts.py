@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -32,9 +33,12 @@ from ..errors import CheckpointError, first_line
 from ..model.backbone import Backbone
 from ..model.config import BackboneConfig, EncoderConfig
 from ..model.encoder import AcousticEncoder
+from ..model.head import Head
 from ..model.packing import is_packed, unpack
+from .known_configs import KNOWN
 from .quantization import find_quantizer, quantize_experts
 
+HEADS = ("lm_head.weight", "model.decoder.embed_tokens.weight", "model.encoder.language_model.embed_tokens.weight")  # tied
 WEIGHTS = "model.safetensors"  # of a folder in the layout of a hub repository
 
 
@@ -51,6 +55,13 @@ def read_config(
         return AutoConfig.from_pretrained(name_or_path, revision=revision, local_files_only=local_files_only)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read the configuration of {name_or_path}: {first_line(error)}") from None
+
+
+def source_config(source: EncoderConfig | BackboneConfig) -> PreTrainedConfig:
+    """The configuration of a frozen part: as published if known here, else from its folder or the hub."""
+    if source.name in KNOWN and source.revision is None:
+        return KNOWN[source.name]()
+    return read_config(source.name, revision=source.revision)
 
 
 def load_encoder(
@@ -97,6 +108,28 @@ def load_backbone(
     if quantizer is not None:
         quantize_experts(model, quantizer, device)
     return Backbone(model.to(device)).eval().requires_grad_(False)
+
+
+def load_head(source: BackboneConfig) -> Head:
+    """The output head of a backbone that is on this machine, without its layers: one tensor of many gigabytes.
+
+    Raises:
+        CheckpointError: the backbone is not here, or damaged.
+    """
+    config = read_config(source.name, revision=source.revision, local_files_only=True)
+    folder = Path(source.name)
+    try:
+        if not folder.is_dir():
+            folder = Path(snapshot_download(source.name, revision=source.revision, local_files_only=True))
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                name = next((name for name in HEADS if name in file.keys()), None)  # noqa: SIM118
+                if name is not None:
+                    weight = unpack(load_file(path))[name] if is_packed(path) else file.get_tensor(name)
+                    return Head(weight, config.text_config.final_logit_softcapping)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the head of {source.name}: {first_line(error)}") from error
+    raise CheckpointError(f"{source.name} has no output head in its .safetensors files here; fetch it")
 
 
 def load_tokenizer(source: BackboneConfig, local_files_only: bool = False) -> PreTrainedTokenizerBase:

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
+from torch import Tensor
+from transformers import FeatureExtractionMixin
 
 from ..errors import CheckpointError, first_line
 from ..files import whole_file
@@ -50,7 +52,6 @@ def save_checkpoint(
         CheckpointError: LoRA was merged, so that there is no adapter to save; its drafts are searched, which cannot be saved
             again; or the folder is not writable.
     """
-    folder = Path(folder).resolve()
     lora = model.backbone.lora_state_dict()
     if not lora:
         raise CheckpointError("the model has no LoRA matrices (merged?); save the checkpoint before merging")
@@ -60,18 +61,52 @@ def save_checkpoint(
         )
     tensors = {f"projector.{key}": value for key, value in model.projector.state_dict().items()}
     tensors |= {f"lora.{key}": value for key, value in lora.items()}
-    config = _relative_to(with_shapes(model), folder)
-    trained = sum(parameter.numel() for parameter in model.trained().values())
+    return write_checkpoint(
+        folder,
+        with_shapes(model),
+        {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+        model.encoder.extractor,
+        card or ModelCard(),
+        packed,
+    )
+
+
+def write_checkpoint(
+    folder: str | Path,
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    extractor: FeatureExtractionMixin,
+    card: ModelCard,
+    packed: bool = False,
+) -> Path:
+    """Writes the files of a checkpoint, as `save_checkpoint` says.
+
+    Args:
+        folder: where to write; made if missing.
+        config: of the model, with the shapes of its frozen parts.
+        tensors: of adapter.safetensors, on the CPU.
+        extractor: of the encoder.
+        card: text for README.md beyond the settings.
+        packed: write large matrices in 8 bits.
+
+    Returns:
+        the folder, absolute.
+
+    Raises:
+        CheckpointError: the folder is not writable.
+    """
+    folder = Path(folder).resolve()
+    config = _relative_to(config, folder)
+    trained = sum(tensor.numel() for name, tensor in tensors.items() if name != "projector.scale")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
-            detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             with whole_file(partial / ADAPTER) as part:
-                save_file(pack(detached) if packed else detached, part, metadata={"format": "pt"})
-            (partial / CARD).write_text(render_card(config, card or ModelCard(), trained), encoding="utf-8")
+                save_file(pack(tensors) if packed else tensors, part, metadata={"format": "pt"})
+            (partial / CARD).write_text(render_card(config, card, trained), encoding="utf-8")
             write_config(config, partial)
-            model.encoder.extractor.save_pretrained(partial)
+            extractor.save_pretrained(partial)
             _move_into_place(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
