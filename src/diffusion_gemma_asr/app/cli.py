@@ -1,4 +1,5 @@
-"""The command `diffusion-gemma-asr`: transcribe, train, evaluate, compare, serve, import, export, info.
+"""The command `diffusion-gemma-asr`: transcribe, train, evaluate, compare, serve, import, export, push,
+info.
 
 Option names are those of openai/whisper and whisperX, with underscores; dashes are understood too. Results go to standard
 output, everything else to standard error. Exit status: 0 all went well, 1 something failed (named in one line on standard
@@ -30,6 +31,7 @@ COMMANDS = {  # name: (module of app/ with a function of that name, behind which
     "serve": ("serve", "Answer OpenAI's transcription routes, a realtime socket, and a web page."),
     "import": ("adapters", "Turn an adapter of another program into a checkpoint, by the shapes of its tensors."),
     "export": ("adapters", "Write a checkpoint with LoRA merged, in the layout that other programs read."),
+    "push": ("push", "Upload a checkpoint to a hub, with a card."),
     "info": ("info", "Count the parameters of a recipe's model: what is frozen, what is trained."),
 }
 

@@ -9,13 +9,12 @@ from typing import Annotated
 import torch
 import typer
 from torch import nn
-from transformers import DiffusionGemmaConfig, WhisperConfig
+from transformers import DiffusionGemmaConfig
 
-from ..checkpoint.parts import source_config
+from ..checkpoint.parts import new_encoder, source_config
 from ..errors import CheckpointError
 from ..model.backbone import Backbone
 from ..model.config import ModelConfig, ProjectorConfig
-from ..model.encoder import AcousticEncoder
 from ..model.projector import AudioProjector
 from ..train.recipe import load_recipe
 from .terminal import print_out
@@ -50,13 +49,11 @@ def count_parts(model: ModelConfig) -> list[Part]:
         CheckpointError: the configuration of a frozen part is neither known nor found, or is of another kind.
     """
     encoder_config, backbone_config = source_config(model.encoder), source_config(model.backbone)
-    if not isinstance(encoder_config, WhisperConfig):
-        raise CheckpointError(f"{model.encoder.name} is a {encoder_config.model_type}; the encoder must be a Whisper")
     if not isinstance(backbone_config, DiffusionGemmaConfig):
         kind = backbone_config.model_type
         raise CheckpointError(f"{model.backbone.name} is a {kind}; the backbone must be a DiffusionGemma")
     with torch.device("meta"):
-        encoder = AcousticEncoder.from_config(encoder_config)
+        encoder = new_encoder(encoder_config, model.encoder.name)
         backbone = Backbone.from_config(backbone_config)
         projector = AudioProjector(model.projector, encoder.hidden_size, backbone.hidden_size)
         frozen = _count(backbone)

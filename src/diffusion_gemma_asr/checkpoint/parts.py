@@ -39,6 +39,8 @@ from .known_configs import KNOWN
 from .quantization import find_quantizer, quantize_experts
 
 HEADS = ("lm_head.weight", "model.decoder.embed_tokens.weight", "model.encoder.language_model.embed_tokens.weight")  # tied
+WHOLE = r"^(model\.)?(encoder|audio_tower)\."  # of an encoder's names in a whole model, not in the encoder alone
+ENCODERS = "a Whisper, or a Qwen3-ASR in transformers' layout"
 WEIGHTS = "model.safetensors"  # of a folder in the layout of a hub repository
 
 
@@ -71,19 +73,72 @@ def load_encoder(
     device: str | torch.device = "cpu",
     local_files_only: bool = False,
 ) -> AcousticEncoder:
-    """The encoder of a Whisper checkpoint (hub name or folder, with or without its decoder), frozen.
+    """The encoder of a Whisper or Qwen3-ASR checkpoint (hub name or folder, with or without its decoder), frozen.
 
     Raises:
         CheckpointError: the checkpoint cannot be found or read.
     """
-    where = {"revision": source.revision, "local_files_only": local_files_only}
-    bare = {r"^(model\.)?encoder\.": ""}  # the names of a whole Whisper's encoder, as the encoder alone has them
-    encoder = load_pretrained(WhisperEncoder, source.name, "encoder", dtype=dtype, key_mapping=bare, **where)
+    where: dict[str, Any] = {"revision": source.revision, "local_files_only": local_files_only}
+    config = audio_config(read_config(source.name, **where))
+    kind: type[AcousticEncoder] = AcousticEncoder
+    options: dict[str, Any] = {"dtype": dtype, "key_mapping": {WHOLE: ""}, **where}
+    if _is_qwen(config):
+        from ..model.qwen_encoder import Qwen3ASREncoder, QwenEncoder  # transformers has it since 5.2x
+
+        kind = QwenEncoder
+        encoder = load_pretrained(Qwen3ASREncoder, source.name, "encoder", config=config, **options)
+    else:
+        encoder = load_pretrained(WhisperEncoder, source.name, "encoder", **options)
+    return kind(encoder, load_extractor(source, local_files_only), source.padded).to(device).eval().requires_grad_(False)
+
+
+def new_encoder(config: PreTrainedConfig, name: str) -> AcousticEncoder:
+    """An encoder with random weights, of any kind that `load_encoder` knows.
+
+    Raises:
+        CheckpointError: the configuration of `name` is of another kind.
+    """
+    config = audio_config(config)
+    if _is_qwen(config):
+        from ..model.qwen_encoder import QwenEncoder
+
+        return QwenEncoder.from_config(config)
+    if not isinstance(config, WhisperConfig):
+        raise CheckpointError(f"{name} is a {config.model_type}; the encoder must be {ENCODERS}")
+    return AcousticEncoder.from_config(config)
+
+
+def load_extractor(source: EncoderConfig, local_files_only: bool = False) -> WhisperFeatureExtractor:
+    """What makes an encoder's log-mel spectrograms.
+
+    Raises:
+        CheckpointError: the encoder has none that can be read.
+    """
+    where: dict[str, Any] = {"revision": source.revision, "local_files_only": local_files_only}
+    config = audio_config(read_config(source.name, **where))
+    if _is_qwen(config):  # computes what Whisper's does; its own pads to 30 s and to whole seconds
+        return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     try:
-        extractor = WhisperFeatureExtractor.from_pretrained(source.name, **where)
+        return WhisperFeatureExtractor.from_pretrained(source.name, **where)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load the encoder {source.name}: {first_line(error)}") from error
-    return AcousticEncoder(encoder, extractor, source.padded).to(device).eval().requires_grad_(False)
+        raise CheckpointError(f"cannot read the features of {source.name}: {first_line(error)}") from error
+
+
+def audio_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a configuration that describes the acoustic encoder.
+
+    Raises:
+        CheckpointError: it is a Qwen3-ASR's in the layout of its authors, which transformers does not read.
+    """
+    if config.model_type == "qwen3_asr" and hasattr(config, "thinker_config"):
+        raise CheckpointError(
+            f"{config.name_or_path} is in the layout of Qwen's own package; give the repository whose name ends in -hf"
+        )
+    return config.audio_config if config.model_type == "qwen3_asr" else config
+
+
+def _is_qwen(config: PreTrainedConfig) -> bool:
+    return config.model_type == "qwen3_asr_encoder"
 
 
 def load_backbone(
@@ -212,9 +267,9 @@ def check_encoder(entry: EncoderConfig, source: EncoderConfig, local_files_only:
     Raises:
         CheckpointError: they differ.
     """
-    actual = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
-    if not isinstance(actual, WhisperConfig):
-        raise CheckpointError(f"the encoder {source.name} is a {actual.model_type}; it must be a Whisper")
+    actual = audio_config(read_config(source.name, revision=source.revision, local_files_only=local_files_only))
+    if not isinstance(actual, WhisperConfig) and not _is_qwen(actual):
+        raise CheckpointError(f"the encoder {source.name} is a {actual.model_type}; it must be {ENCODERS}")
     if (actual.d_model, actual.num_mel_bins) != (entry.width, entry.mel_bins):
         raise CheckpointError(
             f"the adapter was trained for an encoder {entry.width} wide with {entry.mel_bins} mel bins "

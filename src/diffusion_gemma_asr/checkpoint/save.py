@@ -1,4 +1,4 @@
-"""Writing checkpoints into folders, and folders onto a hub; what they hold is said in load.py."""
+"""Writing checkpoints into folders; what they hold is said in load.py."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import FeatureExtractionMixin
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
 from ..files import whole_file
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
 from ..model.model import DiffusionGemmaASR
 from ..model.packing import pack
 from ..model.projector import AudioProjector
-from ..strict import resolve_source
 from .card import ModelCard, render_card
-from .config_file import CONFIG, read_config_file, write_config
-from .load import ADAPTER, read_adapter
+from .config_file import write_config
+from .load import ADAPTER
 
 CARD, EXTRACTOR = "README.md", "preprocessor_config.json"
 
@@ -136,60 +134,6 @@ def save_projector(projector: AudioProjector, folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with whole_file(Path(folder) / ADAPTER) as part:
         save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, part)
-
-
-def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Uploads all files that a checkpoint needs; frozen parts inside the folder go along.
-
-    Args:
-        folder: of `save_checkpoint`.
-        repository: "owner/name"; made if missing. The token is the one that huggingface_hub finds.
-        private: for a repository that is made.
-        revision: branch; None is the main one.
-
-    Returns:
-        the address of the commit.
-
-    Raises:
-        CheckpointError: the folder is no checkpoint, or the hub refuses.
-    """
-    try:
-        hub = HfApi()
-        hub.create_repo(repository, private=private, exist_ok=True)
-        return hub.upload_folder(
-            repo_id=repository, folder_path=folder, allow_patterns=checkpoint_files(Path(folder)), revision=revision
-        ).commit_url
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot upload to {repository}: {first_line(error)}") from error
-
-
-def checkpoint_files(folder: Path) -> list[str]:
-    """All files of a checkpoint, relative to its folder; those of frozen parts inside it as one pattern each.
-
-    Raises:
-        CheckpointError: the folder is no checkpoint, or needs what nobody else has.
-    """
-    config = read_config_file(folder)
-    read_adapter(folder)
-    files = [ADAPTER, CONFIG, CARD, EXTRACTOR]
-    if config.drafter is not None:
-        from ..drafts import read_search_config
-
-        files += read_search_config(config.drafter).files()
-        if outside := [file for file in files if Path(file).name != file]:
-            raise CheckpointError(f"{folder} needs {outside[0]}, which lies outside it; copy it into the checkpoint")
-    inside = folder.resolve()
-    for part in (config.encoder, config.backbone):
-        place = Path(resolve_source(part.name, folder))
-        if not place.is_absolute():
-            continue  # a hub name
-        if not place.is_relative_to(inside):
-            raise CheckpointError(
-                f"{folder} names the local folder {part.name}, which nobody else has; "
-                f"copy it into the checkpoint, or write its hub name into {CONFIG}"
-            )
-        files.append(f"{place.relative_to(inside).as_posix()}/*")
-    return files
 
 
 def _relative_to(config: ModelConfig, folder: Path) -> ModelConfig:

@@ -13,8 +13,8 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, 
 from ..audio.read import SAMPLE_RATE
 from ..checkpoint.config_file import read_config_file
 from ..checkpoint.load import find_checkpoint, with_sources
-from ..checkpoint.parts import load_tokenizer
-from ..errors import AsrError, AudioError, CheckpointError, first_line
+from ..checkpoint.parts import load_extractor, load_tokenizer
+from ..errors import AsrError, AudioError
 from ..model.encoder import log_mel
 from ..model.lengths import length_mask
 
@@ -87,11 +87,7 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         """
         folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
         config = with_sources(read_config_file(folder), folder, encoder, backbone)
-        where = {"revision": config.encoder.revision, "local_files_only": local_files_only}
-        try:
-            extractor = WhisperFeatureExtractor.from_pretrained(config.encoder.name, **where)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the features of {config.encoder.name}: {first_line(error)}") from error
+        extractor = load_extractor(config.encoder, local_files_only)
         return cls(extractor, load_tokenizer(config.backbone, local_files_only), config.encoder.padded)
 
     def __call__(

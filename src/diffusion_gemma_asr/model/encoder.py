@@ -1,4 +1,6 @@
-"""Frozen acoustic encoders: Whisper of any size, run over the frames that hold sound instead of a padded 30 s."""
+"""Frozen acoustic encoders: Whisper of any size, run over the frames that hold sound instead of a padded 30 s.
+
+Another encoder is a class like the one here (qwen_encoder.py)."""
 
 from __future__ import annotations
 
@@ -65,6 +67,16 @@ class AcousticEncoder(nn.Module):
         """The most 20 ms frames that the encoder's positions allow (1500 in every Whisper: 30 s)."""
         return self.encoder.config.max_source_positions
 
+    @property
+    def max_samples(self) -> int:
+        """The longest clip, in samples at 16 kHz."""
+        return self.max_frames * 2 * HOP
+
+    @property
+    def max_mel_frames(self) -> int:
+        """Mel frames of the longest clip."""
+        return self.max_samples // HOP
+
     def features(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Whisper's log-mel spectrogram of each clip; padded to 30 s only for a padded encoder.
 
@@ -79,12 +91,12 @@ class AcousticEncoder(nn.Module):
         """
         spectra = []
         for clip in audio:
-            if len(clip) < 2 * HOP or len(clip) > self.max_frames * 2 * HOP:
+            if len(clip) < 2 * HOP or len(clip) > self.max_samples:
                 raise AudioError(
                     f"a clip of {len(clip) / SAMPLE_RATE:.2f} s; the encoder takes 0.02 s to "
-                    f"{self.max_frames * 0.02:.0f} s: cut long sound into chunks first"
+                    f"{self.max_samples / SAMPLE_RATE:.0f} s: cut long sound into chunks first"
                 )
-            spectra.append(log_mel(self.extractor, clip, self.max_frames * 2 * HOP if self.padded else None))
+            spectra.append(log_mel(self.extractor, clip, self.max_samples if self.padded else None))
         lengths = torch.tensor([s.shape[1] for s in spectra])
         mel = nn.utils.rnn.pad_sequence([s.T for s in spectra], batch_first=True)  # (B, T, bins)
         return mel.transpose(1, 2).contiguous(), lengths
@@ -102,11 +114,15 @@ class AcousticEncoder(nn.Module):
         Raises:
             AudioError: a padded encoder is given a spectrogram that is not padded.
         """
-        if self.padded and int(lengths.min()) != 2 * self.max_frames:
+        if self.padded and int(lengths.min()) != self.max_mel_frames:
             raise AudioError(
                 f"a spectrogram of {int(lengths.min())} frames, but this model's encoder hears clips padded to "
-                f"{2 * self.max_frames}; take the features from the same checkpoint"
+                f"{self.max_mel_frames}; take the features from the same checkpoint"
             )
+        return self._encode(mel, lengths)
+
+    def _encode(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See `forward`."""
         enc = self.encoder
         mel = mel.to(enc.conv1.weight.dtype)
         frame_lengths = (lengths + 1) // 2
