@@ -246,6 +246,13 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / f"{name}.safetensors")
         status, out, err = run([str(tmp_path / f"{name}.safetensors"), *parts], capsys)
         assert (status, out, err.count("\n")) == (1, "", 1) and message in err, (name, err)
+    save_file(both, tmp_path / "a.safetensors")
+    for given, message in (
+        (["--scale", "rms"], "no number in it that --scale rms"),
+        (["--languages", "xx"], "language 'xx'"),
+    ):
+        status, _, err = run([str(tmp_path / "a.safetensors"), *parts, *given], capsys)
+        assert (status, err.count("\n")) == (1, 1) and message in err
     without_encoder = [str(tmp_path / "a.safetensors"), "--backbone", str(backbone_folder), "--out", str(tmp_path / "ours")]
     save_file(both, tmp_path / "a.safetensors")
     assert (

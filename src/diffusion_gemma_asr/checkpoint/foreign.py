@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import DiffusionGemmaConfig, WhisperConfig
 
 from ..errors import CheckpointError, RecipeError
+from ..languages import LANGUAGES
 from ..model.backbone import Backbone
 from ..model.config import BackboneConfig, EncoderConfig, LoraConfig, ModelConfig, ProjectorConfig
 from ..model.lengths import strided_length
@@ -87,13 +88,15 @@ def interpret(foreign: Foreign, options: ImportOptions) -> Imported:
             f"{backbone} is no DiffusionGemma {output} wide, which the projector asks for; give another --backbone"
         )
     updates, lora_config = read_lora(foreign, lora, read, options.lora_alpha, assumed)
+    if unknown := [code for code in options.languages if code not in LANGUAGES]:
+        raise CheckpointError(f"language {unknown[0]!r} is not one of {', '.join(LANGUAGES)}; correct --languages")
     if options.languages == ImportOptions.languages:
         assumed.append("it was trained for English; --languages says otherwise")
     text = read.text_config
     dtype = str(getattr(read, "dtype", None) or "bfloat16").removeprefix("torch.")
     try:
         config = ModelConfig(
-            name=Path(foreign.place).stem,
+            name=Path(foreign.place).stem if Path(foreign.place).is_file() else Path(foreign.place).name,
             encoder=EncoderConfig(encoder, None, width, heard.num_mel_bins, padded=True),
             backbone=BackboneConfig(backbone, None, output, text.vocab_size, text.num_hidden_layers),
             projector=shape,
@@ -179,6 +182,8 @@ def read_projector(
         found["scale"] = number if scaled else torch.tensor(1.0)
     elif len(numbers) == 1:
         raise CheckpointError(f"{place}: what is the number {numbers[0]} for? Give --scale factor or --scale rms")
+    elif options.scale is not None and not numbers:
+        raise CheckpointError(f"{place}: no number in it that --scale {options.scale} could speak of; leave it out")
     else:
         found["scale"] = torch.tensor(1.0)
     if left:

@@ -16,7 +16,8 @@ class QwenEncoder(AcousticEncoder):
     """Qwen3-ASR's encoder over sound of any length up to 30 s; its log-mel spectrogram is Whisper's.
 
     Its convolutions see a second at a time and make 13 frames of it, so that nothing has to be padded to 30 s; what is
-    padded to whole seconds is masked, and a batch gives each clip what it gets alone.
+    padded to whole seconds is masked, and a batch gives each clip what it gets alone. (Its own package pads clips under
+    0.5 s to 0.5 s; here they stay as they are.)
 
     Args:
         encoder: Qwen3-ASR's.
