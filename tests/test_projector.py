@@ -212,3 +212,29 @@ def test_rotary_attention_depends_on_distances_alone() -> None:
         same = scores.diagonal(distance)
         torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-4, rtol=1e-4)
     assert (scores[0, 0] - scores[0, 7]).abs() > 1e-3
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 8)), min_size=1, max_size=3),
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=3),
+)
+@torch.no_grad()
+def test_any_kernels_give_a_row_of_a_batch_what_they_give_it_alone(shape: list[tuple[int, int]], lengths: list[int]) -> None:
+    kernels, strides = zip(*shape, strict=True)
+    projector = AudioProjector(ProjectorConfig(HIDDEN, strides, False, kernels=kernels), INPUT, OUTPUT).eval()
+    frames, frame_lengths = padded(lengths)
+    slots, slot_lengths = projector(frames, frame_lengths)
+    for row, n in enumerate(lengths):
+        plain = frames[row, :n].T[None]
+        for convolution in projector.convolutions():
+            plain = F.gelu(convolution(plain))
+        expected = projector.linear(plain[0].T)
+        assert len(expected) == slot_lengths[row] == projector.output_length(n)
+        torch.testing.assert_close(slots[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
+        assert not slots[row, len(expected) :].any(), "not zero behind the end"
+
+
+@pytest.mark.parametrize(("kernels", "strides"), [((16,), (8,)), ((7, 5), (4, 2)), ((3, 3, 3), (2, 2, 2))])
+def test_foreign_shapes_make_188_slots_of_30_s(kernels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    assert strided_length(1500, strides, kernels) == 188

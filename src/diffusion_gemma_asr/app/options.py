@@ -76,7 +76,7 @@ def _parameter(item: Field[Any], kind: Any) -> Parameter:
         names[0] += f"/--no_{item.name}"
     if get_origin(annotation) is tuple:
         annotation = str
-        default = default if default is MISSING else ",".join(map(str, default))
+        default = default if default in (None, MISSING) else ",".join(map(str, default))
     shown.setdefault("show_default", default not in (None, "", MISSING))
     given = Parameter.empty if default is MISSING else default
     return Parameter(

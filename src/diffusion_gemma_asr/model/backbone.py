@@ -147,14 +147,22 @@ class Backbone(nn.Module):
 
     # -- LoRA ---------------------------------------------------------------------------------------------------------
 
-    def add_lora(self, rank: int = 16, alpha: int = 32, dropout: float = 0.0) -> None:
+    def add_lora(self, rank: int = 16, alpha: int = 32, dropout: float = 0.0, shared: bool = False) -> None:
         """Freezes the model and puts LoRA on q, k, v, o of every layer of both stacks.
 
-        The stacks share their weights but not their LoRA, so each learns its own part.
+        Args:
+            rank, alpha, dropout, shared: see `model.config.LoraConfig`. The stacks share their weights; unless `shared`
+                they do not share their LoRA, so each learns its own part.
         """
         self.model.requires_grad_(False)
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, bias="none")
         inject_adapter_in_model(config, self.model)
+        if shared:
+            encoder, decoder = self.model.model.encoder.language_model.layers, self.model.model.decoder.layers
+            for name, layer in decoder.named_modules():
+                if isinstance(layer, LoraLayer):
+                    twin = encoder.get_submodule(name)
+                    layer.lora_A, layer.lora_B = twin.lora_A, twin.lora_B  # parameters are then named once, the encoder's
 
     def lora_state_dict(self) -> dict[str, Tensor]:
         """The LoRA matrices by name; empty without LoRA."""
@@ -179,14 +187,20 @@ class Backbone(nn.Module):
             parameter.data.copy_(state[name])
 
     def merge_lora(self) -> None:
-        """Adds LoRA into the attention weights, for inference; the two stacks' attention is no longer tied
-        afterwards."""
+        """Adds LoRA into the attention weights, for inference; the two stacks' attention is tied afterwards only where
+        they share their LoRA."""
         parents = dict(self.model.named_modules())
+        merged: dict[tuple[int, ...], tuple[nn.Parameter, ...]] = {}  # each sum, and what it is made of
         for name, layer in list(parents.items()):
             if isinstance(layer, LoraLayer):
                 base = layer.get_base_layer()
-                base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
-                layer.merge()
+                made_of = (base.weight, *layer.lora_A.parameters(), *layer.lora_B.parameters())
+                key = tuple(map(id, made_of))
+                if key not in merged:
+                    base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+                    layer.merge()
+                    merged[key] = (base.weight, *made_of)  # kept, so that no other parameter gets their ids
+                base.weight = merged[key][0]
                 parent, _, child = name.rpartition(".")
                 setattr(parents[parent], child, base)
 

@@ -19,6 +19,11 @@ from ..model.config import BackboneConfig, EncoderConfig
 
 # Settings that may differ when a run is resumed: its length, and how it is evaluated.
 FREE = {"stage", "name", "steps", "minutes", "save_every", "eval_every", "monitor_samples", "dev", "dev_count", "cache_dir"}
+LATER = {
+    "kernels",
+    "rotary",
+    "shared",
+}  # settings that came later: at their default they are not named, so that older runs go on
 SAMPLES = 64  # hashed values of each tensor, about
 
 
@@ -35,7 +40,7 @@ def _collect(value: Any, name: str, settings: dict[str, str]) -> None:
         return
     if is_dataclass(value):
         for item in fields(value):
-            if item.name not in FREE:
+            if item.name not in FREE and not (item.name in LATER and getattr(value, item.name) == item.default):
                 _collect(getattr(value, item.name), f"{name}.{item.name}".lstrip("."), settings)
     elif isinstance(value, tuple) and value and is_dataclass(value[0]):
         for index, part in enumerate(value):
