@@ -26,7 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.data.sound import read_utterance
 from diffusion_gemma_asr.data.sources import read_source
-from diffusion_gemma_asr.denoise.decode import Decoded, DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.clip import Decoded
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.evaluate.metrics import error_rate, percent
 from diffusion_gemma_asr.evaluate.normalise import NORMALISER
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR

@@ -3,6 +3,7 @@
     python benchmarks/full_size.py                      benchmarks/results/full_size.json; a GPU of 80 GB, about 8 minutes
     python benchmarks/full_size.py --size tiny          the same parts on a CPU in seconds, to see that they run
     python benchmarks/full_size.py --report             fills the table of docs/performance.md
+    benchmarks/gpu.sh                                   all parts in the order of their worth, fifteen minutes of a GPU
 
 Random weights cannot tell when they are done, so every clip takes all its steps. The parts are stored one by one: a run that
 was interrupted goes on with the next. Limits stand beside the times: the bytes of the weights that a pass touches over the
@@ -12,6 +13,7 @@ measured copy rate, and its operations over the measured rate of matrix products
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -29,9 +31,12 @@ from transformers import AutoTokenizer, WhisperConfig
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
 
 from diffusion_gemma_asr.checkpoint.known_configs import diffusiongemma_26b, whisper_small
-from diffusion_gemma_asr.denoise.decode import rounded
-from diffusion_gemma_asr.denoise.engine import Job, run_queue
+from diffusion_gemma_asr.checkpoint.quantization import find_quantizer, quantize_experts
+from diffusion_gemma_asr.denoise.clip import rounded
+from diffusion_gemma_asr.denoise.engine import Engine, Job
+from diffusion_gemma_asr.denoise.queue import AnyEngine, engine_for, run_queue
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions
+from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffusion_gemma_asr.model.encoder import AcousticEncoder
@@ -44,6 +49,7 @@ from diffusion_gemma_asr.train.recipe import load_recipe
 DATA, PAGE = RESULTS / "full_size.json", ROOT / "docs/performance.md"
 TOKENIZER = ROOT / "src/diffusion_gemma_asr/presets/mini/backbone"  # its ids stand for the real ones
 TOKENS_PER_S = 4.0  # of speech, Gemma's tokens: a fitted canvas of a 10 s clip has 48
+ONE_BY_ONE = ", kernels launched one by one"  # without the recorded steps of denoise/static_engine.py
 TINY = ModelConfig("tiny", EncoderConfig("none"), BackboneConfig("none"), ProjectorConfig(hidden_size=24))
 TINY_SHAPE = BackboneShape(
     hidden=32, layers=6, heads=4, head_dim=8, intermediate=32, experts=4, top_k=2, expert_intermediate=16
@@ -58,17 +64,19 @@ class Size(NamedTuple):
         batches: clips at once.
         steps: denoising steps.
         generate_steps: steps of transformers' generate().
+        quantizations: of the experts.
     """
 
     clips_s: tuple[int, ...]
     batches: tuple[int, ...]
     steps: tuple[int, ...]
     generate_steps: tuple[int, ...]
+    quantizations: tuple[str, ...]
 
 
 SIZES = {
-    "real": Size((10, 30), (1, 8, 32, 64), (8, 3), (8, 16)),
-    "tiny": Size((2,), (1, 2), (2,), (2,)),
+    "real": Size((10, 30), (1, 8, 32, 64), (8, 3), (8, 16), ("bnb-4bit", "torchao-int8")),
+    "tiny": Size((2,), (1, 2), (2,), (2,), ("torchao-int8",)),
 }
 
 
@@ -169,7 +177,15 @@ def sounds(count: int, seconds: int) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def ours(model: DiffusionGemmaASR, device: str, seconds: int, batch: int, canvas: int, steps: int) -> dict[str, Any]:
+def ours(
+    model: DiffusionGemmaASR,
+    device: str,
+    seconds: int,
+    batch: int,
+    canvas: int,
+    steps: int,
+    engine: Callable[[Backbone], AnyEngine] = engine_for,
+) -> dict[str, Any]:
     """A batch from samples to text, and its denoising alone."""
     options = DenoiseOptions(steps=steps, confidence_threshold=0.0)
     clips = sounds(batch, seconds)
@@ -186,7 +202,7 @@ def ours(model: DiffusionGemmaASR, device: str, seconds: int, batch: int, canvas
         generators = [torch.Generator(device).manual_seed(0) for _ in clips]
         ids = [torch.randint(model.backbone.vocab_size, (canvas,), generator=g, device=device) for g in generators]
         jobs = [Job(row, generator) for row, generator in zip(ids, generators, strict=True)]
-        finished = list(run_queue(model.backbone, jobs, lambda _: prefill, options, batch))
+        finished = list(run_queue(model.backbone, jobs, lambda _: prefill, options, batch, engine=engine(model.backbone)))
         synchronise(device)
         times["denoising"] = time.perf_counter() - began - times["before"]
         for _, row in finished:
@@ -260,30 +276,49 @@ def memory(device: str) -> float | None:
     return round(torch.cuda.max_memory_allocated() / 1e9, 2) if device == "cuda" else None
 
 
+def packed(model: DiffusionGemmaASR, device: str, quantization: str, seconds: int) -> dict[str, Any]:
+    """Experts packed in fewer bits: seconds to pack them, memory afterwards, and a clip decoded; what comes behind it in the
+    same process has them too."""
+    began = time.perf_counter()
+    quantize_experts(model.backbone, find_quantizer(quantization), device)
+    synchronise(device)
+    took = time.perf_counter() - began
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    held = round(torch.cuda.memory_allocated() / 1e9, 2) if device == "cuda" else None
+    measured = ours(model, device, seconds, 1, rounded(round(TOKENS_PER_S * seconds) + 4), 8)
+    return measured | {"seconds_to_pack": took, "held_gb": held}
+
+
 def parts(model: DiffusionGemmaASR, device: str, size: Size) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What there is to measure, by name, in the order that tells most first."""
+    """What there is to measure, by name, in the order that tells most first; those that change the model are the last."""
     calls: dict[str, Callable[[], dict[str, Any]]] = {"rates": partial(rates, device)}
     for seconds, batch, steps in product(size.clips_s, size.batches, size.steps):
         for canvas in (rounded(round(TOKENS_PER_S * seconds) + 4), 256):
             name = f"ours {seconds} s, batch {batch}, canvas {canvas}, {steps} steps"
             calls[name] = partial(ours, model, device, seconds, batch, canvas, steps)
+            if batch == 1:
+                calls[name + ONE_BY_ONE] = partial(ours, model, device, seconds, batch, canvas, steps, Engine)
     for seconds, steps in product(size.clips_s, size.generate_steps):
         calls[f"generate() {seconds} s, {steps} steps"] = partial(theirs, model, device, seconds, steps)
     calls["training step"] = partial(training_step, model, device, size.clips_s[0])
+    for name in size.quantizations:
+        calls[f"experts in {name}"] = partial(packed, model, device, name, size.clips_s[0])
     return calls
 
 
-def run(model: DiffusionGemmaASR, size: str, device: str, out: Path) -> None:
-    """Measures what `out` does not hold yet."""
+def run(model: DiffusionGemmaASR, size: str, device: str, out: Path, wanted: str) -> None:
+    """Measures what `out` does not hold yet of the parts whose whole name matches `wanted`, and the rates."""
     kept = read_results(out) or {"circumstances": circumstances(), "size": size, "parts": {}}
     for name, part in parts(model, device, SIZES[size]).items():
-        if name in kept["parts"]:
+        if name in kept["parts"] or not (name == "rates" or re.fullmatch(wanted, name)):
             continue
         try:
             kept["parts"][name] = part()
-        except torch.cuda.OutOfMemoryError as error:
+        except (torch.cuda.OutOfMemoryError, CheckpointError) as error:  # the latter: a library for fewer bits is absent
             kept["parts"][name] = {"error": str(error).splitlines()[0]}
-            torch.cuda.empty_cache()
+            if device == "cuda":
+                torch.cuda.empty_cache()
         print(name, shown(kept["parts"][name], kept["parts"]["rates"]), flush=True)
         write_results(out, kept)
 
@@ -321,7 +356,7 @@ def table(measured: dict[str, Any]) -> str:
     best = measured["parts"]["rates"]
     rows: dict[tuple[int, int, int], dict[int, dict[str, Any]]] = {}
     for name, part in measured["parts"].items():
-        if name.startswith("ours") and "error" not in part:
+        if name.startswith("ours") and not name.endswith(ONE_BY_ONE) and "error" not in part:
             rows.setdefault((part["clip_s"], part["batch"], part["canvas"]), {})[part["steps"]] = part
     lines = []
     for (seconds, batch, canvas), by_steps in rows.items():
@@ -330,7 +365,11 @@ def table(measured: dict[str, Any]) -> str:
             cells.append(f"{by_steps[steps][key]:.{digits}f}" if steps in by_steps else "–")
         some = next(iter(by_steps.values()))
         lines.append([*cells, f"{limit_ms(some, best):.0f} ms", f"{some['peak_gb']:.0f} GB"])
-    others = {name: part for name, part in measured["parts"].items() if name != "rates" and not name.startswith("ours")}
+    others = {
+        name: part
+        for name, part in measured["parts"].items()
+        if name != "rates" and (not name.startswith("ours") or name.endswith(ONE_BY_ONE))
+    }
     rates = f"{best['bytes_s'] / 1e12:.1f} TB/s copied, {best['flop_s'] / 1e12:.0f} TFLOP/s multiplied"
     notes = [*(f"{name}: {shown(part, best)}." for name, part in others.items())]
     return "\n".join([markdown(HEADING, lines), "", *notes, f"{rates}; {stated(measured['circumstances'])}."])
@@ -343,13 +382,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--report", action="store_true", help="fill the page with what was measured")
+    parser.add_argument("--parts", default=".*", metavar="REGEX", help="the parts to measure, by their whole names")
     args = parser.parse_args(arguments)
     if args.report:
         fill(PAGE, {"full_size": table(read_results(args.out))})
         return
     if args.size == "real" and args.device == "cpu":
         raise SystemExit("the real size needs a GPU of 80 GB; --size tiny shows on a CPU that the parts run")
-    run(build(args.size, args.device), args.size, args.device, args.out)
+    run(build(args.size, args.device), args.size, args.device, args.out, args.parts)
 
 
 if __name__ == "__main__":

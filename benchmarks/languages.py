@@ -1,19 +1,21 @@
-"""Error rates of models by language, on held-out synthetic and on real speech, and what else they could write.
+"""Error rates of models by language and corpus, on held-out synthetic and on real speech, and what else they could write.
 
     python benchmarks/languages.py measure mini6         adds to benchmarks/results/languages.json the lists that it lacks
+    python benchmarks/languages.py whisper FOLDER        the same lists by a Whisper with its own decoder, as a yardstick
     python benchmarks/languages.py report                fills docs/results/languages.md and the table of README.md
 
 The lists are those of runs/mini.sh, 300 synthetic sentences a language in voices that training never meets, and the real dev
-splits that docs/training.md describes, their first 300 utterances of at most 10 s. The language is named.
+splits that docs/training.md describes, by corpus, their first 300 utterances. The language is named.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, stated, write_results
@@ -21,37 +23,78 @@ from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, st
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
 from diffusion_gemma_asr.data.sound import read_utterance
-from diffusion_gemma_asr.denoise.decode import DEFAULT_STEPS, DecodeOptions, decode, draft_clips, find_languages
+from diffusion_gemma_asr.denoise.clip import DraftedClip
+from diffusion_gemma_asr.denoise.decode import decode, draft_clips, find_languages
+from diffusion_gemma_asr.denoise.options import DEFAULT_STEPS, DecodeOptions
 from diffusion_gemma_asr.evaluate.baselines.autoregressive import greedy
-from diffusion_gemma_asr.evaluate.metrics import edits, percent
+from diffusion_gemma_asr.evaluate.baselines.whisper import Whisper
+from diffusion_gemma_asr.evaluate.metrics import Edits, edits, percent
 from diffusion_gemma_asr.evaluate.normalise import NORMALISER
 from diffusion_gemma_asr.evaluate.summary import LONG_S, rates
 from diffusion_gemma_asr.languages import LANGUAGES
+from diffusion_gemma_asr.model.ctc import DraftToken
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 DATA, PAGE, README = RESULTS / "languages.json", ROOT / "docs/results/languages.md", ROOT / "README.md"
 DOMAINS = {"synthetic": "runs/mini/heldout-{}/manifest.jsonl", "real": "../shared/speech/{}-dev.jsonl"}
-MAX_DURATION_S, COUNT, BATCH = 10.0, 300, 16
+COUNT, BATCH, EXAMPLES = 300, 16, 3
 SYSTEMS = {
     "draft": "draft",
     "denoised": f"denoised from it, {DEFAULT_STEPS} steps",
+    "noise": f"from noise, {DEFAULT_STEPS} steps",
     "ctc": "greedy CTC",
     "autoregressive": "token after token",
+    "whisper": "own decoder",
 }
 
 
+class Written(NamedTuple):
+    """What one system wrote for a list: a text each, and the seconds that it took beside reading and encoding."""
+
+    texts: list[str]
+    seconds: float
+
+
+def lists(codes: Sequence[str]) -> dict[str, list[Utterance]]:
+    """The utterances of every list that is there, by title: domain, language, and of real speech the corpus."""
+    found: dict[str, list[Utterance]] = {}
+    for domain, place in DOMAINS.items():
+        for code in codes:
+            path = ROOT / place.format(code)
+            if not path.is_file():
+                print(f"{domain} {code}: left out, there is no {path}")
+                continue
+            for utterance in read_manifest(path, [code], skipped=[]):
+                corpus = f", {Path(utterance.audio_filepath).parents[1].name}" if domain == "real" else ""
+                found.setdefault(f"{domain} {code}{corpus}", []).append(utterance)
+    return found
+
+
 @torch.no_grad()
-def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, list[str]]:
+def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Written]:
     """What each system writes for a batch of one language."""
     languages, options = [u.language for u in batch], DecodeOptions(start="draft")
     encoded = model.encode([read_utterance(u) for u in batch])
-    decoded = decode(model, draft_clips(model, encoded, options), options, batch_size=BATCH, languages=languages)
-    return {
-        "draft": [row.draft for row in decoded],
-        "denoised": [row.text for row in decoded],
-        "ctc": [model.text([token.id for token in row]) for row in model.greedy.drafts(encoded)],
-        "autoregressive": [model.text(row) for row in greedy(model, encoded, languages)],
-    }
+    written: dict[str, Written] = {}
+
+    def add(name: str, write: Callable[[], list[str]]) -> None:
+        began = time.perf_counter()
+        lines = write()
+        written[name] = Written(lines, time.perf_counter() - began)
+
+    def denoised(clips: Sequence[DraftedClip], how: DecodeOptions) -> list[str]:
+        return [row.text for row in decode(model, clips, how, batch_size=BATCH, languages=languages)]
+
+    def spelled(drafts: Sequence[Sequence[DraftToken]]) -> list[str]:
+        return [model.text([token.id for token in row]) for row in drafts]
+
+    noise = DecodeOptions(start="noise")
+    add("draft", lambda: spelled(model.drafter.drafts(encoded)))
+    add("denoised", lambda: denoised(draft_clips(model, encoded, options), options))
+    add("noise", lambda: denoised(draft_clips(model, encoded, noise), noise))
+    add("ctc", lambda: spelled(model.greedy.drafts(encoded)))
+    add("autoregressive", lambda: [model.text(row) for row in greedy(model, encoded, languages)])
+    return written
 
 
 @torch.no_grad()
@@ -62,64 +105,135 @@ def languages_found(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> lis
     return find_languages(model, clips, model.config.languages, options, BATCH)
 
 
-def measure_list(model: DiffusionGemmaASR, rows: Sequence[Utterance]) -> dict[str, Any]:
-    """Rates of all systems over one list, and how often the language is found in what is long enough."""
+def in_batches(rows: Sequence[Utterance]) -> list[list[Utterance]]:
+    """Utterances of like length together."""
     order = sorted(rows, key=lambda u: u.duration)
-    batches = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
-    written: dict[str, list[str]] = {name: [] for name in SYSTEMS}
-    codes: list[str] = []
-    for batch in batches:
-        for name, lines in texts(model, batch).items():
-            written[name] += lines
-        if model.config.finds_language:
-            codes += languages_found(model, batch)
+    return [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+
+
+def measure_list(model: DiffusionGemmaASR, rows: Sequence[Utterance]) -> dict[str, Any]:
+    """Rates of all systems over one list, what denoising changes, how often the language is found in what is long enough."""
+    batches = in_batches(rows)
+    parts = [texts(model, batch) for batch in batches]
+    codes = [code for batch in batches for code in languages_found(model, batch)] if model.config.finds_language else []
+    order = [u for batch in batches for u in batch]
     right = [code == u.language for code, u in zip(codes, order, strict=False) if u.duration > LONG_S]
-    return {
-        "count": len(order),
-        "systems": {
-            name: rates([edits(u.text, line, u.language) for u, line in zip(order, lines, strict=True)])
-            for name, lines in written.items()
-        },
+    return judged(order, parts) | {
         "language_found": round(sum(right) / len(right), 4) if right else None,
         "language_count": len(right),
     }
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Adds the lists of a model that are not measured yet, or all of them again."""
-    model = load_checkpoint(args.model, device=args.device, encoder=args.encoder)
-    name = Path(args.model).name
-    for domain, place in DOMAINS.items():
-        for code in model.config.languages:
-            title, path = f"{domain} {code}", ROOT / place.format(code)
-            measured = read_results(DATA).get(name, {"lists": {}})["lists"]
-            if title in measured and not args.again:
-                continue
-            if not path.is_file():
-                print(f"{title}: left out, there is no {path}")
-                continue
-            start = time.time()
-            result = measure_list(model, read_manifest(path, [code], MAX_DURATION_S, [])[: args.count])
-            data = read_results(DATA)  # anew: another model may be measured at the same time
-            data.setdefault(name, {"lists": {}})["lists"][title] = result
-            data[name]["circumstances"] = circumstances()
-            write_results(DATA, data)
-            shown = {system: percent(row["error_rate"]) for system, row in result["systems"].items()}
-            print(f"{title}: {time.time() - start:.0f} s, {shown}", flush=True)
+def judged(rows: Sequence[Utterance], parts: Sequence[dict[str, Written]]) -> dict[str, Any]:
+    """Rates and seconds of each system that wrote the batches of a list."""
+    lines = {name: [text for part in parts for text in part[name].texts] for name in parts[0]}
+    counted = {
+        name: [edits(u.text, line, u.language) for u, line in zip(rows, texts, strict=True)] for name, texts in lines.items()
+    }
+    result: dict[str, Any] = {
+        "count": len(rows),
+        "sound_s": round(sum(u.duration for u in rows), 1),
+        "systems": {
+            name: rates(some) | {"seconds": round(sum(part[name].seconds for part in parts), 2)}
+            for name, some in counted.items()
+        },
+    }
+    if "denoised" in lines:
+        result["changed"] = changes(rows, lines, counted)
+    return result
+
+
+def changes(rows: Sequence[Utterance], lines: dict[str, list[str]], counted: dict[str, list[Edits]]) -> dict[str, Any]:
+    """What denoising makes of drafts: words (characters) fewer and more wrong, as shares of what was said, and examples."""
+    words = sum(one.reference for one in counted["draft"])
+    gained = [a.errors - b.errors for a, b in zip(counted["draft"], counted["denoised"], strict=True)]
+    order = sorted(range(len(rows)), key=gained.__getitem__)
+    examples = [
+        {"said": rows[i].text, "draft": lines["draft"][i], "denoised": lines["denoised"][i]}
+        for i in [*order[::-1][:EXAMPLES], *order[:EXAMPLES]]
+        if gained[i]
+    ]
+    return {
+        "better": round(sum(gain for gain in gained if gain > 0) / max(1, words), 5),
+        "worse": round(-sum(gain for gain in gained if gain < 0) / max(1, words), 5),
+        "examples": examples,
+    }
+
+
+def measure(
+    args: argparse.Namespace, measure_list: Callable[[Sequence[Utterance]], dict[str, Any]], codes: Sequence[str]
+) -> None:
+    """Adds the lists of a system that are not measured yet, or all of them again."""
+    name = args.name or Path(args.model).name
+    for title, rows in lists(codes).items():
+        if title in read_results(DATA).get(name, {"lists": {}})["lists"] and not args.again:
+            continue
+        start = time.time()
+        result = measure_list(rows[: args.count])
+        data = read_results(DATA)  # anew: another model may be measured at the same time
+        data.setdefault(name, {"lists": {}})["lists"][title] = result
+        data[name]["circumstances"] = circumstances()
+        write_results(DATA, data)
+        shown = {system: percent(row["error_rate"]) for system, row in result["systems"].items()}
+        print(f"{title} ({result['count']}): {time.time() - start:.0f} s, {shown}", flush=True)
+
+
+def measure_whisper(whisper: Whisper, rows: Sequence[Utterance]) -> dict[str, Any]:
+    """As `measure_list`, for a Whisper."""
+    batches, parts = in_batches(rows), []
+    for batch in batches:
+        sounds = [read_utterance(u) for u in batch]
+        began = time.perf_counter()
+        written = [one.text for one in whisper.transcribe(sounds, [u.language for u in batch])]
+        parts.append({"whisper": Written(written, time.perf_counter() - began)})
+    return judged([u for batch in batches for u in batch], parts)
 
 
 def table(measured: dict[str, Any]) -> str:
     """One line a list."""
+    names = [name for name in SYSTEMS if all(name in row["systems"] for row in measured["lists"].values())]
     rows = []
     for title, row in measured["lists"].items():
         cells = [
             f"{percent(r['error_rate'])} ({100 * r['low']:.0f}–{100 * r['high']:.0f})"
-            for r in (row["systems"][name] for name in SYSTEMS)
+            for r in (row["systems"][name] for name in names)
         ]
-        share = f"{percent(row['language_found'])} of {row['language_count']}" if row["language_count"] else "–"
-        rows.append([f"{title} ({row['count']})", *cells, share])
+        changed, found = row.get("changed"), row.get("language_count")
+        cells.append(f"{percent(changed['better'])} / {percent(changed['worse'])}" if changed else "–")
+        cells.append(f"{percent(row['language_found'])} of {found}" if found else "–")
+        rows.append([f"{title} ({row['count']})", *cells])
     heading = f"errors after {NORMALISER} (hi, zh: characters)"
-    return markdown([heading, *SYSTEMS.values(), "language found"], rows) + f"\n\n{stated(measured['circumstances'])}."
+    columns = [heading, *(SYSTEMS[name] for name in names), "denoising: better / worse", "language found"]
+    times = {name: [0.0, 0.0] for name in names}
+    for row in measured["lists"].values():
+        for name in names:
+            times[name][0] += row["systems"][name]["seconds"]
+            times[name][1] += row["sound_s"]
+    shares = [f"{SYSTEMS[name]} {1000 * spent / sound:.1f}" for name, (spent, sound) in times.items() if sound]
+    spent = f"Milliseconds a second of sound: {', '.join(shares)}."
+    return f"{markdown(columns, rows)}\n\n{spent} {stated(measured['circumstances'])}."
+
+
+def summed(measured: dict[str, Any], start: str, system: str) -> str:
+    """The error rate over all lists whose titles begin so."""
+    some = [
+        row["systems"][system]
+        for title, row in measured["lists"].items()
+        if title.startswith(start) and system in row["systems"]
+    ]
+    words = sum(row["reference"] for row in some)
+    wrong = sum(row["substitutions"] + row["deletions"] + row["insertions"] for row in some)
+    return percent(wrong / words, 0) if words else "–"
+
+
+def examples(measured: dict[str, Any]) -> str:
+    """What denoising changed for the better and the worse."""
+    rows = [
+        [title, *(one[key].replace("|", " ") or "–" for key in ("said", "draft", "denoised"))]
+        for title, row in measured["lists"].items()
+        for one in row.get("changed", {}).get("examples", ())
+    ]
+    return markdown(["list", "said", "draft", "denoised"], rows)
 
 
 def short_table(data: dict[str, Any]) -> str:
@@ -127,10 +241,10 @@ def short_table(data: dict[str, Any]) -> str:
     rows = []
     for name, measured in data.items():
         for domain in DOMAINS:
-            for system in ("draft", "denoised"):
-                lists = [measured["lists"].get(f"{domain} {code}") for code in LANGUAGES]
-                cells = [percent(row["systems"][system]["error_rate"], 0) if row else "–" for row in lists]
-                rows.append([f"`{name}`, {domain}: {SYSTEMS[system]}", *cells])
+            for system in ("draft", "denoised", "whisper"):
+                cells = [summed(measured, f"{domain} {code}", system) for code in LANGUAGES]
+                if set(cells) != {"–"}:
+                    rows.append([f"`{name}`, {domain}: {SYSTEMS[system]}", *cells])
     return markdown([f"errors after {NORMALISER} (hi, zh: characters)", *LANGUAGES], rows)
 
 
@@ -138,7 +252,8 @@ def report() -> None:
     """Fills the tables."""
     data = read_results(DATA)
     sections = [f"### {name}\n\n{table(measured)}" for name, measured in data.items()]
-    fill(PAGE, {"languages": "\n\n".join(sections)})
+    changed = [f"### {name}\n\n{examples(measured)}" for name, measured in data.items() if name != "whisper"]
+    fill(PAGE, {"languages": "\n\n".join(sections), "changes": "\n\n".join(changed)})
     fill(README, {"languages": short_table(data)})
 
 
@@ -146,18 +261,25 @@ def main() -> None:
     """Measures or reports."""
     parser = argparse.ArgumentParser(description="Error rates of models by language.")
     commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure")
-    measuring.add_argument("model", help="bundled model or checkpoint folder")
-    measuring.add_argument("--encoder", help="folder or hub name in place of the encoder that the model names")
-    measuring.add_argument("--device", default="auto")
-    measuring.add_argument("--count", type=int, default=COUNT, help="the first so many utterances of each list")
-    measuring.add_argument("--again", action="store_true", help="also what is measured already")
+    for name in ("measure", "whisper"):
+        measuring = commands.add_parser(name)
+        measuring.add_argument("model", help="bundled model or checkpoint folder; a Whisper's folder or hub name")
+        measuring.add_argument("--name", help="in the tables; by default that of the model's folder")
+        measuring.add_argument("--encoder", help="folder or hub name in place of the encoder that the model names")
+        measuring.add_argument("--device", default="auto")
+        measuring.add_argument("--count", type=int, default=COUNT, help="the first so many utterances of each list")
+        measuring.add_argument("--again", action="store_true", help="also what is measured already")
     commands.add_parser("report")
     args = parser.parse_args()
-    if args.command == "measure":
-        measure(args)
-    else:
+    if args.command == "report":
         report()
+        return
+    if args.command == "whisper":
+        whisper = Whisper(args.model)
+        measure(args, partial(measure_whisper, whisper), whisper.languages)
+    else:
+        model = load_checkpoint(args.model, device=args.device, encoder=args.encoder)
+        measure(args, partial(measure_list, model), model.config.languages)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, st
 import diffusion_gemma_asr as asr
 from diffusion_gemma_asr.audio.read import SAMPLE_RATE, Samples, load_audio
 from diffusion_gemma_asr.audio.vad import Chunk, VadOptions, speech_chunks
-from diffusion_gemma_asr.denoise.decode import DecodeOptions
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.evaluate.metrics import error_rate
 from diffusion_gemma_asr.evaluate.normalise import NORMALISER
 from diffusion_gemma_asr.transcribe.recordings import transcribe_chunk

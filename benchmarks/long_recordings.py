@@ -32,7 +32,8 @@ from diffusion_gemma_asr.audio.read import SAMPLE_RATE, Samples
 from diffusion_gemma_asr.data.synthetic.espeak import speak
 from diffusion_gemma_asr.data.synthetic.synth import HELD_OUT_VARIANTS, Line, plan, render, render_with_phonemes
 from diffusion_gemma_asr.data.text import plain_english
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.evaluate.metrics import error_rate
 from diffusion_gemma_asr.evaluate.normalise import NORMALISER
 

@@ -3,11 +3,13 @@
     pip install 'diffusion-gemma-asr[server]' 'ray[serve]'
     DIFFUSION_GEMMA_ASR_MODEL=mini6 serve run deploy.ray_serve:deployment
 
-A replica is a whole server with its own scheduler, which batches better than `serve.batch` could. Not tested by the suite.
+A replica is a whole server with its own scheduler, which batches better than `serve.batch` could. It takes
+DIFFUSION_GEMMA_ASR_GPUS of a cluster's GPUs, 1 if nothing is said; 0 is for a cluster without.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 from ray import serve
@@ -31,6 +33,14 @@ GPUS = float(os.environ.get("DIFFUSION_GEMMA_ASR_GPUS", "1"))
 @serve.ingress(lambda: create_app(SETTINGS))  # built in the replica: an app cannot be sent there
 class Transcriber:
     """One replica."""
+
+    async def check_health(self) -> None:
+        """Asked by Serve, for the first time before it sends requests: they wait elsewhere until the model is loaded."""
+        models = self.app.state.models
+        while models.loading and not models.was_loaded:
+            await asyncio.sleep(0.2)
+        if not models.was_loaded:
+            raise RuntimeError(f"the model {models.names[0]} cannot be loaded; the log of the replica says why")
 
 
 deployment = Transcriber.bind()

@@ -30,8 +30,14 @@ for code in en de fr es hi zh; do
     made $heldout "held-out $code" synth $text --count 300 --seed 2026 --held_out_voices --out $run/heldout-$code
   fi
   made $dev "monitor $code" synth $text --count 100 --seed 77 --held_out_voices --exclude $heldout --out $run/dev-$code
-  made $run/synth-$code/manifest.jsonl "training $code" synth $text --count 12000 --seed 1 --rooms 0.25 --telephones 0.1 \
+  made $run/synth-$code/manifest.jsonl "training $code" synth $text --count 4000 --seed 1 --rooms 0.25 --telephones 0.1 \
     --exclude $heldout $dev --out $run/synth-$code
+done
+
+# Real speech once more: distorted, neighbours of one speaker joined up to 30 s.
+for code in en fr zh de; do
+  made $run/copies-$code/manifest.jsonl "copies $code" $python -m diffusion_gemma_asr.data.synthetic.copies \
+    --manifest $shared/speech/$code-train.jsonl --out $run/copies-$code --seed 5 --join 26
 done
 
 made $run/tokenizer/tokenizer.json "tokenizer" train recipes/mini/0-tokenizer.yaml

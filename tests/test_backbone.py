@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from diffusion_gemma_asr.checkpoint.parts import load_backbone
-from diffusion_gemma_asr.denoise.decode import DecodeOptions
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model.backbone import Backbone, Prefill

@@ -84,10 +84,31 @@ def test_languages_are_measured_by_list(whisper_folder: Path, backbone_folder: P
         for i, sound in enumerate(np.clip(sound, -1, 1) for sound in sounds)
     ]
     result = languages.measure_list(model, rows)
-    assert set(result["systems"]) == set(languages.SYSTEMS) and result["count"] == 2
+    assert {*result["systems"], "whisper"} == set(languages.SYSTEMS) and result["count"] == 2
+    wrong = [result["systems"][name] for name in ("draft", "denoised")]
+    fewer = [row["substitutions"] + row["deletions"] + row["insertions"] for row in wrong]
+    words = wrong[0]["reference"]
+    changed = result["changed"]
+    assert changed["better"] - changed["worse"] == pytest.approx((fewer[0] - fewer[1]) / words, abs=1e-4)
+    assert all(one["said"] == "ein satz" for one in changed["examples"])
     assert (result["language_found"], result["language_count"]) == (1.0, 1)  # one is over 2 s; it knows one language
     measured = {"lists": {"synthetic de": result}, "circumstances": FACTS}
     table = languages.table(measured)
     assert "| errors after Whisper's normaliser" in table and "| synthetic de (2) |" in table and "100.0% of 1" in table
+    assert "token after token" in table and "own decoder" not in table and "Milliseconds a second of sound: draft " in table
+    assert "| synthetic de | ein satz | " in languages.examples(measured) or not changed["examples"]
     short = languages.short_table({"tiny": measured})
     assert "| `tiny`, synthetic: draft | – | " in short and "Whisper's normaliser" in short
+
+
+def test_the_table_of_several_gpus_is_arithmetic(tmp_path: Path) -> None:
+    import scale
+
+    def part(clip_s: int, canvas: int, rtfx: float) -> dict[str, float]:
+        return {"clip_s": clip_s, "batch": 4, "canvas": canvas, "steps": 8, "rtfx": rtfx}
+
+    parts = {"rates": {}, "ours a": part(10, 48, 7.0), "ours b": part(30, 128, 200.0), "ours c": part(30, 256, 9.0)}
+    text = scale.table({"parts": parts, "circumstances": FACTS}, price=3.0)
+    (line,) = [line for line in text.splitlines() if line.startswith("| 4 × 30 s, 8 steps |")]
+    assert line.split(" | ")[1:] == ["200", "1,600", "12,800", "50.0 h", "6.2 h", "0.8 h", "$15.00 |"]
+    assert "Assumed: $3.00" in text and "arithmetic" in text and "a GPU, torch 2" in text

@@ -33,6 +33,9 @@ ENCODER, BACKBONE = EncoderConfig("encoder", None, 192, 80), BackboneConfig("bac
         (ModelConfig, {"drafts": True}, "unknown key 'drafts' at the top level"),
         (ProjectorConfig, {"hidden_size": 0}, "'projector.hidden_size' must be at least 1, found 0"),
         (ProjectorConfig, {"strides": [2, 0]}, "'projector.strides' must be at least 1 each"),
+        (ProjectorConfig, {"strides": []}, "'projector.strides' must be a list of at least one"),
+        (ProjectorConfig, {"kernels": [7, 0]}, "'projector.kernels' must be at least 1 each"),
+        (ProjectorConfig, {"kernels": [16]}, "'projector.kernels' must be 2 numbers, one for each stride"),
         (ProjectorConfig, {"layer_width": 100}, "'projector.layer_width' must be a multiple of 64, found 100"),
         (ProjectorConfig, {"layers": -1}, "'projector.layers' must be at least 0"),
         (ProjectorConfig, {"layer_stride": 0}, "'projector.layer_stride' must be at least 1"),
@@ -51,8 +54,9 @@ def test_impossible_values_are_refused(section: type, content: dict[str, Any], m
 def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
     configs = [
         ModelConfig("plain", ENCODER, BACKBONE),
-        ModelConfig("other", replace(ENCODER, revision="v1"), BACKBONE, ProjectorConfig(8, (2, 1), False, 2, 64, 2),
-                    LoraConfig(2, 3, 0.5), ("hi", "zh"), True, True, True, "draft", "bfloat16", {"kind": "beam", "x": [1]}),
+        ModelConfig("other", replace(ENCODER, revision="v1", padded=True), BACKBONE,
+                    ProjectorConfig(8, (8,), False, 2, 64, 2, True, (16,)), LoraConfig(2, 3, 0.5, True),
+                    ("hi", "zh"), True, True, True, "draft", "bfloat16", {"kind": "beam", "x": [1]}),
     ]  # fmt: skip
     for config in configs:
         write_config(config, tmp_path)

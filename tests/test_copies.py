@@ -13,7 +13,7 @@ from sounds import tone, write
 from diffusion_gemma_asr.audio.read import SAMPLE_RATE
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
 from diffusion_gemma_asr.data.sound import read_sound
-from diffusion_gemma_asr.data.synthetic.copies import Distortion, distorted, draw_distortion, make_copies
+from diffusion_gemma_asr.data.synthetic.copies import Distortion, distorted, draw_distortion, joined, make_copies
 
 PLAIN = Distortion(1.0, -6.0, None, None, False, 0)
 
@@ -57,3 +57,28 @@ def test_a_corpus_is_copied_once_and_by_seed(tmp_path: Path) -> None:
     first = [Path(u.audio_filepath).stat().st_mtime_ns for u in copies]
     assert read_manifest(make_copies(rows, tmp_path / "copies", seed=3, workers=1)) == copies
     assert [Path(u.audio_filepath).stat().st_mtime_ns for u in copies] == first
+
+
+def test_neighbours_of_one_speaker_become_one_utterance(tmp_path: Path) -> None:
+    rows = [
+        Utterance(str(write(tmp_path / f"{i}.wav", tone(300 + i, 1.0))), f"tone {i}", "de", 1.0, speaker)
+        for i, speaker in enumerate(["her"] * 30 + ["him"] * 30)
+    ]
+    groups = joined(rows, 8.0, random.Random(1))
+    assert [u for group in groups for u in group] == rows
+    assert all(len({u.speaker for u in group}) == 1 for group in groups)
+    sizes = {len(group) for group in groups}
+    assert min(sizes) == 1 and 3 < max(sizes) <= 5  # 5 s of sound and 4 pauses of up to 0.6 s
+
+    copies = read_manifest(make_copies(rows, tmp_path / "copies", seed=1, workers=1, join_s=8.0))
+    assert len(copies) == len(groups) and max(u.duration for u in copies) < 8.0 / 0.87
+    assert [u.text for u in copies] == [" ".join(u.text for u in group) for group in groups]
+
+
+def test_characters_are_joined_without_a_space(tmp_path: Path) -> None:
+    rows = [
+        Utterance(str(write(tmp_path / f"{i}.wav", tone(300, 1.0))), text, "zh", 1.0)
+        for i, text in enumerate("你好吗我好" * 4)
+    ]
+    copies = read_manifest(make_copies(rows, tmp_path / "copies", seed=1, workers=1, join_s=8.0))
+    assert "".join(u.text for u in copies) == "你好吗我好" * 4 and any(len(u.text) > 1 for u in copies)

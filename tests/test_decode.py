@@ -16,16 +16,9 @@ from tiny_model import clips, tiny_model
 from torch import Tensor
 
 from diffusion_gemma_asr.denoise.canvas import edit_layout, uniform_canvas
-from diffusion_gemma_asr.denoise.decode import (
-    CANVAS_STEP,
-    Decoded,
-    DecodeOptions,
-    Shown,
-    decode,
-    decode_clips,
-    draft_clips,
-    fitted_canvas,
-)
+from diffusion_gemma_asr.denoise.clip import CANVAS_STEP, Decoded, Shown, fitted_canvas
+from diffusion_gemma_asr.denoise.decode import decode, decode_clips, draft_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.steps import denoise, sample_by_inversion
 from diffusion_gemma_asr.model.ctc import DraftToken
 from diffusion_gemma_asr.model.drafter import Encoded

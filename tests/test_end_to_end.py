@@ -15,7 +15,8 @@ from diffusion_gemma_asr.checkpoint.load import PRESETS
 from diffusion_gemma_asr.data.synthetic import espeak
 from diffusion_gemma_asr.data.synthetic.synth import Line, render
 from diffusion_gemma_asr.data.text import plain_english, plain_text
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.evaluate.metrics import count
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
 

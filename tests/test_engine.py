@@ -1,30 +1,29 @@
-"""The queue: rows that come and go write what the plain loop writes for each alone, in fewer passes."""
+"""The engines: rows that come and go write what the plain loop writes for each alone, in fewer passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from engine_jobs import LENGTHS, SAMPLES, SURE_EARLY, TO_THE_END, Queue, assert_same
 from tiny_model import clips, tiny_model
 from torch import Tensor
 
-from diffusion_gemma_asr.denoise.canvas import uniform_canvas
-from diffusion_gemma_asr.denoise.decode import Decoded, DecodeOptions, decode_clips
-from diffusion_gemma_asr.denoise.engine import Engine, Finished, Job, predict, run_queue
+from diffusion_gemma_asr.denoise.clip import Decoded
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.engine import Engine, predict
+from diffusion_gemma_asr.denoise.options import DecodeOptions
+from diffusion_gemma_asr.denoise.queue import AnyEngine, run_queue
+from diffusion_gemma_asr.denoise.static_engine import StaticEngine
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions, denoise, pick, sample_by_inversion, token_entropy
-from diffusion_gemma_asr.model.backbone import Prefill
 from diffusion_gemma_asr.model.head import Head
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
-SAMPLES = [40_000, 4000, 36_200, 320, 9000, 22_000, 30_000]
-LENGTHS = [16, 8, 24, 5, 8, 11, 16]  # positions of the canvases
-CODES = ["en", "de", "fr", "es", "hi", "zh", "en"]
-SURE_EARLY = DenoiseOptions(steps=6, entropy_bound=2.0, stability_threshold=0, confidence_threshold=4.75)
-TO_THE_END = DenoiseOptions(steps=3, entropy_bound=2.0)
+Make = Callable[..., AnyEngine]
 
 
 @pytest.fixture(scope="module")
@@ -37,61 +36,29 @@ def audio() -> list[np.ndarray]:
     return clips(SAMPLES)
 
 
-class Queue:
-    """Prompts and canvases of all clips; the same draws whenever it is asked."""
-
-    def __init__(self, model: DiffusionGemmaASR, audio: list[np.ndarray]):
-        self.model = model
-        self.rows = [model.encode([clip]) for clip in audio]
-
-    def jobs(self) -> list[Job]:
-        jobs = []
-        for number, length in enumerate(LENGTHS):
-            generator = torch.Generator().manual_seed(number)
-            jobs.append(Job(uniform_canvas(1, length, self.model.backbone.vocab_size, generator)[0], generator))
-        return jobs
-
-    def read(self, numbers: Sequence[int]) -> Prefill:
-        slots = torch.nn.utils.rnn.pad_sequence([self.rows[i].slots[0] for i in numbers], True)
-        lengths = torch.cat([self.rows[i].slot_lengths for i in numbers])
-        with torch.no_grad():
-            return self.model.read_prompts(slots, lengths, [CODES[i] for i in numbers])[0]
-
-    def plain(self, options: DenoiseOptions | Sequence[DenoiseOptions]) -> list[Finished]:
-        """What the loop of steps.py makes of each job alone."""
-        finished = []
-        for number, job in enumerate(self.jobs()):
-            own = options if isinstance(options, DenoiseOptions) else options[number]
-            backbone, prefill = self.model.backbone, self.read([number])
-            result = denoise(backbone, prefill, job.canvas[None], own, [job.generator], sampler=sample_by_inversion)
-            finished.append(Finished(result.canvas[0], result.logprobs[0], int(result.steps[0])))
-        return finished
-
-
 @pytest.fixture(scope="module")
 def queue(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> Queue:
     return Queue(model, audio)
 
 
-def assert_same(ours: Sequence[Finished], expected: Sequence[Finished]) -> None:
-    for one, other in zip(ours, expected, strict=True):
-        assert one.canvas.tolist() == other.canvas.tolist()
-        assert one.steps == other.steps
-        assert one.logprobs.tolist() == pytest.approx(other.logprobs.tolist(), abs=5e-3)  # each step magnifies rounding
+@pytest.fixture(params=[Engine, StaticEngine])
+def make(request: pytest.FixtureRequest) -> Make:
+    """An engine's class."""
+    return request.param
 
 
 @pytest.mark.parametrize("options", [SURE_EARLY, TO_THE_END], ids=["early", "to the end"])
 @pytest.mark.parametrize("rows", [1, 3, 32])
 def test_the_queue_writes_what_the_plain_loop_writes(
-    model: DiffusionGemmaASR, queue: Queue, options: DenoiseOptions, rows: int
+    model: DiffusionGemmaASR, queue: Queue, make: Make, options: DenoiseOptions, rows: int
 ) -> None:
-    finished = dict(run_queue(model.backbone, queue.jobs(), queue.read, options, rows))
+    finished = dict(run_queue(model.backbone, queue.jobs(), queue.read, options, rows, engine=make(model.backbone)))
     assert_same([finished[number] for number in range(len(LENGTHS))], queue.plain(options))
 
 
-def test_rows_come_and_go_each_with_its_own_options(model: DiffusionGemmaASR, queue: Queue) -> None:
+def test_rows_come_and_go_each_with_its_own_options(model: DiffusionGemmaASR, queue: Queue, make: Make) -> None:
     options = [replace(TO_THE_END, steps=1 + number % 4, entropy_bound=0.5 * number) for number in range(len(LENGTHS))]
-    jobs, engine, finished = queue.jobs(), Engine(model.backbone), {}
+    jobs, engine, finished = queue.jobs(), make(model.backbone), {}
     for number in range(len(LENGTHS)):
         engine.add([number], [jobs[number]], [options[number]], queue.read([number]))
         finished |= dict(engine.step())
@@ -102,14 +69,16 @@ def test_rows_come_and_go_each_with_its_own_options(model: DiffusionGemmaASR, qu
     assert engine.step() == []
 
 
-def test_rows_that_are_dropped_change_nothing_for_the_others(model: DiffusionGemmaASR, queue: Queue) -> None:
-    jobs, engine = queue.jobs(), Engine(model.backbone)
+def test_rows_that_are_dropped_change_nothing_for_the_others(model: DiffusionGemmaASR, queue: Queue, make: Make) -> None:
+    jobs, engine = queue.jobs(), make(model.backbone)
     numbers = list(range(len(jobs)))
     engine.add(numbers, jobs, [TO_THE_END] * len(jobs), queue.read(numbers))
     engine.step()
     engine.drop([0, 2])
     assert len(engine) == len(jobs) - 2
-    finished = dict([*engine.step(), *engine.step()])
+    finished = {}
+    while len(engine):
+        finished |= dict(engine.step())
     kept = [1, 3, 4, 5, 6]
     assert sorted(finished) == kept
     plain = queue.plain(TO_THE_END)
@@ -119,16 +88,16 @@ def test_rows_that_are_dropped_change_nothing_for_the_others(model: DiffusionGem
     assert len(engine) == 0 and engine.step() == []
 
 
-def test_jobs_may_be_added_while_others_finish(model: DiffusionGemmaASR, queue: Queue) -> None:
+def test_jobs_may_be_added_while_others_finish(model: DiffusionGemmaASR, queue: Queue, make: Make) -> None:
     jobs = queue.jobs()
     growing, finished = jobs[:2], {}
-    for number, one in run_queue(model.backbone, growing, queue.read, TO_THE_END, 2):
+    for number, one in run_queue(model.backbone, growing, queue.read, TO_THE_END, 2, engine=make(model.backbone)):
         finished[number] = one
         growing.extend(jobs[len(growing) : len(growing) + 2])
     assert_same([finished[number] for number in range(len(LENGTHS))], queue.plain(TO_THE_END))
 
 
-def test_rows_that_have_stopped_make_room(model: DiffusionGemmaASR, queue: Queue) -> None:
+def test_rows_that_have_stopped_make_room(model: DiffusionGemmaASR, queue: Queue, make: Make) -> None:
     passes: dict[int, int] = {}
     order: list[int] = []  # of the jobs' first steps
     under_way, most = set(), 0
@@ -144,7 +113,9 @@ def test_rows_that_have_stopped_make_room(model: DiffusionGemmaASR, queue: Queue
         passes[number] = step
 
     steps = {}
-    for number, finished in run_queue(model.backbone, queue.jobs(), queue.read, SURE_EARLY, 3, watch):
+    for number, finished in run_queue(
+        model.backbone, queue.jobs(), queue.read, SURE_EARLY, 3, engine=make(model.backbone, watch)
+    ):
         steps[number] = finished.steps
         under_way.discard(number)
     assert len(set(steps.values())) > 1, "every row stopped at the same step: nothing to show"
@@ -153,10 +124,11 @@ def test_rows_that_have_stopped_make_room(model: DiffusionGemmaASR, queue: Queue
     assert [LENGTHS[number] for number in order] == sorted(LENGTHS, reverse=True)  # the longest first
 
 
-def test_every_step_is_shown_as_the_plain_loop_shows_it(model: DiffusionGemmaASR, queue: Queue) -> None:
+def test_every_step_is_shown_as_the_plain_loop_shows_it(model: DiffusionGemmaASR, queue: Queue, make: Make) -> None:
     shown: list[tuple[int, list[int]]] = []
     (job,), read = queue.jobs()[:1], queue.read
-    list(run_queue(model.backbone, [job], read, TO_THE_END, 1, lambda _, step, row, __: shown.append((step, row.tolist()))))
+    engine = make(model.backbone, lambda _, step, row, __: shown.append((step, row.tolist())))
+    list(run_queue(model.backbone, [job], read, TO_THE_END, 1, engine=engine))
     seen: list[tuple[int, list[int]]] = [(0, queue.jobs()[0].canvas.tolist())]
     job = queue.jobs()[0]
     denoise(

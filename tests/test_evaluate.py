@@ -19,7 +19,8 @@ from tiny_model import tiny_model
 
 from diffusion_gemma_asr.checkpoint.save import save_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest, write_manifest
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError, DataError
 from diffusion_gemma_asr.evaluate.command import compare_command, evaluate_command, evaluate_systems
 from diffusion_gemma_asr.evaluate.compare import compare

@@ -29,9 +29,10 @@ def test_parts_are_measured_once(full_size: ModuleType, tmp_path: Path) -> None:
     full_size.main(["--size", "tiny", "--device", "cpu", "--out", str(out)])
     whole = json.loads(out.read_text())
     kinds = [name.split()[0] for name in whole["parts"]]
-    assert kinds == ["rates", *["ours"] * 4, "generate()", "training"]
+    assert kinds == ["rates", *["ours"] * 6, "generate()", "training", "experts"]
+    assert sum(name.endswith("one by one") for name in whole["parts"]) == 2
     for part in whole["parts"].values():
-        assert all(value > 0 for value in part.values() if value is not None)
+        assert "error" in part or all(value > 0 for value in part.values() if value is not None)
     assert all(part["peak_gb"] is None for name, part in whole["parts"].items() if name.startswith("ours"))
     kept = dict(list(whole["parts"].items())[:4])
     out.write_text(json.dumps(whole | {"parts": kept}))
@@ -47,9 +48,11 @@ def test_what_was_measured_stands_in_the_table(full_size: ModuleType) -> None:
     }  # fmt: skip
     parts = {"rates": {"bytes_s": 1e12, "flop_s": 1e15}, "ours a": part, "ours b": {"error": "no memory"}}
     parts["generate() 10 s"] = part | {"batch": 1}
+    parts["ours a, kernels launched one by one"] = part | {"seconds": 0.9}
     facts = {"gpu": "a GPU", "torch": "2", "transformers": "5", "date": "today", "commit": "abc"}
     text = full_size.table({"parts": parts, "circumstances": facts})
     assert "| 8 × 10 s | 48 | 0.50 | 160 | 60 | – | – | 2 ms | 53 GB |" in text and text.count("\n| ") == 2
+    assert "one by one: clip" not in text and "one by one: seconds 0.9" in text
     assert "generate() 10 s: " in text and "30.00 times the limit of 2 ms" in text
     assert "a GPU, torch 2, transformers 5, today, commit abc." in text
 
@@ -67,3 +70,9 @@ def test_a_pass_costs_what_its_weights_say(full_size: ModuleType) -> None:
 def test_the_real_size_wants_a_gpu(full_size: ModuleType) -> None:
     with pytest.raises(SystemExit, match="needs a GPU of 80 GB"):
         full_size.main(["--device", "cpu"])
+
+
+def test_parts_can_be_chosen(full_size: ModuleType, tmp_path: Path) -> None:
+    out = tmp_path / "measured.json"
+    full_size.main(["--size", "tiny", "--device", "cpu", "--out", str(out), "--parts", r"generate\(\) .*"])
+    assert [name.split()[0] for name in json.loads(out.read_text())["parts"]] == ["rates", "generate()"]

@@ -36,7 +36,8 @@ import diffusion_gemma_asr.hf as hf
 from diffusion_gemma_asr.audio.read import load_audio
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.checkpoint.save import save_checkpoint
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError, AudioError, CheckpointError
 from diffusion_gemma_asr.model.ctc import DraftToken
 from diffusion_gemma_asr.model.drafter import Encoded, GreedyCtc

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_model import clips, tiny_model
 
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips, draft_clips, find_languages
+from diffusion_gemma_asr.denoise.decode import decode_clips, draft_clips, find_languages
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError, CheckpointError
 from diffusion_gemma_asr.languages import AUTO, LANGUAGES
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR

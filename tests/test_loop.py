@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -109,6 +110,28 @@ def test_learning_rate_without_warm_up_or_without_an_end() -> None:
     assert learning_rate(0, LoopOptions(steps=10, lr=0.5, warmup_steps=0)) == 0.5
     only_warmup = LoopOptions(steps=4, lr=0.5, warmup_steps=4)
     assert [learning_rate(step, only_warmup) for step in range(4)] == [0.125, 0.25, 0.375, 0.5]
+
+
+def test_minutes_that_are_over_bring_the_end_of_the_schedule() -> None:
+    options = LoopOptions(steps=110, lr=0.5, warmup_steps=10, min_lr_ratio=0.1)
+    assert learning_rate(20, options, 0.5) == pytest.approx(learning_rate(60, options))
+    assert learning_rate(20, options, 0.01) == learning_rate(20, options)
+    assert learning_rate(5, options, 0.9) == learning_rate(5, options)  # it still warms up
+    assert learning_rate(20, options, 1.2) == pytest.approx(0.05)
+
+
+def test_a_run_ends_with_its_minutes_and_goes_on_with_what_is_left(tmp_path: Path) -> None:
+    """By a clock that ticks once, half a second, each time it is read."""
+    with patch("time.perf_counter", side_effect=(0.5 * tick for tick in itertools.count())):
+        limited = replace(OPTIONS, steps=1000, minutes=0.25)
+        model = Regression().run(tmp_path / "whole", limited)
+        records = read_log(tmp_path / "whole")
+        assert 5 < len(records) < 20 and "evaluation" in records[-1]
+        assert records[-1]["lr"] < 0.2 * OPTIONS.lr
+        assert Regression().run(tmp_path / "whole", limited).steps == []
+        first = Regression().run(tmp_path / "parts", replace(limited, minutes=0.1))
+        rest = Regression().run(tmp_path / "parts", limited)
+    assert len(first.steps) > 0 and len(first.steps) + len(rest.steps) == len(model.steps)
 
 
 def test_seeds_are_never_shared() -> None:

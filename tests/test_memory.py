@@ -90,8 +90,8 @@ def test_the_command_says_what_is_fetched(tmp_path: Path, backbone_folder: Path,
     assert f"{backbone_folder}: a folder here, " in text
     small = load_recipe("small").model
     assert memory.downloads(small) == [
-        "openai/whisper-small: to be fetched, about 1.0 GB (float32)",
-        "google/diffusiongemma-26B-A4B-it: to be fetched, about 51.6 GB (bfloat16)",
+        "openai/whisper-small: to be fetched, at least 1.0 GB (float32)",
+        "google/diffusiongemma-26B-A4B-it: to be fetched, at least 51.6 GB (bfloat16)",
     ]
     bounded = replace(recipe, train=replace(recipe.train, batch_size=8, batch_frames=4500))
     assert loads(bounded, 32)["training"].batch == 3  # of 30 s

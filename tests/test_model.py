@@ -13,11 +13,9 @@ import torch
 from tiny_model import clips, tiny_model
 
 from diffusion_gemma_asr.denoise.canvas import uniform_canvas
-from diffusion_gemma_asr.denoise.decode import (
-    Decoded,
-    DecodeOptions,
-    decode_clips,
-)
+from diffusion_gemma_asr.denoise.clip import Decoded
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions, cut_at_end, denoise, sample_by_inversion
 from diffusion_gemma_asr.errors import AsrError, AudioError
 from diffusion_gemma_asr.model.ctc import collapse

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from diffusion_gemma_asr.denoise.decode import Decoded
+from diffusion_gemma_asr.denoise.clip import Decoded
 from diffusion_gemma_asr.train.monitor import COLLAPSE, judge, repeated_share, report, report_drafts, warnings
 
 HEALTHY = {"error_rate": 0.1, "error_rate_draft": 0.2, "repeated": 0.01, "empty": 0.0, "steps": 8.0}

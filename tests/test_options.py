@@ -11,8 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from diffusion_gemma_asr.app.options import WhisperCommand, with_options
-from diffusion_gemma_asr.denoise.decode import DecodeOptions
+from diffusion_gemma_asr.app.options import WhisperCommand, with_addresses, with_options
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError
 from diffusion_gemma_asr.strict import option
 from diffusion_gemma_asr.transcribe.recordings import TranscribeOptions
@@ -108,6 +108,23 @@ def test_true_is_a_file_where_no_flag_stands_before_it(outer: Program) -> None:
     assert outer("--colour", "blue", "True") == Outer(colour="blue")
     assert outer("--", "--loud", "True") == Outer()
     assert [files for files, _ in outer.calls] == [["True"], ["--loud", "True"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        ("--ray a.wav", "--ray auto a.wav"),
+        ("a.wav --ray", "a.wav --ray auto"),
+        ("--ray --watch", "--ray auto --watch"),
+        ("--ray head.example.org:6379 a.wav", "--ray head.example.org:6379 a.wav"),
+        ("--ray ray://10.0.0.1:10001", "--ray ray://10.0.0.1:10001"),
+        ("--ray local a.wav", "--ray local a.wav"),
+        ("--ray=10.0.0.1:6379 a.wav", "--ray=10.0.0.1:6379 a.wav"),
+        ("-- --ray a.wav", "-- --ray a.wav"),
+    ],
+)
+def test_an_address_may_be_left_out(given: str, understood: str) -> None:
+    assert with_addresses(given.split(), ["--ray"]) == understood.split()
 
 
 def test_help_says_all_that_the_fields_say(outer: Program) -> None:

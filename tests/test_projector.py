@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from diffusion_gemma_asr.model.config import ProjectorConfig
 from diffusion_gemma_asr.model.lengths import strided_length
 from diffusion_gemma_asr.model.projector import AudioProjector
+from diffusion_gemma_asr.model.slot_layers import rotations, turned
 
 INPUT, HIDDEN, OUTPUT = 6, 8, 16
 
@@ -131,21 +132,24 @@ def test_other_strides_make_shorter_slots() -> None:
     torch.testing.assert_close(slots[1, :9], alone[0])
 
 
-def with_layers(strides: tuple[int, int] = (2, 2), layer_stride: int = 1) -> AudioProjector:
+def with_layers(strides: tuple[int, int] = (2, 2), layer_stride: int = 1, rotary: bool = False) -> AudioProjector:
     """Layers that already do something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = ProjectorConfig(hidden_size=HIDDEN, strides=strides, layers=2, layer_width=64, layer_stride=layer_stride)
+        config = ProjectorConfig(HIDDEN, strides, layers=2, layer_width=64, layer_stride=layer_stride, rotary=rotary)
         projector = AudioProjector(config, INPUT, OUTPUT, 7.5).eval()
         assert projector.deep is not None
         torch.nn.init.normal_(projector.deep.out_proj.weight)
     return projector
 
 
+@pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize(("strides", "layer_stride"), [((2, 2), 1), ((2, 1), 2), ((1, 1), 3)])
 @torch.no_grad()
-def test_layers_give_a_row_of_a_batch_what_they_give_it_alone(strides: tuple[int, int], layer_stride: int) -> None:
-    projector = with_layers(strides, layer_stride)
+def test_layers_give_a_row_of_a_batch_what_they_give_it_alone(
+    strides: tuple[int, int], layer_stride: int, rotary: bool
+) -> None:
+    projector = with_layers(strides, layer_stride, rotary)
     lengths = [61, 7, 1, 30]
     frames, frame_lengths = padded(lengths)
     slots, slot_lengths = projector(frames, frame_lengths)
@@ -184,3 +188,53 @@ def test_every_weight_of_the_layers_learns() -> None:
     projector(frames, lengths)[0].square().mul(torch.randn(OUTPUT)).sum().backward()
     still = [name for name, p in projector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not still
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@torch.no_grad()
+def test_rotary_attention_tells_distances(rotary: bool) -> None:
+    """Attention alone, without the convolutions, hears the order of what it attends to only if it is rotary."""
+    deep = with_layers(rotary=rotary).deep
+    assert deep is not None
+    layer, x, mask = deep.layers[0], torch.randn(1, 9, 64), torch.ones(1, 9, dtype=torch.bool)
+    turns = rotations(9, x.device) if deep.rotary else None
+    there = layer._attention(x, mask, turns)[0, 0]
+    back = layer._attention(torch.cat([x[:, :1], x[:, 1:].flip(1)], 1), mask, turns)[0, 0]
+    assert torch.allclose(there, back, atol=1e-5) is not rotary
+
+
+@torch.no_grad()
+def test_rotary_attention_depends_on_distances_alone() -> None:
+    q, k = torch.randn(2, 64)
+    turns = rotations(40, q.device)
+    scores = turned(q.expand(40, 64), turns) @ turned(k.expand(40, 64), turns).T
+    for distance in (0, 1, 7):
+        same = scores.diagonal(distance)
+        torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-4, rtol=1e-4)
+    assert (scores[0, 0] - scores[0, 7]).abs() > 1e-3
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 8)), min_size=1, max_size=3),
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=3),
+)
+@torch.no_grad()
+def test_any_kernels_give_a_row_of_a_batch_what_they_give_it_alone(shape: list[tuple[int, int]], lengths: list[int]) -> None:
+    kernels, strides = zip(*shape, strict=True)
+    projector = AudioProjector(ProjectorConfig(HIDDEN, strides, False, kernels=kernels), INPUT, OUTPUT).eval()
+    frames, frame_lengths = padded(lengths)
+    slots, slot_lengths = projector(frames, frame_lengths)
+    for row, n in enumerate(lengths):
+        plain = frames[row, :n].T[None]
+        for convolution in projector.convolutions():
+            plain = F.gelu(convolution(plain))
+        expected = projector.linear(plain[0].T)
+        assert len(expected) == slot_lengths[row] == projector.output_length(n)
+        torch.testing.assert_close(slots[row, : len(expected)], expected, atol=1e-5, rtol=1e-5)
+        assert not slots[row, len(expected) :].any(), "not zero behind the end"
+
+
+@pytest.mark.parametrize(("kernels", "strides"), [((16,), (8,)), ((7, 5), (4, 2)), ((3, 3, 3), (2, 2, 2))])
+def test_foreign_shapes_make_188_slots_of_30_s(kernels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    assert strided_length(1500, strides, kernels) == 188

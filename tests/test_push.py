@@ -5,20 +5,28 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import tiny
+import yaml
+from fake_hub import FakeHub
 from tiny_model import bundled_model, clips
 
+from diffusion_gemma_asr.app.push import scores_of
+from diffusion_gemma_asr.checkpoint.card import published_card
 from diffusion_gemma_asr.checkpoint.load import BUNDLED, find_checkpoint, load_checkpoint
-from diffusion_gemma_asr.checkpoint.save import checkpoint_files, push_to_hub, save_checkpoint
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
-from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig
+from diffusion_gemma_asr.checkpoint.push import checkpoint_files, push_to_hub
+from diffusion_gemma_asr.checkpoint.save import save_checkpoint
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
+from diffusion_gemma_asr.errors import CheckpointError, DataError
+from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, ModelConfig
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 
@@ -90,29 +98,116 @@ def test_folders_inside_go_along_and_those_outside_are_refused(
         checkpoint_files(bundle)
 
 
-def test_pushing_uploads_the_checkpoints_files(
-    tmp_path: Path, model: DiffusionGemmaASR, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    server = FakeHub()
+    yield server
+    server.shutdown()
+
+
+def command(hub: FakeHub, home: Path, *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of the program in a process of its own."""
+    program = [sys.executable, "-m", "diffusion_gemma_asr", *map(str, arguments)]
+    done = subprocess.run(program, env=hub.environment(home), capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+def python(hub: FakeHub, home: Path, code: str) -> str:
+    """What Python code prints in a process that talks to the hub."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=hub.environment(home), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_file_of_every_bundled_model_comes_back_from_a_hub(hub: FakeHub, tmp_path: Path) -> None:
+    code = """
+from diffusion_gemma_asr.app.push import scores_of
+from diffusion_gemma_asr.checkpoint.card import published_card
+from diffusion_gemma_asr.checkpoint.load import BUNDLED, find_checkpoint
+from diffusion_gemma_asr.checkpoint.push import push_to_hub
+for name in BUNDLED:
+    push_to_hub(find_checkpoint(name), f"bundled/{name}")
+    print(find_checkpoint(f"bundled/{name}"))
+"""
+    fetched = [Path(line) for line in python(hub, tmp_path / "home", code).splitlines()]
+    for name, folder in zip(BUNDLED, fetched, strict=True):
+        own = {p.relative_to(find_checkpoint(name)): p for p in find_checkpoint(name).rglob("*") if p.is_file()}
+        back = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
+        assert back.keys() == own.keys() | {Path(".gitattributes")}
+        assert [p for p in own if own[p].read_bytes() != back[p].read_bytes() and p.name != "README.md"] == []
+        header = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+        assert (header["library_name"], header["pipeline_tag"]) == ("diffusion-gemma-asr", "automatic-speech-recognition")
+        assert header.get("base_model") == (["openai/whisper-base"] if name == "mini-whisper-base" else None)
+        assert (folder / "README.md").read_text().split("---", 2)[2] == (
+            find_checkpoint(name) / "README.md"
+        ).read_text().split("---", 2)[2]
+
+
+def test_a_branch_is_pushed_by_the_command_and_loaded_by_name_and_revision(
+    bundle: Path, hub: FakeHub, tmp_path: Path
 ) -> None:
-    uploads: list[dict[str, Any]] = []
+    home = tmp_path / "home"
+    run = tmp_path / "run"
+    run.mkdir()
+    rates = {"en": {"error_rate": 0.1234, "unit": "word"}, "hi": {"error_rate": 0.056, "unit": "character"}}
+    (run / "summary.json").write_text(json.dumps({"data_sets": {"fleurs": rates}, "languages": rates}))
+    status, out, err = command(hub, home, "push", bundle, "me/asr", "--private", "--revision", "v1", "--results", run)
+    assert status == 0, err
+    assert out.startswith(f"{hub.address}/me/asr/commit/") and hub.private["me/asr"]
+    assert set(hub.files("me/asr")) == {".gitattributes"}  # the main branch is as it was
+    uploaded = hub.files("me/asr", "v1")
+    assert {"adapter.safetensors", "encoder/config.json", "backbone/tokenizer.json"} < set(uploaded)
+    assert any(method == "PUT" for method, _ in hub.requests)  # the large files went their way
+    card = uploaded["README.md"].decode()
+    header = yaml.safe_load(card.split("---")[1])
+    (entry,) = header["model-index"]
+    found = [(r["dataset"]["name"], r["dataset"]["config"], r["metrics"][0]["type"], r["metrics"][0]["value"])
+             for r in entry["results"]]  # fmt: skip
+    assert found == [("fleurs", "en", "wer", 12.34), ("fleurs", "hi", "cer", 5.6)]
+    assert "| fleurs | en | WER 12.34 % |" in card and "Not measured" not in card
+    assert "model-index" not in (bundle / "README.md").read_text()  # the folder's own card stays
 
-    class Commit:
-        commit_url = "https://hub/commit/1"
+    code = f"""
+import numpy, diffusion_gemma_asr as asr
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
+sound = numpy.random.default_rng(0).standard_normal(16000).astype("float32") / 10
+for name, options in (("me/asr", {{"revision": "v1"}}), ({str(bundle)!r}, {{}})):
+    model = asr.load(name, device="cpu", **options)
+    print(decode_clips(model.model, [sound], DecodeOptions(language="en"))[0].tokens)
+try:
+    asr.load("me/asr", revision="v2")
+except asr.AsrError as error:
+    print(error)
+"""
+    fetched, own, refused = python(hub, home, code).splitlines()
+    assert fetched == own and len(own) > 10
+    assert "me/asr is no folder here and cannot be fetched from the hub" in refused
 
-    def create_repo(hub: object, repository: str, **options: object) -> None:
-        if repository == "not/mine":
-            raise OSError("403 Forbidden\nmore")
 
-    def upload_folder(hub: object, **options: object) -> Commit:
-        uploads.append(options)
-        return Commit()
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+def test_a_hub_that_refuses_or_is_not_there_costs_one_line(
+    bundle: Path, hub: FakeHub, tmp_path: Path, model: DiffusionGemmaASR
+) -> None:
+    status, out, err = command(hub, tmp_path, "push", bundle, "not/mine")
+    assert (status, out, err.count("\n")) == (1, "", 1) and "cannot upload to not/mine: " in err and "403" in err
+    with pytest.raises(DataError, match="holds no finished run; give a folder that `evaluate --out` wrote"):
+        scores_of(tmp_path)
+    local = save_checkpoint(model, tmp_path / "local")
     with pytest.raises(CheckpointError, match=r"names the local folder .*, which nobody else has"):
-        push_to_hub(save_checkpoint(model, tmp_path / "local"), "me/asr")
-    folder = saved(model, tmp_path / "published", "o/w", "g/d")
-    assert push_to_hub(folder, "me/asr") == "https://hub/commit/1"
-    names = ["README.md", "adapter.safetensors", "config.json", "preprocessor_config.json"]
-    assert sorted(uploads[0]["allow_patterns"]) == names and len(uploads) == 1
-    with pytest.raises(CheckpointError, match=r"cannot upload to not/mine: 403 Forbidden$"):
-        push_to_hub(folder, "not/mine")
+        push_to_hub(local, "me/asr")
+    with pytest.raises(CheckpointError, match=r"cannot upload to me/asr: "):  # this process has no network
+        push_to_hub(bundle, "me/asr")
+    (bundle / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(CheckpointError, match=r"README\.md cannot be read: .*save the checkpoint again"):
+        push_to_hub(bundle, "me/asr")
+
+
+def test_a_card_names_both_frozen_parts_and_keeps_what_its_owner_wrote() -> None:
+    config = ModelConfig("x", EncoderConfig("openai/whisper-small"), BackboneConfig("google/diffusiongemma-26B-A4B-it"))
+    text = published_card("---\nlicense: mit\ntags:\n- mine\nlanguage: fr\n---\n\nMy words.\n", config)
+    header = yaml.safe_load(text.split("---")[1])
+    assert header["base_model"] == ["openai/whisper-small", "google/diffusiongemma-26B-A4B-it"]
+    assert (header["license"], header["tags"], header["language"]) == ("mit", ["mine"], ["en"])
+    assert text.endswith("\n\nMy words.\n")

@@ -148,7 +148,7 @@ def test_a_recipe_trains_beside_packed_experts(
     matrices = {name: m for name, m in load_file(checkpoint / "adapter.safetensors").items() if "lora_B" in name}
     assert matrices and all(bool(m.any()) for m in matrices.values())  # all began as zeros
     assert not any("experts" in name for name in load_file(checkpoint / "adapter.safetensors"))
-    with pytest.raises(CheckpointError, match=r"other settings .*train\.quantization was bnb-4bit, is None"):
+    with pytest.raises(CheckpointError, match=r"other settings .*train\.quantization was bnb-4bit, is absent"):
         train_from_recipe(changed(recipe, quantization=None), tmp_path / "run", "cpu")
 
 

@@ -18,7 +18,8 @@ from tiny_model import clips, tiny_model
 from diffusion_gemma_asr.audio.read import Samples
 from diffusion_gemma_asr.audio.vad import Chunk
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, Shown
+from diffusion_gemma_asr.denoise.clip import Shown
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError, AudioError
 from diffusion_gemma_asr.model.ctc import DraftToken
 from diffusion_gemma_asr.model.drafter import Drafter, Encoded

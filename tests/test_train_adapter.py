@@ -21,7 +21,8 @@ from torch import Tensor
 import diffusion_gemma_asr
 from diffusion_gemma_asr.data.features import FeatureCache
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest, write_manifest
-from diffusion_gemma_asr.denoise.decode import DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError, CheckpointError, DataError, RecipeError
 from diffusion_gemma_asr.model.prompt import AUTO
 from diffusion_gemma_asr.train.adapter import AdapterTrainer, build_model, draft_cached, learning, transcribe_cached

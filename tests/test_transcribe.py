@@ -15,7 +15,9 @@ from spoken import PitchModel, SoundModel
 from tiny_model import clips, tiny_model
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.denoise.decode import Decoded, DecodeOptions, decode_clips
+from diffusion_gemma_asr.denoise.clip import Decoded
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.model.ctc import DraftToken
 from diffusion_gemma_asr.model.drafter import Encoded
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR

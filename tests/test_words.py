@@ -10,7 +10,7 @@ from sounds import tone
 
 from diffusion_gemma_asr.audio.read import SAMPLE_RATE
 from diffusion_gemma_asr.audio.vad import Chunk
-from diffusion_gemma_asr.denoise.decode import Decoded
+from diffusion_gemma_asr.denoise.clip import Decoded
 from diffusion_gemma_asr.model.ctc import TokenSpan
 from diffusion_gemma_asr.model.prompt import token_pieces
 from diffusion_gemma_asr.transcribe.words import split_words, timed_words, word_bounds

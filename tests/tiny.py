@@ -12,6 +12,7 @@ have the same file names, key names, configuration keys and special tokens:
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def model_config(encoder: Path, backbone: Path, *, scaled: bool = True, **settin
 def build_model(config: ModelConfig, seed: int = 0) -> DiffusionGemmaASR:
     """The model of `config`, as after training: no LoRA matrix is zero, so a lost one shows in the logits."""
     encoder, backbone = load_encoder(config.encoder), load_backbone(config.backbone)
-    backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
+    backbone.add_lora(**asdict(config.lora))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         scale = backbone.embedding_scale()

@@ -15,7 +15,7 @@ from .errors import AsrError, AudioError, CheckpointError, DataError, RecipeErro
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .denoise.decode import DecodeOptions
+    from .denoise.options import DecodeOptions
     from .transcribe.live import LiveUpdate
     from .transcribe.recognizer import Recognizer
     from .transcribe.recordings import Progress, TranscribeOptions
@@ -42,7 +42,7 @@ __all__ = [
 
 # Read when they are asked for: torch takes seconds to import, and `--help` does not need it.
 _LAZY = {
-    "DecodeOptions": "denoise.decode",
+    "DecodeOptions": "denoise.options",
     "LiveUpdate": "transcribe.live",
     "Progress": "transcribe.recordings",
     "Recognizer": "transcribe.recognizer",

@@ -1,4 +1,5 @@
-"""The command `diffusion-gemma-asr`: transcribe, train, evaluate, compare, serve, info.
+"""The command `diffusion-gemma-asr`: transcribe, train, evaluate, compare, serve, import, export, push,
+info.
 
 Option names are those of openai/whisper and whisperX, with underscores; dashes are understood too. Results go to standard
 output, everything else to standard error. Exit status: 0 all went well, 1 something failed (named in one line on standard
@@ -12,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import Annotated, Any
 
 import typer
@@ -21,12 +23,15 @@ from ..errors import AsrError, __version__, first_line
 from .options import WhisperCommand
 from .terminal import complain, print_out, replace_unprintable
 
-COMMANDS = {  # name: (module of app/ with a function of that name, what it does)
+COMMANDS = {  # name: (module of app/ with a function of that name, behind which a keyword of Python has a "_"; what it does)
     "transcribe": ("transcribe", "Transcribe sound files: the text of one, or path, tab and text of each of several."),
     "train": ("train", "Train a model by a recipe; a run that was interrupted goes on where it stood."),
     "evaluate": ("evaluate", "Measure error rate and speed; writes predictions.jsonl, summary.json and report.html."),
     "compare": ("evaluate", "Put runs side by side, each tested against the first on the same utterances."),
     "serve": ("serve", "Answer OpenAI's transcription routes, a realtime socket, and a web page."),
+    "import": ("adapters", "Turn an adapter of another program into a checkpoint, by the shapes of its tensors."),
+    "export": ("adapters", "Write a checkpoint with LoRA merged, in the layout that other programs read."),
+    "push": ("push", "Upload a checkpoint to a hub, with a card."),
     "info": ("info", "Count the parameters of a recipe's model: what is frozen, what is trained."),
 }
 
@@ -46,7 +51,8 @@ class LazyCommand(TyperCommand):
         """The context of the command itself, which parses these arguments."""
         module = import_module(f".{self._module}", __package__)
         single = typer.Typer(add_completion=False)
-        single.command(self.name, cls=WhisperCommand, help=self.help)(getattr(module, str(self.name)))
+        function = getattr(module, f"{self.name}_" if iskeyword(str(self.name)) else str(self.name))
+        single.command(self.name, cls=WhisperCommand, help=self.help)(function)
         return typer.main.get_command(single).make_context(info_name, args, parent=parent, **extra)
 
 

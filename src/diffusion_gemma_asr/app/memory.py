@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,22 +20,22 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DiffusionGemmaConfig, WhisperForConditionalGeneration
+from transformers import DiffusionGemmaConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from ..checkpoint.known_configs import STORED
+from ..checkpoint.parts import new_encoder, source_config
 from ..checkpoint.quantization import BNB_BLOCK_SIZE, Quantizer, quantize_experts
 from ..model.backbone import Backbone, Prefill
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
 from ..train.losses import cross_entropy
 from ..train.recipe import Recipe
-from .parts import count_parts, source_config
+from .parts import count_parts
 
 Task = Literal["inference", "training"]
 Packing = Literal["bfloat16", "bnb-8bit", "bnb-4bit"]
 BITS: dict[Packing, int] = {"bfloat16": 16, "bnb-8bit": 8, "bnb-4bit": 4}
 
 CLIP_S = 30  # the longest clip
-FRAMES_PER_S = 50  # of the audio encoder
 TOKENS_PER_S = 4  # of speech, Gemma's tokens
 INSTRUCTION = 20  # tokens of a prompt that stand for no sound
 INFERENCE_BATCH = 16  # clips at once, the default of `transcribe`
@@ -105,7 +105,8 @@ class Estimate:
         """Bytes on each card.
 
         Args:
-            task: inference has LoRA merged, which unties the attention of the stacks; training has it apart, in float32.
+            task: inference has LoRA merged, and the stacks' attention with it twice, unless they share their LoRA; training
+                has it apart, in float32.
             packing: of the experts; all else is bfloat16.
             load: what a pass runs on.
             workers: that share the experts; above 1 without packing alone.
@@ -118,7 +119,8 @@ class Estimate:
             passes += 2 * 2 * self.layer  # a layer as it arrives, and as it is used
         if training:
             return Need(frozen, (16 if workers == 1 else 20) * self.trained, passes)  # workers join gradients in a copy
-        return Need(frozen + 2 * (self.attention + self.projector), 0, passes)
+        again = 0 if self.model.lora.shared else self.attention
+        return Need(frozen + 2 * (again + self.projector), 0, passes)
 
     def passes(self, load: Load, training: bool, packed: bool) -> int:
         """Bytes that are alive at most beyond the weights."""
@@ -142,7 +144,7 @@ def _fake_backbone(config: DiffusionGemmaConfig, model: ModelConfig) -> Iterator
     try:
         with torch.device("meta"):
             backbone = Backbone.from_config(config)
-            backbone.add_lora(model.lora.rank, model.lora.alpha, model.lora.dropout)
+            backbone.add_lora(**asdict(model.lora))
     finally:
         torch.set_default_dtype(before)
     backbone.model.tie_weights()
@@ -235,11 +237,13 @@ def _train(backbone: Backbone, load: Load) -> None:
 
 def loads(recipe: Recipe, canvas_length: int) -> dict[Task, Load]:
     """The largest batches that a recipe's model meets, of the longest clips: that of `transcribe`, and the recipe's own."""
+    with torch.device("meta"):
+        frame_s = new_encoder(source_config(recipe.model.encoder), recipe.model.encoder.name).frame_s
     clip_s = min(CLIP_S, recipe.data.max_duration_s)
     batch = recipe.train.batch_size
     if recipe.train.batch_frames is not None:
-        batch = max(1, min(batch, int(recipe.train.batch_frames / FRAMES_PER_S / clip_s)))
-    per_s = FRAMES_PER_S / math.prod(recipe.model.projector.strides)  # slots
+        batch = max(1, min(batch, int(recipe.train.batch_frames * frame_s / clip_s)))
+    per_s = 1 / (frame_s * math.prod(recipe.model.projector.strides))  # slots
     written = round(TOKENS_PER_S * clip_s)
     return {
         "inference": Load(INFERENCE_BATCH, INSTRUCTION + round(CLIP_S * per_s), canvas_length),
@@ -282,15 +286,14 @@ LEFT_OUT = (
 
 
 def downloads(model: ModelConfig) -> list[str]:
-    """What each frozen part takes on the disk, and whether it is there; the network is not asked."""
-    backbone = next(part.parameters for part in count_parts(model) if part.name == "backbone")
-    with torch.device("meta"):
-        whisper = WhisperForConditionalGeneration(source_config(model.encoder))
-    encoder = sum(p.numel() for p in whisper.parameters())
-    return [
-        f"{part.name}: {_state(part, parameters)}"
-        for part, parameters in ((model.encoder, encoder), (model.backbone, backbone))
-    ]
+    """What each frozen part takes on the disk, and whether it is there; the network is not asked for weights."""
+    counts = {part.name: part.parameters for part in count_parts(model)}
+    config = source_config(model.encoder)
+    if isinstance(config, WhisperConfig):  # its files hold the decoder as well
+        with torch.device("meta"):
+            counts["encoder"] = sum(p.numel() for p in WhisperForConditionalGeneration(config).parameters())
+    parts = ((model.encoder, counts["encoder"]), (model.backbone, counts["backbone"]))
+    return [f"{source.name}: {_state(source, parameters)}" for source, parameters in parts]
 
 
 def _state(source: EncoderConfig | BackboneConfig, parameters: int) -> str:
@@ -300,7 +303,7 @@ def _state(source: EncoderConfig | BackboneConfig, parameters: int) -> str:
     if any(_cached(source, file) for file in ("model.safetensors", "model.safetensors.index.json")):
         return "in the hub's cache, at least in part"
     dtype = STORED.get(source.name) or source_config(source).dtype or torch.float32
-    return f"to be fetched, about {parameters * dtype.itemsize / 1e9:.1f} GB ({str(dtype).removeprefix('torch.')})"
+    return f"to be fetched, at least {parameters * dtype.itemsize / 1e9:.1f} GB ({str(dtype).removeprefix('torch.')})"
 
 
 def _cached(source: EncoderConfig | BackboneConfig, file: str) -> bool:

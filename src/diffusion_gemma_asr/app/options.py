@@ -6,6 +6,7 @@ Names are those of openai/whisper and whisperX, with underscores; cli.py lets da
 from __future__ import annotations
 
 import functools
+import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -17,6 +18,8 @@ from typer.core import TyperCommand
 
 from ..errors import AsrError
 from ..strict import from_options
+
+ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:\d+")  # of a cluster; a file has no port
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +76,7 @@ def _parameter(item: Field[Any], kind: Any) -> Parameter:
         names[0] += f"/--no_{item.name}"
     if get_origin(annotation) is tuple:
         annotation = str
-        default = default if default is MISSING else ",".join(map(str, default))
+        default = default if default in (None, MISSING) else ",".join(map(str, default))
     shown.setdefault("show_default", default not in (None, "", MISSING))
     given = Parameter.empty if default is MISSING else default
     return Parameter(
@@ -101,7 +104,10 @@ def _value(name: str, value: Any, kind: Any) -> Any:
 
 
 class WhisperCommand(TyperCommand):
-    """A command whose flags may be followed by True or False, as openai/whisper writes them: `--word_timestamps True`."""
+    """A command whose flags may be followed by True or False, as openai/whisper writes them: `--word_timestamps True`.
+
+    The value of an option whose metavar is [ADDRESS] may be left out, which means "auto".
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See click."""
@@ -109,7 +115,10 @@ class WhisperCommand(TyperCommand):
         for option in self.params:
             if getattr(option, "is_flag", False):
                 flags |= {name.lstrip("-"): next(iter(option.secondary_opts), None) for name in option.opts}
-        return super().parse_args(ctx, without_booleans(args, flags))
+        optional = [
+            name for option in self.params if getattr(option, "metavar", None) == "[ADDRESS]" for name in option.opts
+        ]
+        return super().parse_args(ctx, with_addresses(without_booleans(args, flags), optional))
 
 
 def without_booleans(arguments: Sequence[str], flags: dict[str, str | None]) -> list[str]:
@@ -133,6 +142,18 @@ def without_booleans(arguments: Sequence[str], flags: dict[str, str | None]) -> 
                 kept += [denied] if (denied := flags[flag]) else []
             continue
         kept.append(argument)
+    return kept
+
+
+def with_addresses(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Arguments in which "auto" stands behind options of these names that no address follows."""
+    kept: list[str] = []
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            return kept + list(arguments[place:])
+        kept.append(argument)
+        if argument in names and not ADDRESS.fullmatch((*arguments[place + 1 :], "")[0]):
+            kept.append("auto")
     return kept
 
 

@@ -25,15 +25,15 @@ class Partial:
     anything else are dropped.
 
     Args:
-        folder: of the outputs.
+        output: one of the recording's outputs, beside which the file lies.
         recording: a regular file.
         options: with which it is transcribed.
         loaded: which model transcribes it, and how it was loaded.
     """
 
-    def __init__(self, folder: Path, recording: Path, options: TranscribeOptions, loaded: object):
-        stem = os.fsdecode(os.fsencode(recording.stem)[:NAME_BYTES])
-        self._path = folder / f".{stem}.partial.jsonl"
+    def __init__(self, output: Path, recording: Path, options: TranscribeOptions, loaded: object):
+        stem = os.fsdecode(os.fsencode(output.stem)[:NAME_BYTES])
+        self._path = output.with_name(f".{stem}.partial.jsonl")
         state = recording.stat()
         identity = (str(recording.absolute()), state.st_size, state.st_mtime_ns, options, loaded, __version__)
         self._head = json.dumps({"segments_of": hashlib.sha256(repr(identity).encode("utf-8", "replace")).hexdigest()})

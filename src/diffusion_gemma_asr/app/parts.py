@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from transformers import DiffusionGemmaConfig, PreTrainedConfig, WhisperConfig
+from transformers import DiffusionGemmaConfig
 
-from ..checkpoint.known_configs import KNOWN
-from ..checkpoint.parts import read_config
+from ..checkpoint.parts import new_encoder, source_config
 from ..errors import CheckpointError
 from ..model.backbone import Backbone
-from ..model.config import BackboneConfig, EncoderConfig, ModelConfig, ProjectorConfig
-from ..model.encoder import AcousticEncoder
+from ..model.config import ModelConfig, ProjectorConfig
 from ..model.projector import AudioProjector
 
 
@@ -38,31 +36,23 @@ def count_parts(model: ModelConfig) -> list[Part]:
         CheckpointError: the configuration of a frozen part is neither known nor found, or is of another kind.
     """
     encoder_config, backbone_config = source_config(model.encoder), source_config(model.backbone)
-    if not isinstance(encoder_config, WhisperConfig):
-        raise CheckpointError(f"{model.encoder.name} is a {encoder_config.model_type}; the encoder must be a Whisper")
     if not isinstance(backbone_config, DiffusionGemmaConfig):
         kind = backbone_config.model_type
         raise CheckpointError(f"{model.backbone.name} is a {kind}; the backbone must be a DiffusionGemma")
     with torch.device("meta"):
-        encoder = AcousticEncoder.from_config(encoder_config)
+        encoder = new_encoder(encoder_config, model.encoder.name)
         backbone = Backbone.from_config(backbone_config)
         projector = AudioProjector(model.projector, encoder.hidden_size, backbone.hidden_size)
         frozen = _count(backbone)
-        backbone.add_lora(model.lora.rank, model.lora.alpha, model.lora.dropout)
+        backbone.add_lora(**asdict(model.lora))
     lora = sum(matrix.numel() for matrix in backbone.lora_state_dict().values())
+    stacks = "both stacks, shared" if model.lora.shared else "both stacks"
     return [
         Part("encoder", model.encoder.name, _count(encoder), False),
         Part("backbone", model.backbone.name, frozen, False),
         Part("projector", _shape(model.projector), _count(projector), True),
-        Part("LoRA", f"rank {model.lora.rank} on q, k, v, o of both stacks", lora, True),
+        Part("LoRA", f"rank {model.lora.rank} on q, k, v, o of {stacks}", lora, True),
     ]
-
-
-def source_config(source: EncoderConfig | BackboneConfig) -> PreTrainedConfig:
-    """The configuration of a frozen part: as published if known here, else from its folder or the hub."""
-    if source.name in KNOWN and source.revision is None:
-        return KNOWN[source.name]()
-    return read_config(source.name, revision=source.revision)
 
 
 def _shape(projector: ProjectorConfig) -> str:

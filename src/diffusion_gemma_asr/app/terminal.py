@@ -19,7 +19,7 @@ from rich.text import Text
 from ..errors import AsrError
 
 if TYPE_CHECKING:  # they import torch, which takes seconds
-    from ..denoise.decode import Shown
+    from ..denoise.clip import Shown
     from ..transcribe.recordings import Progress as SecondsDone
 
 FRAME_S = 0.15  # how long a canvas stays on the screen: a small model denoises faster than one can read
@@ -80,6 +80,15 @@ def replace_unprintable() -> None:
     sys.stdout.reconfigure(errors="diffusion_gemma_asr")
 
 
+def summarize(sound_s: float, took_s: float, failed: Sequence[object], count: int) -> None:
+    """Says how fast recordings were transcribed, and which of `count` failed."""
+    if sound_s:
+        speed = f"{sound_s / took_s:.1f} times real time"
+        print(f"{sound_s:.1f} s of sound in {took_s:.1f} s: {speed}", file=sys.stderr)
+    if failed and count > 1:
+        complain(f"{len(failed)} of {count} files failed: {', '.join(map(str, failed))}")
+
+
 def shows_progress(lines: bool) -> bool:
     """Whether a `Bar` has anything to show."""
     return lines or Console(stderr=True).is_terminal
@@ -124,9 +133,13 @@ class Bar:
         percent = 100 * done_s / total_s
         if self._lines and percent >= self._shown + LINE_EVERY:
             self._shown = percent
-            left = f", {took_s * (100 / percent - 1):.0f} s left" if self._total_s and percent else ""
+            left = f", {took_s * max(0.0, 100 / percent - 1):.0f} s left" if self._total_s and percent else ""
             speed = done_s / took_s
             print(f"progress: {percent:.1f} %, {speed:.1f} times real time{left}", file=sys.stderr, flush=True)
+
+    def expect(self, total_s: float) -> None:
+        """There will be so many seconds of sound in all, as is known by now."""
+        self._total_s = total_s
 
     def next_run(self) -> None:
         """What is reported from now on counts from 0 again."""

@@ -16,7 +16,8 @@ from typing import Any, BinaryIO, TypeAlias
 import av
 from av.container import InputContainer
 
-from ..errors import AudioError
+from ..errors import AsrError, AudioError, first_line
+from ..files import file_system, place_of
 
 File: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO"
 
@@ -57,17 +58,19 @@ def is_once(source: object) -> bool:
 def open_container(source: File, name: str) -> Iterator[InputContainer]:
     """Open sound for PyAV.
 
-    Files are read where they are. What cannot be sought in (a FIFO, /dev/stdin, a file object such as sys.stdin.buffer) is
-    read once, as a stream; the few formats that need their end before their beginning, such as an mp4 whose index comes
-    last, go through a temporary file. A file object is read from where it stands if the beginning of a sound file is
-    there, otherwise from its start, or, where that is no sound, from where it stands after all.
+    Files are read where they are, those of remote file systems ("s3://bucket/talk.mp3") block by block. What cannot be
+    sought in (a FIFO, /dev/stdin, a file object such as sys.stdin.buffer) is read once, as a stream; the few formats that
+    need their end before their beginning, such as an mp4 whose index comes last, go through a temporary file. A file object
+    is read from where it stands if the beginning of a sound file is there, otherwise from its start, or, where that is no
+    sound, from where it stands after all.
 
     Raises:
         AudioError: there is nothing, or nothing that FFmpeg knows; also for what FFmpeg raises inside the `with` block.
     """
     try:
         if isinstance(source, str | os.PathLike):
-            with _open_path(Path(source)) as found:
+            place = place_of(source) if isinstance(source, str) else Path(source)
+            with _open_path(place) if isinstance(place, Path) else _open_remote(place) as found:
                 yield found
         elif isinstance(source, bytes | bytearray | memoryview):
             with _open_seekable(io.BytesIO(source), name) as found:
@@ -121,6 +124,21 @@ def _open_path(path: Path) -> Iterator[InputContainer]:
     else:  # a name that is no UTF-8 text: FFmpeg does not take it
         with path.open("rb") as file, _open_seekable(file, str(path)) as found:
             yield found
+
+
+@contextmanager
+def _open_remote(address: str) -> Iterator[InputContainer]:
+    try:
+        system, path = file_system(address)
+        file = system.open(path, "rb")
+    except AsrError as error:
+        raise AudioError(str(error)) from None
+    except FileNotFoundError:
+        raise AudioError(f"{address}: no such file") from None
+    except Exception as error:  # every file system raises its own
+        raise AudioError(f"{address}: cannot be opened ({first_line(error)})") from error
+    with file, _open_seekable(file, address) as found:
+        yield found
 
 
 def _encodable(name: str) -> bool:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import ModelCard as HubCard
 
 from ..model.config import ModelConfig
+
+TASK = "automatic-speech-recognition"
+NOT_MEASURED = "Not measured."
 
 
 @dataclass(frozen=True)
@@ -18,6 +25,70 @@ class ModelCard:
     licence: str = "apache-2.0"  # of the adapter; the frozen parts keep their own
 
 
+@dataclass(frozen=True)
+class Score:
+    """An error rate of a model.
+
+    Attributes:
+        data_set: its name.
+        language: code.
+        metric: of words or of characters.
+        percent: the rate.
+    """
+
+    data_set: str
+    language: str
+    metric: Literal["wer", "cer"]
+    percent: float
+
+
+def card_data(model: ModelConfig, licence: str | None = None) -> ModelCardData:
+    """The header of a card: library, task, languages, and the frozen parts that have a name on a hub."""
+    # a folder of one machine means nothing to a hub
+    parts = [name for name in (model.encoder.name, model.backbone.name) if name.count("/") == 1 and name[0] not in "./"]
+    return ModelCardData(
+        license=licence,
+        library_name="diffusion-gemma-asr",
+        pipeline_tag=TASK,
+        language=list(model.languages),
+        base_model=parts or None,
+    )
+
+
+def published_card(text: str, model: ModelConfig, scores: Sequence[Score] = ()) -> str:
+    """A card as a hub is to have it.
+
+    Args:
+        text: README.md of the checkpoint.
+        model: its config, which decides what the header says of it; other keys of the header stay.
+        scores: become the header's model-index, and the table of results where nothing is there yet.
+    """
+    card = HubCard(text, ignore_metadata_errors=True)
+    header = card.data.to_dict() | card_data(model).to_dict()
+    if scores:
+        header.pop("model-index", None)
+        header |= {"model_name": model.name, "eval_results": [_eval_result(score) for score in scores]}
+        rows = [
+            f"| {score.data_set} | {score.language} | {score.metric.upper()} {score.percent:.2f} % |" for score in scores
+        ]
+        table = "\n".join(["| test set | language | result |", "|---|---|---|", *rows])
+        card.text = card.text.replace(f"## Results\n\n{NOT_MEASURED}", f"## Results\n\n{table}")
+    card.data = ModelCardData(**header)
+    return str(card)
+
+
+def _eval_result(score: Score) -> EvalResult:
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=score.data_set,
+        dataset_name=score.data_set,
+        dataset_config=score.language,
+        metric_type=score.metric,
+        metric_name=f"{score.metric.upper()} after Whisper's normaliser",
+        metric_value=score.percent,
+    )
+
+
 def render_card(model: ModelConfig, card: ModelCard, trained_parameters: int) -> str:
     """Markdown for README.md.
 
@@ -26,24 +97,12 @@ def render_card(model: ModelConfig, card: ModelCard, trained_parameters: int) ->
         card: what only the one who trained it knows.
         trained_parameters: in the projector and LoRA together.
     """
-    # a folder of one machine means nothing to a hub
-    names = (model.encoder.name, model.backbone.name)
-    parts = [name for name in names if name.count("/") == 1 and name[0] not in "./"]
-    header = [
-        "---",
-        f"license: {card.licence}",
-        "library_name: diffusion-gemma-asr",
-        "pipeline_tag: automatic-speech-recognition",
-        "language:",
-        *(f"- {code}" for code in model.languages),
-        *(["base_model:", *(f"- {name}" for name in parts)] if parts else []),
-        "---",
-    ]
+    header = ["---", card_data(model, card.licence).to_yaml(), "---"]
     results = [f"| {name} | {value} |" for name, value in card.results.items()]
-    table = ["| test set | result |", "|---|---|", *results] if results else ["Not measured."]
+    table = ["| test set | result |", "|---|---|", *results] if results else [NOT_MEASURED]
     scaled, unscaled = "brought to the scale of the token embeddings", "as its linear layer gives it"
     scale = scaled if model.projector.scaled else unscaled
-    shape = model.projector
+    shape, stacks = model.projector, "shared by both stacks" if model.lora.shared else "of both stacks"
     deep = f", {shape.layers} layers of width {shape.layer_width}" if shape.layers else ""
     body = [
         f"# diffusion-gemma-asr: {model.name}",
@@ -54,7 +113,7 @@ def render_card(model: ModelConfig, card: ModelCard, trained_parameters: int) ->
         f"- encoder, frozen: `{model.encoder.name}`{_at(model.encoder.revision)}",
         f"- backbone, frozen: `{model.backbone.name}`{_at(model.backbone.revision)}",
         f"- projector, trained: {shape.hidden_size} channels{deep}, output {scale}",
-        f"- LoRA, trained: rank {model.lora.rank}, alpha {model.lora.alpha}, on q, k, v, o of both stacks",
+        f"- LoRA, trained: rank {model.lora.rank}, alpha {model.lora.alpha}, on q, k, v, o {stacks}",
         f"- languages: {', '.join(model.languages)}",
         "",
         "```python",

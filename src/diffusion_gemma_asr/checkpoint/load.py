@@ -13,7 +13,7 @@ Names of frozen parts are hub names or folders; a relative folder starts from th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,7 +94,7 @@ def load_checkpoint(
     loaded_backbone = load_backbone(
         config.backbone, dtype=dtype_, device=device, quantization=quantization, local_files_only=local_files_only
     )
-    loaded_backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
+    loaded_backbone.add_lora(**asdict(config.lora))
     loaded_backbone.load_lora_state_dict(_under(adapter, "lora."))
     if merge_lora:
         loaded_backbone.merge_lora()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -32,9 +33,14 @@ from ..errors import CheckpointError, first_line
 from ..model.backbone import Backbone
 from ..model.config import BackboneConfig, EncoderConfig
 from ..model.encoder import AcousticEncoder
+from ..model.head import Head
 from ..model.packing import is_packed, unpack
+from .known_configs import KNOWN
 from .quantization import find_quantizer, quantize_experts
 
+HEADS = ("lm_head.weight", "model.decoder.embed_tokens.weight", "model.encoder.language_model.embed_tokens.weight")  # tied
+WHOLE = r"^(model\.)?(encoder|audio_tower)\."  # of an encoder's names in a whole model, not in the encoder alone
+ENCODERS = "a Whisper, or a Qwen3-ASR in transformers' layout"
 WEIGHTS = "model.safetensors"  # of a folder in the layout of a hub repository
 
 
@@ -53,6 +59,13 @@ def read_config(
         raise CheckpointError(f"cannot read the configuration of {name_or_path}: {first_line(error)}") from None
 
 
+def source_config(source: EncoderConfig | BackboneConfig) -> PreTrainedConfig:
+    """The configuration of a frozen part: as published if known here, else from its folder or the hub."""
+    if source.name in KNOWN and source.revision is None:
+        return KNOWN[source.name]()
+    return read_config(source.name, revision=source.revision)
+
+
 def load_encoder(
     source: EncoderConfig,
     *,
@@ -60,19 +73,72 @@ def load_encoder(
     device: str | torch.device = "cpu",
     local_files_only: bool = False,
 ) -> AcousticEncoder:
-    """The encoder of a Whisper checkpoint (hub name or folder, with or without its decoder), frozen.
+    """The encoder of a Whisper or Qwen3-ASR checkpoint (hub name or folder, with or without its decoder), frozen.
 
     Raises:
         CheckpointError: the checkpoint cannot be found or read.
     """
-    where = {"revision": source.revision, "local_files_only": local_files_only}
-    bare = {r"^(model\.)?encoder\.": ""}  # the names of a whole Whisper's encoder, as the encoder alone has them
-    encoder = load_pretrained(WhisperEncoder, source.name, "encoder", dtype=dtype, key_mapping=bare, **where)
+    where: dict[str, Any] = {"revision": source.revision, "local_files_only": local_files_only}
+    config = audio_config(read_config(source.name, **where))
+    kind: type[AcousticEncoder] = AcousticEncoder
+    options: dict[str, Any] = {"dtype": dtype, "key_mapping": {WHOLE: ""}, **where}
+    if _is_qwen(config):
+        from ..model.qwen_encoder import Qwen3ASREncoder, QwenEncoder  # transformers has it since 5.2x
+
+        kind = QwenEncoder
+        encoder = load_pretrained(Qwen3ASREncoder, source.name, "encoder", config=config, **options)
+    else:
+        encoder = load_pretrained(WhisperEncoder, source.name, "encoder", **options)
+    return kind(encoder, load_extractor(source, local_files_only), source.padded).to(device).eval().requires_grad_(False)
+
+
+def new_encoder(config: PreTrainedConfig, name: str) -> AcousticEncoder:
+    """An encoder with random weights, of any kind that `load_encoder` knows.
+
+    Raises:
+        CheckpointError: the configuration of `name` is of another kind.
+    """
+    config = audio_config(config)
+    if _is_qwen(config):
+        from ..model.qwen_encoder import QwenEncoder
+
+        return QwenEncoder.from_config(config)
+    if not isinstance(config, WhisperConfig):
+        raise CheckpointError(f"{name} is a {config.model_type}; the encoder must be {ENCODERS}")
+    return AcousticEncoder.from_config(config)
+
+
+def load_extractor(source: EncoderConfig, local_files_only: bool = False) -> WhisperFeatureExtractor:
+    """What makes an encoder's log-mel spectrograms.
+
+    Raises:
+        CheckpointError: the encoder has none that can be read.
+    """
+    where: dict[str, Any] = {"revision": source.revision, "local_files_only": local_files_only}
+    config = audio_config(read_config(source.name, **where))
+    if _is_qwen(config):  # computes what Whisper's does; its own pads to 30 s and to whole seconds
+        return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     try:
-        extractor = WhisperFeatureExtractor.from_pretrained(source.name, **where)
+        return WhisperFeatureExtractor.from_pretrained(source.name, **where)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load the encoder {source.name}: {first_line(error)}") from error
-    return AcousticEncoder(encoder, extractor).to(device).eval().requires_grad_(False)
+        raise CheckpointError(f"cannot read the features of {source.name}: {first_line(error)}") from error
+
+
+def audio_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a configuration that describes the acoustic encoder.
+
+    Raises:
+        CheckpointError: it is a Qwen3-ASR's in the layout of its authors, which transformers does not read.
+    """
+    if config.model_type == "qwen3_asr" and hasattr(config, "thinker_config"):
+        raise CheckpointError(
+            f"{config.name_or_path} is in the layout of Qwen's own package; give the repository whose name ends in -hf"
+        )
+    return config.audio_config if config.model_type == "qwen3_asr" else config
+
+
+def _is_qwen(config: PreTrainedConfig) -> bool:
+    return config.model_type == "qwen3_asr_encoder"
 
 
 def load_backbone(
@@ -97,6 +163,28 @@ def load_backbone(
     if quantizer is not None:
         quantize_experts(model, quantizer, device)
     return Backbone(model.to(device)).eval().requires_grad_(False)
+
+
+def load_head(source: BackboneConfig) -> Head:
+    """The output head of a backbone that is on this machine, without its layers: one tensor of many gigabytes.
+
+    Raises:
+        CheckpointError: the backbone is not here, or damaged.
+    """
+    config = read_config(source.name, revision=source.revision, local_files_only=True)
+    folder = Path(source.name)
+    try:
+        if not folder.is_dir():
+            folder = Path(snapshot_download(source.name, revision=source.revision, local_files_only=True))
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                name = next((name for name in HEADS if name in file.keys()), None)  # noqa: SIM118
+                if name is not None:
+                    weight = unpack(load_file(path))[name] if is_packed(path) else file.get_tensor(name)
+                    return Head(weight, config.text_config.final_logit_softcapping)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read the head of {source.name}: {first_line(error)}") from error
+    raise CheckpointError(f"{source.name} has no output head in its .safetensors files here; fetch it")
 
 
 def load_tokenizer(source: BackboneConfig, local_files_only: bool = False) -> PreTrainedTokenizerBase:
@@ -179,9 +267,9 @@ def check_encoder(entry: EncoderConfig, source: EncoderConfig, local_files_only:
     Raises:
         CheckpointError: they differ.
     """
-    actual = read_config(source.name, revision=source.revision, local_files_only=local_files_only)
-    if not isinstance(actual, WhisperConfig):
-        raise CheckpointError(f"the encoder {source.name} is a {actual.model_type}; it must be a Whisper")
+    actual = audio_config(read_config(source.name, revision=source.revision, local_files_only=local_files_only))
+    if not isinstance(actual, WhisperConfig) and not _is_qwen(actual):
+        raise CheckpointError(f"the encoder {source.name} is a {actual.model_type}; it must be {ENCODERS}")
     if (actual.d_model, actual.num_mel_bins) != (entry.width, entry.mel_bins):
         raise CheckpointError(
             f"the adapter was trained for an encoder {entry.width} wide with {entry.mel_bins} mel bins "

@@ -1,4 +1,4 @@
-"""Writing checkpoints into folders, and folders onto a hub; what they hold is said in load.py."""
+"""Writing checkpoints into folders; what they hold is said in load.py."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi
 from safetensors.torch import save_file
+from torch import Tensor
+from transformers import FeatureExtractionMixin
 
-from ..errors import CheckpointError, first_line
+from ..errors import CheckpointError
 from ..files import whole_file
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
 from ..model.model import DiffusionGemmaASR
 from ..model.packing import pack
 from ..model.projector import AudioProjector
-from ..strict import resolve_source
 from .card import ModelCard, render_card
-from .config_file import CONFIG, read_config_file, write_config
-from .load import ADAPTER, read_adapter
+from .config_file import write_config
+from .load import ADAPTER
 
 CARD, EXTRACTOR = "README.md", "preprocessor_config.json"
 
@@ -50,7 +50,6 @@ def save_checkpoint(
         CheckpointError: LoRA was merged, so that there is no adapter to save; its drafts are searched, which cannot be saved
             again; or the folder is not writable.
     """
-    folder = Path(folder).resolve()
     lora = model.backbone.lora_state_dict()
     if not lora:
         raise CheckpointError("the model has no LoRA matrices (merged?); save the checkpoint before merging")
@@ -60,18 +59,52 @@ def save_checkpoint(
         )
     tensors = {f"projector.{key}": value for key, value in model.projector.state_dict().items()}
     tensors |= {f"lora.{key}": value for key, value in lora.items()}
-    config = _relative_to(with_shapes(model), folder)
-    trained = sum(parameter.numel() for parameter in model.trained().values())
+    return write_checkpoint(
+        folder,
+        with_shapes(model),
+        {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
+        model.encoder.extractor,
+        card or ModelCard(),
+        packed,
+    )
+
+
+def write_checkpoint(
+    folder: str | Path,
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    extractor: FeatureExtractionMixin,
+    card: ModelCard,
+    packed: bool = False,
+) -> Path:
+    """Writes the files of a checkpoint, as `save_checkpoint` says.
+
+    Args:
+        folder: where to write; made if missing.
+        config: of the model, with the shapes of its frozen parts.
+        tensors: of adapter.safetensors, on the CPU.
+        extractor: of the encoder.
+        card: text for README.md beyond the settings.
+        packed: write large matrices in 8 bits.
+
+    Returns:
+        the folder, absolute.
+
+    Raises:
+        CheckpointError: the folder is not writable.
+    """
+    folder = Path(folder).resolve()
+    config = _relative_to(config, folder)
+    trained = sum(tensor.numel() for name, tensor in tensors.items() if name != "projector.scale")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         try:
-            detached = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
             with whole_file(partial / ADAPTER) as part:
-                save_file(pack(detached) if packed else detached, part, metadata={"format": "pt"})
-            (partial / CARD).write_text(render_card(config, card or ModelCard(), trained), encoding="utf-8")
+                save_file(pack(tensors) if packed else tensors, part, metadata={"format": "pt"})
+            (partial / CARD).write_text(render_card(config, card, trained), encoding="utf-8")
             write_config(config, partial)
-            model.encoder.extractor.save_pretrained(partial)
+            extractor.save_pretrained(partial)
             _move_into_place(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -101,60 +134,6 @@ def save_projector(projector: AudioProjector, folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with whole_file(Path(folder) / ADAPTER) as part:
         save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, part)
-
-
-def push_to_hub(folder: str | Path, repository: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Uploads all files that a checkpoint needs; frozen parts inside the folder go along.
-
-    Args:
-        folder: of `save_checkpoint`.
-        repository: "owner/name"; made if missing. The token is the one that huggingface_hub finds.
-        private: for a repository that is made.
-        revision: branch; None is the main one.
-
-    Returns:
-        the address of the commit.
-
-    Raises:
-        CheckpointError: the folder is no checkpoint, or the hub refuses.
-    """
-    try:
-        hub = HfApi()
-        hub.create_repo(repository, private=private, exist_ok=True)
-        return hub.upload_folder(
-            repo_id=repository, folder_path=folder, allow_patterns=checkpoint_files(Path(folder)), revision=revision
-        ).commit_url
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot upload to {repository}: {first_line(error)}") from error
-
-
-def checkpoint_files(folder: Path) -> list[str]:
-    """All files of a checkpoint, relative to its folder; those of frozen parts inside it as one pattern each.
-
-    Raises:
-        CheckpointError: the folder is no checkpoint, or needs what nobody else has.
-    """
-    config = read_config_file(folder)
-    read_adapter(folder)
-    files = [ADAPTER, CONFIG, CARD, EXTRACTOR]
-    if config.drafter is not None:
-        from ..drafts import read_search_config
-
-        files += read_search_config(config.drafter).files()
-        if outside := [file for file in files if Path(file).name != file]:
-            raise CheckpointError(f"{folder} needs {outside[0]}, which lies outside it; copy it into the checkpoint")
-    inside = folder.resolve()
-    for part in (config.encoder, config.backbone):
-        place = Path(resolve_source(part.name, folder))
-        if not place.is_absolute():
-            continue  # a hub name
-        if not place.is_relative_to(inside):
-            raise CheckpointError(
-                f"{folder} names the local folder {part.name}, which nobody else has; "
-                f"copy it into the checkpoint, or write its hub name into {CONFIG}"
-            )
-        files.append(f"{place.relative_to(inside).as_posix()}/*")
-    return files
 
 
 def _relative_to(config: ModelConfig, folder: Path) -> ModelConfig:

@@ -142,16 +142,60 @@ def file_seconds(path: str) -> float:
     return duration_of(path) or sum(map(len, read_blocks(path))) / SAMPLE_RATE
 
 
-def _utterance(folder: Path, line: str) -> Utterance:
-    """Parses one line; a DataError does not name file and line."""
+@dataclass(frozen=True)
+class Sound:
+    """Where the sound of a line is.
+
+    Attributes:
+        audio_filepath: as it is written, relative to the manifest's folder or not.
+        offset: start of the part in the file, in seconds.
+        duration: length of the part in seconds; None: to the end of the file.
+    """
+
+    audio_filepath: str
+    offset: float
+    duration: float | None
+
+
+def read_sounds(text: str, name: str) -> list[Sound]:
+    """Reads where the sound is from a JSONL manifest, whatever else its lines say or lack.
+
+    Args:
+        text: its content.
+        name: what to call it.
+
+    Raises:
+        DataError: a line is not a JSON object, or a field is missing or wrong; the message names manifest and line.
+    """
+    sounds = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = _row(line)
+            path = row.get("audio_filepath")
+            if not isinstance(path, str) or not path:
+                raise DataError(f"missing or wrong field audio_filepath: {json.dumps(path)[:60]}")
+            sounds.append(Sound(path, _seconds(row, "offset") or 0.0, _seconds(row, "duration") or None))
+        except DataError as error:
+            raise DataError(f"{name}, line {number}: {error}") from None
+    return sounds
+
+
+def _row(line: str) -> dict[str, Any]:
+    """The fields of a line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(row, dict):
         raise DataError(f"expected an object, found {type(row).__name__}")
-    if "recording" in row and "supervisions" in row:
-        row = _of_cut(row)
+    return _of_cut(row) if "recording" in row and "supervisions" in row else row
+
+
+def _utterance(folder: Path, line: str) -> Utterance:
+    """Parses one line; a DataError does not name file and line."""
+    row = _row(line)
     language: Any = row.get("language", row.get("lang"))
     for name, value in (("audio_filepath", row.get("audio_filepath")), ("text", row.get("text")), ("language", language)):
         if not isinstance(value, str) or (not value and name == "audio_filepath"):

@@ -1,15 +1,13 @@
-"""A queue of canvases that never waits: many rows are denoised together, each at a step of its own.
+"""Canvases under way: many rows are denoised together, each at a step of its own.
 
-A row that has stopped leaves, the next one in the queue takes its place (continuous batching, Yu et al. 2022, "Orca"). Rows
-may be added and dropped between any two steps (`Engine`), and each has its own options. The output head is read a few
+Rows may be added and dropped between any two steps, and each has its own options. The output head is read a few
 positions at a time (`predict`), so that no (B, C, V) logits are ever made. Every row draws from its own generator the
 numbers that the plain loop (`steps.denoise`) would draw, and ends as it would end alone.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,7 +21,6 @@ from ..model.head import Head
 from ..model.lengths import length_mask
 from .steps import DenoiseOptions, accept, pick, should_stop, temperature_at
 
-REFILL = 0.25  # share of the rows that must be free before others are read in: few prompts at a time are slow to read
 FLOOR = -60.0  # nats below the peak; what is less likely counts for nothing, and subnormal numbers are slow
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # logits at a time: on a CPU they stay in its cache
 
@@ -55,9 +52,6 @@ class Finished(NamedTuple):
     steps: int
 
 
-ReadPrompts = Callable[[Sequence[int]], Prefill]
-"""Reads the prompts of the jobs with these numbers."""
-
 OnCanvas = Callable[[int, int, Tensor, Tensor], None]
 """Takes a job's number, its step, its arg-max canvas (C,) and the entropy (C,), nats, of each position."""
 
@@ -70,15 +64,17 @@ class Prediction(NamedTuple):
         best: (N,) long, the most probable token.
         entropy: (N,) float32, nats.
         soft: (N, H), the mean row of the output head, which the next pass is conditioned on.
+        logprob: (N,) float32, nats, of the most probable token at temperature 1; empty unless it was asked for.
     """
 
     drawn: Tensor
     best: Tensor
     entropy: Tensor
     soft: Tensor
+    logprob: Tensor
 
 
-def predict(hidden: Tensor, head: Head, temperature: Tensor, uniform: Tensor) -> Prediction:
+def predict(hidden: Tensor, head: Head, temperature: Tensor, uniform: Tensor, logprobs: bool = False) -> Prediction:
     """Reads predictions off hidden states.
 
     Args:
@@ -86,17 +82,20 @@ def predict(hidden: Tensor, head: Head, temperature: Tensor, uniform: Tensor) ->
         head: of the backbone.
         temperature: (N,) that divides the logits.
         uniform: (N,) in [0, 1), which decide the draws.
+        logprobs: whether to compute `logprob`.
     """
 
     def of(hidden: Tensor, temperature: Tensor, uniform: Tensor) -> Prediction:
         logits = head.logits(hidden)
         peak, best = logits.max(-1, keepdim=True)
-        scaled = logits.sub_(peak).div_(temperature[:, None]).clamp_(min=FLOOR)  # (n, V), at most 0
+        below = logits.sub_(peak)  # (n, V), at most 0
+        logprob = -below.logsumexp(-1) if logprobs else below.new_empty(0)
+        scaled = below.div_(temperature[:, None]).clamp_(min=FLOOR)
         weights = scaled.exp()
         total = weights.sum(-1)
         entropy = total.log() - torch.linalg.vecdot(weights, scaled) / total
         soft = (weights.to(head.weight.dtype) @ head.weight) / total[:, None].to(head.weight.dtype)
-        return Prediction(pick(weights, uniform), best[:, 0], entropy, soft)
+        return Prediction(pick(weights, uniform), best[:, 0], entropy, soft, logprob)
 
     parts = head.over_chunks(of, hidden, temperature, uniform)
     return Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -294,44 +293,14 @@ class Engine:
         self._keep((~stopped).nonzero().flatten().tolist())
         return finished
 
+    def close(self) -> None:
+        """Gives up what is under way."""
+        self._rows = None
+
     def _keep(self, rows: list[int]) -> None:
         assert self._rows is not None
         if len(rows) < len(self._rows.jobs):
             self._rows = self._rows.keep(rows) if rows else None
-
-
-def run_queue(
-    backbone: Backbone,
-    jobs: Sequence[Job],
-    read: ReadPrompts,
-    options: DenoiseOptions,
-    rows: int,
-    on_canvas: OnCanvas | None = None,
-) -> Iterator[tuple[int, Finished]]:
-    """Denoises jobs, the longest canvases first, `rows` at once as long as there are so many.
-
-    Args:
-        backbone: that denoises them.
-        jobs: their numbers are their places. Whoever takes what is yielded may append others, which wait behind all.
-        read: reads prompts.
-        options: of all jobs.
-        rows: canvases under way at once.
-        on_canvas: see `Engine`.
-
-    Yields:
-        (number of the job, what became of it), as they finish.
-    """
-    engine = Engine(backbone, on_canvas)
-    waiting = deque(sorted(range(len(jobs)), key=lambda number: -len(jobs[number].canvas)))
-    known = len(jobs)
-    while waiting or len(engine):
-        free = rows - len(engine)
-        if waiting and (len(engine) == 0 or free >= REFILL * rows):
-            fresh = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-            engine.add(fresh, [jobs[number] for number in fresh], [options] * len(fresh), read(fresh))
-        yield from engine.step()
-        waiting.extend(range(known, len(jobs)))
-        known = len(jobs)
 
 
 def _draw(backbone: Backbone, generators: Sequence[torch.Generator], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

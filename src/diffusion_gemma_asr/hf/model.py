@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..checkpoint.config_file import MODEL_TYPE, upgraded
 from ..checkpoint.load import find_checkpoint, load_checkpoint
 from ..checkpoint.save import save_checkpoint
-from ..denoise.decode import DecodeOptions, decode, draft_clips
+from ..denoise.decode import decode, draft_clips
+from ..denoise.options import DecodeOptions
 from ..errors import AsrError
 from ..model.model import DiffusionGemmaASR
 from ..strict import from_options

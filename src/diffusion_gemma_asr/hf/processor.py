@@ -13,8 +13,9 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin, 
 from ..audio.read import SAMPLE_RATE
 from ..checkpoint.config_file import read_config_file
 from ..checkpoint.load import find_checkpoint, with_sources
-from ..checkpoint.parts import load_tokenizer
-from ..errors import AsrError, AudioError, CheckpointError, first_line
+from ..checkpoint.parts import load_extractor, load_tokenizer
+from ..errors import AsrError, AudioError
+from ..model.encoder import log_mel
 from ..model.lengths import length_mask
 
 
@@ -53,10 +54,12 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
     Args:
         feature_extractor: of the encoder.
         tokenizer: of the backbone.
+        padded: pad clips to 30 s, as the checkpoint's encoder hears them.
     """
 
-    def __init__(self, feature_extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, feature_extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase, padded: bool = False):
         super().__init__(feature_extractor, tokenizer)
+        self.padded = padded
 
     @classmethod
     def from_pretrained(
@@ -84,12 +87,8 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         """
         folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
         config = with_sources(read_config_file(folder), folder, encoder, backbone)
-        where = {"revision": config.encoder.revision, "local_files_only": local_files_only}
-        try:
-            extractor = WhisperFeatureExtractor.from_pretrained(config.encoder.name, **where)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read the features of {config.encoder.name}: {first_line(error)}") from error
-        return cls(extractor, load_tokenizer(config.backbone, local_files_only))
+        extractor = load_extractor(config.encoder, local_files_only)
+        return cls(extractor, load_tokenizer(config.backbone, local_files_only), config.encoder.padded)
 
     def __call__(
         self,
@@ -130,5 +129,4 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         if not 2 * extractor.hop_length <= len(clip) <= extractor.n_samples:
             seconds = len(clip) / SAMPLE_RATE
             raise AudioError(f"a clip of {seconds:.2f} s; give 0.02 s to 30 s, or use the pipeline, which cuts long sound")
-        out = extractor(clip, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
-        return out["input_features"][0].T
+        return log_mel(extractor, clip, extractor.n_samples if self.padded else None).T

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature, unwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -89,6 +89,7 @@ class Backbone(nn.Module):
         model.set_experts_implementation("grouped_mm")  # by far the fastest, on GPU and CPU
         self.model = model
         self.config = model.config.text_config
+        self.recorded: dict[Any, Any] = {}  # steps that an engine recorded, for the next one (denoise/static_engine.py)
 
     @classmethod
     def from_config(cls, config: DiffusionGemmaConfig) -> Backbone:
@@ -148,14 +149,22 @@ class Backbone(nn.Module):
 
     # -- LoRA ---------------------------------------------------------------------------------------------------------
 
-    def add_lora(self, rank: int = 16, alpha: int = 32, dropout: float = 0.0) -> None:
+    def add_lora(self, rank: int = 16, alpha: int = 32, dropout: float = 0.0, shared: bool = False) -> None:
         """Freezes the model and puts LoRA on q, k, v, o of every layer of both stacks.
 
-        The stacks share their weights but not their LoRA, so each learns its own part.
+        Args:
+            rank, alpha, dropout, shared: see `model.config.LoraConfig`. The stacks share their weights; unless `shared`
+                they do not share their LoRA, so each learns its own part.
         """
         self.model.requires_grad_(False)
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, bias="none")
         inject_adapter_in_model(config, self.model)
+        if shared:
+            encoder, decoder = self.model.model.encoder.language_model.layers, self.model.model.decoder.layers
+            for name, layer in decoder.named_modules():
+                if isinstance(layer, LoraLayer):
+                    twin = encoder.get_submodule(name)
+                    layer.lora_A, layer.lora_B = twin.lora_A, twin.lora_B  # parameters are then named once, the encoder's
 
     def lora_state_dict(self) -> dict[str, Tensor]:
         """The LoRA matrices by name; empty without LoRA."""
@@ -180,14 +189,20 @@ class Backbone(nn.Module):
             parameter.data.copy_(state[name])
 
     def merge_lora(self) -> None:
-        """Adds LoRA into the attention weights, for inference; the two stacks' attention is no longer tied
-        afterwards."""
+        """Adds LoRA into the attention weights, for inference; the two stacks' attention is tied afterwards only where
+        they share their LoRA."""
         parents = dict(self.model.named_modules())
+        merged: dict[tuple[int, ...], tuple[nn.Parameter, ...]] = {}  # each sum, and what it is made of
         for name, layer in list(parents.items()):
             if isinstance(layer, LoraLayer):
                 base = layer.get_base_layer()
-                base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
-                layer.merge()
+                made_of = (base.weight, *layer.lora_A.parameters(), *layer.lora_B.parameters())
+                key = tuple(map(id, made_of))
+                if key not in merged:
+                    base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+                    layer.merge()
+                    merged[key] = (base.weight, *made_of)  # kept, so that no other parameter gets their ids
+                base.weight = merged[key][0]
                 parent, _, child = name.rpartition(".")
                 setattr(parents[parent], child, base)
 
@@ -253,24 +268,33 @@ class Backbone(nn.Module):
         return Prefill(cache, visible, lengths), out.last_hidden_state
 
     def extend(self, embeds: Tensor, prefill: Prefill) -> tuple[Prefill, Tensor]:
-        """Reads one more token of each row causally, behind what it has read.
+        """Reads more tokens of each row causally, behind what it has read.
 
         Args:
-            embeds: (B, 1, H) from `embed`.
-            prefill: of the same B rows; its cache grows and must not be used otherwise afterwards.
+            embeds: (B, N, H) from `embed`.
+            prefill: of the same B rows; a cache that `prefill` or this method made grows, and must not be used otherwise
+                afterwards.
 
         Returns:
-            the longer Prefill, and the last hidden states (B, 1, H).
+            the longer Prefill, and the last hidden states (B, N, H).
         """
-        visible = torch.cat([prefill.visible, prefill.visible.new_ones(len(embeds), 1)], 1)  # (B, P + 1)
-        mask = visible[:, None, None]
+        batch, more, _ = embeds.shape
+        visible = torch.cat([prefill.visible, prefill.visible.new_ones(batch, more)], 1)  # (B, P + N)
+        causal = torch.ones(more, more, dtype=torch.bool, device=embeds.device).tril()
+        behind = torch.cat([prefill.visible[:, None].expand(-1, more, -1), causal.expand(batch, -1, -1)], 2)
+        mask = behind[:, None]  # (B, 1, N, P + N)
+        cache = prefill.cache
+        if isinstance(cache, FilledCache):
+            cache = DynamicCache(config=self.config)
+            for index, (keys, values) in enumerate(prefill.layers()):
+                cache.update(keys, values, index)
         out = self.model.model.encoder(
             inputs_embeds=embeds,
             attention_mask={"full_attention": mask, "sliding_attention": mask},
-            position_ids=prefill.lengths[:, None],
-            **{CACHE: prefill.cache},
+            position_ids=prefill.lengths[:, None] + torch.arange(more, device=embeds.device),
+            **{CACHE: cache},
         )
-        return Prefill(prefill.cache, visible, prefill.lengths + 1), out.last_hidden_state
+        return Prefill(cache, visible, prefill.lengths + more), out.last_hidden_state
 
     def denoise_hidden(
         self,
@@ -315,13 +339,24 @@ class Backbone(nn.Module):
         Returns:
             (B, C, H) last hidden states, before lm_head.
         """
+        places = torch.arange(canvas.shape[1], device=canvas.device)
+        seen = torch.cat([prefill.visible, places < canvas_lengths[:, None]], 1)  # (B, P + C)
+        return self.denoise_seen(canvas, None if bool(seen.all()) else seen, prefill, soft)
+
+    def denoise_seen(self, canvas: Tensor, seen: Tensor | None, prefill: Prefill, soft: Tensor) -> Tensor:
+        """As `denoise_hidden_from_soft`, without a look at values: nothing in it waits for the device.
+
+        Args:
+            canvas: (B, C) ids.
+            seen: (B, P + C) bool, what every position of a row reads; None is all.
+            prefill: of the same B rows.
+            soft: (B, C, H).
+        """
         decoder = self.model.model.decoder
         scale = decoder.embed_tokens.embed_scale.to(soft.dtype)
         hidden = decoder.self_conditioning(decoder.embed_tokens(canvas), soft * scale)
-        places = torch.arange(canvas.shape[1], device=canvas.device)
-        seen = torch.cat([prefill.visible, places < canvas_lengths[:, None]], 1)  # (B, P + C)
-        mask = None if bool(seen.all()) else seen[:, None, None, :].expand(-1, 1, canvas.shape[1], -1)
-        positions = prefill.lengths[:, None] + places
+        mask = None if seen is None else seen[:, None, None, :].expand(-1, 1, canvas.shape[1], -1)
+        positions = prefill.lengths[:, None] + torch.arange(canvas.shape[1], device=canvas.device)
         rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
         for layer, kind in zip(decoder.layers, self.config.layer_types, strict=True):
             hidden = layer(

@@ -21,6 +21,7 @@ class EncoderConfig:
     revision: str | None = None  # branch, tag or commit on the hub; None is its main branch
     width: int | None = None  # of a frame, as the projector was trained for; a recipe leaves it out
     mel_bins: int | None = None  # of its spectrogram; a recipe leaves it out
+    padded: bool = False  # it hears every clip padded to 30 s, as in its own training; all frames go to the projector
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,22 @@ class BackboneConfig:
 class ProjectorConfig:
     """The trained bridge from encoder frames (20 ms) to audio tokens (160 ms with the strides given here)."""
 
-    hidden_size: int = 1280  # channels of both convolutions
-    strides: tuple[int, int] = (4, 2)  # of both in time; an audio token stands for 20 ms times both
+    hidden_size: int = 1280  # channels of the convolutions
+    strides: tuple[int, ...] = (4, 2)  # of each in time; an audio token stands for 20 ms times all of them
     scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
     layers: int = 0  # of deeper layers over audio tokens, beside the linear one (slot_layers.py)
     layer_width: int = 384  # of those, a multiple of 64
     layer_stride: int = 1  # audio tokens that one position of theirs stands for
+    rotary: bool = False  # their attention tells distances; without it order is heard by their convolutions alone
+    kernels: tuple[int, ...] = (7, 5)  # frames that each convolution sees, with half of them as padding on either side
 
     def __post_init__(self) -> None:
         require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")
+        require(len(self.strides) >= 1, "projector.strides", "an empty list", "a list of at least one")
         require(min(self.strides) >= 1, "projector.strides", self.strides, "at least 1 each")
+        require(min(self.kernels, default=1) >= 1, "projector.kernels", self.kernels, "at least 1 each")
+        count = len(self.strides)
+        require(len(self.kernels) == count, "projector.kernels", self.kernels, f"{count} numbers, one for each stride")
         require(self.layers >= 0, "projector.layers", self.layers, "at least 0")
         require(self.layer_stride >= 1, "projector.layer_stride", self.layer_stride, "at least 1")
         wide = self.layer_width >= 64 and self.layer_width % 64 == 0
@@ -61,6 +68,7 @@ class LoraConfig:
     rank: int = 16
     alpha: int = 32  # the update is scaled by alpha / rank
     dropout: float = 0.0  # on the input of the update, while training
+    shared: bool = False  # one update for both stacks, whose weights stay tied when it is merged
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, "lora.rank", self.rank, "at least 1")

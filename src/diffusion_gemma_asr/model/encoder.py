@@ -1,8 +1,11 @@
-"""Frozen acoustic encoders: Whisper of any size, run over the frames that hold sound instead of a padded 30 s."""
+"""Frozen acoustic encoders: Whisper of any size, run over the frames that hold sound instead of a padded 30 s.
+
+Another encoder is a class like the one here (qwen_encoder.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +25,18 @@ class AcousticEncoder(nn.Module):
     """A Whisper encoder over sound of any length up to 30 s.
 
     Whisper was trained on clips padded to 30 s. Here the convolutions and the attention see only a clip's own frames,
-    and a batch of clips of different lengths is masked so that each gives what it gives alone.
+    and a batch of clips of different lengths is masked so that each gives what it gives alone. A padded encoder hears
+    every clip with silence behind it up to 30 s, and gives all frames.
+
+    Args:
+        encoder: Whisper's.
+        extractor: makes its log-mel spectrograms.
+        padded: pad clips to 30 s.
     """
 
     frame_s = 0.02
 
-    def __init__(self, encoder: WhisperEncoder, extractor: WhisperFeatureExtractor):
+    def __init__(self, encoder: WhisperEncoder, extractor: WhisperFeatureExtractor, padded: bool = False):
         super().__init__()
         if encoder.config.num_mel_bins != extractor.feature_size:
             raise CheckpointError(
@@ -36,6 +45,7 @@ class AcousticEncoder(nn.Module):
             )
         self.encoder = encoder
         self.extractor = extractor
+        self.padded = padded
 
     @classmethod
     def from_config(cls, config: WhisperConfig) -> AcousticEncoder:
@@ -57,8 +67,18 @@ class AcousticEncoder(nn.Module):
         """The most 20 ms frames that the encoder's positions allow (1500 in every Whisper: 30 s)."""
         return self.encoder.config.max_source_positions
 
+    @property
+    def max_samples(self) -> int:
+        """The longest clip, in samples at 16 kHz."""
+        return self.max_frames * 2 * HOP
+
+    @property
+    def max_mel_frames(self) -> int:
+        """Mel frames of the longest clip."""
+        return self.max_samples // HOP
+
     def features(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Whisper's log-mel spectrogram of each clip, without padding to 30 s.
+        """Whisper's log-mel spectrogram of each clip; padded to 30 s only for a padded encoder.
 
         Args:
             audio: float32 arrays (n,), 16 kHz, at most 30 s each.
@@ -71,13 +91,12 @@ class AcousticEncoder(nn.Module):
         """
         spectra = []
         for clip in audio:
-            if len(clip) < 2 * HOP or len(clip) > self.max_frames * 2 * HOP:
+            if len(clip) < 2 * HOP or len(clip) > self.max_samples:
                 raise AudioError(
                     f"a clip of {len(clip) / SAMPLE_RATE:.2f} s; the encoder takes 0.02 s to "
-                    f"{self.max_frames * 0.02:.0f} s: cut long sound into chunks first"
+                    f"{self.max_samples / SAMPLE_RATE:.0f} s: cut long sound into chunks first"
                 )
-            out = self.extractor(clip, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
-            spectra.append(out["input_features"][0])  # (bins, T)
+            spectra.append(log_mel(self.extractor, clip, self.max_samples if self.padded else None))
         lengths = torch.tensor([s.shape[1] for s in spectra])
         mel = nn.utils.rnn.pad_sequence([s.T for s in spectra], batch_first=True)  # (B, T, bins)
         return mel.transpose(1, 2).contiguous(), lengths
@@ -91,7 +110,19 @@ class AcousticEncoder(nn.Module):
 
         Returns:
             frames (B, ceil(T/2), hidden), zeros behind each end; frame_lengths (B,), frames of 20 ms.
+
+        Raises:
+            AudioError: a padded encoder is given a spectrogram that is not padded.
         """
+        if self.padded and int(lengths.min()) != self.max_mel_frames:
+            raise AudioError(
+                f"a spectrogram of {int(lengths.min())} frames, but this model's encoder hears clips padded to "
+                f"{self.max_mel_frames}; take the features from the same checkpoint"
+            )
+        return self._encode(mel, lengths)
+
+    def _encode(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See `forward`."""
         enc = self.encoder
         mel = mel.to(enc.conv1.weight.dtype)
         frame_lengths = (lengths + 1) // 2
@@ -111,3 +142,10 @@ class AcousticEncoder(nn.Module):
         if self.encoder.config._attn_implementation == "eager":
             return torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -1e4)[:, None, None, :]
         return mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+
+
+def log_mel(extractor: WhisperFeatureExtractor, clip: np.ndarray, samples: int | None) -> Tensor:
+    """The log-mel spectrogram (bins, T) of one clip (n,) at 16 kHz, with silence behind it up to `samples` if given."""
+    padding: dict[str, Any] = {"padding": False} if samples is None else {"padding": "max_length", "max_length": samples}
+    out = extractor(clip, sampling_rate=SAMPLE_RATE, truncation=False, return_tensors="pt", **padding)
+    return out["input_features"][0]

@@ -16,8 +16,16 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def strided_length(frames: Length, strides: Sequence[int] = (4, 2)) -> Length:
-    """What is left of so many frames behind convolutions with these strides: ceil(ceil(frames / 4) / 2), so 1500 → 188."""
-    for stride in strides:
-        frames = (frames + stride - 1) // stride
+def strided_length(frames: Length, strides: Sequence[int] = (4, 2), kernels: Sequence[int] | None = None) -> Length:
+    """What is left of so many frames behind convolutions that are padded by half their kernel on either side.
+
+    With odd kernels ceil(ceil(frames / 4) / 2), so 1500 → 188; an even kernel has room for one more where the stride fits.
+
+    Args:
+        frames: at least 1.
+        strides: of the convolutions.
+        kernels: of the same convolutions; None: all odd.
+    """
+    for stride, kernel in zip(strides, kernels or [1] * len(strides), strict=True):
+        frames = (frames - kernel % 2) // stride + 1
     return frames

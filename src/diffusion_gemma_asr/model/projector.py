@@ -3,39 +3,51 @@ recipe says so) in the backbone's space."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ProjectorConfig
-from .lengths import length_mask, strided_length
+from .lengths import Length, length_mask, strided_length
 from .slot_layers import SlotLayers
 
 
 class AudioProjector(nn.Module):
-    """Two convolutions over time, then a linear layer to the backbone's width, and deeper layers beside it if asked for.
+    """Convolutions over time, then a linear layer to the backbone's width, and deeper layers beside it if asked for.
 
     A scaled projector's output is normalised and brought to the size of the backbone's token embeddings; unscaled, the
     linear layer's output stays as it is, which on the real backbone is some 30 times quieter than the token rows.
 
     Args:
-        config: strides, channels, deeper layers, whether the output is scaled.
+        config: strides, kernels, channels, deeper layers, whether the output is scaled.
         input_size: width of an encoder frame.
         output_size: the backbone's hidden size.
         scale: root mean square of one output component; does not matter where the output is not scaled.
     """
 
+    conv1: nn.Conv1d
     scale: Tensor
     deep: SlotLayers | None
 
     def __init__(self, config: ProjectorConfig, input_size: int, output_size: int, scale: float = 1.0):
         super().__init__()
-        hidden, self.strides = config.hidden_size, config.strides
-        self.conv1 = nn.Conv1d(input_size, hidden, kernel_size=7, stride=self.strides[0], padding=3)
-        self.conv2 = nn.Conv1d(hidden, hidden, kernel_size=5, stride=self.strides[1], padding=2)
+        hidden, self.strides, self.kernels = config.hidden_size, config.strides, config.kernels
+        width = input_size
+        for number, (stride, kernel) in enumerate(zip(self.strides, self.kernels, strict=True), 1):
+            setattr(self, f"conv{number}", nn.Conv1d(width, hidden, kernel, stride, padding=kernel // 2))
+            width = hidden
         self.linear = nn.Linear(hidden, output_size)
         self.deep = (
-            SlotLayers(hidden, output_size, config.layer_width, config.layers, config.layer_stride)
+            SlotLayers(
+                hidden,
+                output_size,
+                config.layer_width,
+                config.layers,
+                config.layer_stride,
+                config.rotary,
+            )
             if config.layers
             else None
         )
@@ -50,12 +62,16 @@ class AudioProjector(nn.Module):
             lengths: (B,) frames that hold sound.
 
         Returns:
-            slots (B, S, output_size), S = output_length(F, strides), zeros behind each end; slot_lengths (B,).
+            slots (B, S, output_size), S = output_length(F), zeros behind each end; slot_lengths (B,).
         """
-        x = F.gelu(self.conv1(frames.transpose(1, 2)))  # (B, hidden, ceil(F / first stride))
-        x = x * length_mask(strided_length(lengths, self.strides[:1]), x.shape[2])[:, None].to(x.dtype)
-        x = F.gelu(self.conv2(x)).transpose(1, 2)  # (B, S, hidden)
         slot_lengths = self.output_length(lengths)
+        x = frames.transpose(1, 2)  # (B, input_size, F)
+        for done, convolution in enumerate(self.convolutions()):
+            if done:
+                seen = strided_length(lengths, self.strides[:done], self.kernels[:done])
+                x = x * length_mask(seen, x.shape[2])[:, None].to(x.dtype)
+            x = F.gelu(convolution(x))  # (B, hidden, shorter)
+        x = x.transpose(1, 2)  # (B, S, hidden)
         slots = self.linear(x)
         if self.deep is not None:
             slots = slots + self.deep(x, slot_lengths)
@@ -63,11 +79,15 @@ class AudioProjector(nn.Module):
             slots = F.rms_norm(slots, slots.shape[-1:]) * self.scale.to(slots.dtype)
         return slots * length_mask(slot_lengths, slots.shape[1])[..., None].to(slots.dtype), slot_lengths
 
-    def output_length(self, frames: Tensor) -> Tensor:
+    def convolutions(self) -> list[nn.Conv1d]:
+        """The convolutions, in their order."""
+        return [getattr(self, f"conv{number}") for number in range(1, len(self.strides) + 1)]
+
+    def output_length(self, frames: Length) -> Length:
         """Slots that so many frames become."""
-        return strided_length(frames, self.strides)
+        return strided_length(frames, self.strides, self.kernels)
 
     @property
     def frames_per_slot(self) -> int:
         """Encoder frames that make one slot."""
-        return self.strides[0] * self.strides[1]
+        return math.prod(self.strides)

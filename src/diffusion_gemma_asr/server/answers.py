@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from ..denoise.decode import Shown
+from ..denoise.clip import Shown
 from ..languages import LANGUAGES
 from ..transcribe.results import Segment, Transcript
 from ..transcribe.subtitles import srt, vtt

@@ -131,7 +131,8 @@ async def _decode(scheduler: Scheduler) -> None:
 
     request = scheduler.submit(READY_SOUND, TranscribeOptions(vad_method="energy"), on_event)
     try:
-        await asyncio.wait_for(ended.wait(), READY_S)
+        async with asyncio.timeout(READY_S):
+            await ended.wait()
     except TimeoutError:
         raise unavailable(f"the model has not answered within {READY_S:.0f} s", "too_slow") from None
     finally:

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..denoise.decode import ClipDecoding, Decoded, draft_clips, find_languages
+from ..denoise.clip import ClipDecoding, Decoded
+from ..denoise.decode import draft_clips, find_languages
 from ..errors import AsrError
 from ..model.drafter import Encoded
 from ..model.model import DiffusionGemmaASR

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from starlette.datastructures import FormData, UploadFile
 
-from ..denoise.decode import DEFAULT_STEPS, DecodeOptions
+from ..denoise.options import DEFAULT_STEPS, DecodeOptions
 from ..errors import AsrError
 from ..model.config import ModelConfig
 from ..strict import suggest

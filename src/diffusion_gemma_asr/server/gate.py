@@ -92,7 +92,8 @@ class _Exchange:
         if self._complete:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), self._settings.body_wait_s)
+            async with asyncio.timeout(self._settings.body_wait_s):
+                message = await self._receive()
         except TimeoutError:
             self._refused = True
             raise ApiError(408, f"nothing of the upload came for {self._settings.body_wait_s:g} s", code="timeout") from None
@@ -121,6 +122,7 @@ class _Exchange:
         ends, most = time.monotonic() + LINGER_S, self._size + LINGER_BYTES
         while not (self._complete or self._refused) and self._size < most and (left := ends - time.monotonic()) > 0:
             try:
-                self._note(await asyncio.wait_for(self._receive(), left))
+                async with asyncio.timeout(left):
+                    self._note(await self._receive())
             except TimeoutError:
                 return

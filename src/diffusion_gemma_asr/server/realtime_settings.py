@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..audio.vad import MIN_PAUSE_S, PADDING_S
-from ..denoise.decode import DEFAULT_STEPS, DecodeOptions
+from ..denoise.options import DEFAULT_STEPS, DecodeOptions
 from ..errors import AsrError
 from ..languages import AUTO
 from ..transcribe.recordings import TranscribeOptions

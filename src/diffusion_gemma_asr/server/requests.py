@@ -13,7 +13,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ..audio.vad import Chunk
-from ..denoise.decode import ClipDecoding, OnStep
+from ..denoise.clip import ClipDecoding
+from ..denoise.decode import OnStep
 from ..errors import AsrError, AudioError, first_line
 from ..transcribe.recordings import ChunkText, End, TranscribeOptions, recording_events
 from ..transcribe.results import Segment

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ..audio.read import AudioSource
 from ..audio.vad import Chunk
-from ..denoise.decode import OnStep, read_prompts
-from ..denoise.engine import Engine
+from ..denoise.clip import read_prompts
+from ..denoise.decode import OnStep
+from ..denoise.queue import engine_for
 from ..errors import AsrError, first_line
 from ..model.model import DiffusionGemmaASR
 from ..transcribe.memory import give_back_memory
@@ -86,7 +87,7 @@ class Scheduler:
         self._tasks: dict[int, Task] = {}  # in the engine, by their numbers there
         self._follow: deque[Task] = deque()  # drafted, for another canvas
         self._numbers, self._taken = itertools.count(), 0
-        self._engine = Engine(model.backbone, self._show)
+        self._engine = engine_for(model.backbone, self._show)
         self._changed = threading.Condition()
         self._closing = self._dropping = False
         self._trimmed = time.monotonic()
@@ -374,7 +375,7 @@ class Scheduler:
     def _fail(self, error: Exception) -> None:
         """All that is under way has failed for a reason that nobody foresaw."""
         logger.error("the model failed", exc_info=error)
-        self._engine = Engine(self.model.backbone, self._show)
+        self._engine = engine_for(self.model.backbone, self._show)
         self._tasks, self._batch, self._overtaken = {}, None, False
         self._follow.clear()
         for task in list(self._open):

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ..audio.read import MIN_DURATION_S, SAMPLE_RATE, read_blocks
-from ..denoise.decode import Shown
+from ..denoise.clip import Shown
 from ..errors import AsrError, AudioError
 from ..transcribe.recordings import End
 from ..transcribe.results import Segment, Transcript, joiner, language_of
@@ -227,7 +227,8 @@ class Work:
         texts: list[str] = []
         while True:
             try:
-                event = await asyncio.wait_for(self._news.get(), PING_S)
+                async with asyncio.timeout(PING_S):
+                    event = await self._news.get()
             except TimeoutError:
                 yield KEEPALIVE_COMMENT
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,10 +21,11 @@ from ..data.augment import mask_bands
 from ..data.context import drawn_context
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance
-from ..denoise.decode import Decoded, DecodeOptions, decode, draft_clips
+from ..denoise.clip import Decoded
+from ..denoise.decode import decode, draft_clips
+from ..denoise.options import DecodeOptions
 from ..errors import DataError
 from ..evaluate.metrics import error_rate
-from ..model.lengths import strided_length
 from ..model.model import DiffusionGemmaASR
 from ..model.projector import AudioProjector
 from ..model.prompt import AUTO
@@ -69,7 +70,7 @@ def build_model(
     tokenizer = load_tokenizer(config.backbone)
     torch.manual_seed(recipe.train.seed)
     if lora:
-        backbone.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
+        backbone.add_lora(**asdict(config.lora))
     scale = backbone.embedding_scale()
     projector = AudioProjector(config.projector, encoder.hidden_size, backbone.hidden_size, scale).to(device)
     model = DiffusionGemmaASR(config, encoder, projector, backbone, tokenizer)
@@ -147,8 +148,7 @@ class AdapterTrainer:
 
         CTC needs an audio token for each token, and one for a blank between two equal ones.
         """
-        strides = self.model.projector.strides
-        slots = [strided_length(self.data.cache.length(u), strides) for u in self.data.utterances]
+        slots = [self.model.projector.output_length(self.data.cache.length(u)) for u in self.data.utterances]
         needed = [len(row) - 1 + sum(a == b for a, b in pairwise(row)) for row in self.targets]
         too_long = [i for i, (most, need) in enumerate(zip(slots, needed, strict=True)) if need > most]
         if not too_long:

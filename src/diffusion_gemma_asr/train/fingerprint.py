@@ -19,7 +19,10 @@ from ..data.manifest import Utterance
 from ..model.config import BackboneConfig, EncoderConfig
 
 # Settings that may differ when a run is resumed: its length, how it is evaluated, and where weights lie.
-FREE = {"stage", "name", "steps", "save_every", "eval_every", "monitor_samples", "dev", "dev_count", "cache_dir", "shard"}
+FREE = {"stage", "name", "steps", "minutes", "save_every", "eval_every", "monitor_samples", "dev", "dev_count"}
+FREE |= {"cache_dir", "shard"}
+# Settings that came later: at their default they are not named, so that older runs go on.
+LATER = {"kernels", "quantization", "rotary", "shared"}
 SAMPLES = 64  # hashed values of each tensor, about
 
 
@@ -36,7 +39,7 @@ def _collect(value: Any, name: str, settings: dict[str, str]) -> None:
         return
     if is_dataclass(value):
         for item in fields(value):
-            if item.name not in FREE:
+            if item.name not in FREE and not (item.name in LATER and getattr(value, item.name) == item.default):
                 _collect(getattr(value, item.name), f"{name}.{item.name}".lstrip("."), settings)
     elif isinstance(value, tuple) and value and is_dataclass(value[0]):
         for index, part in enumerate(value):

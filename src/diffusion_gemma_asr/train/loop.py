@@ -25,7 +25,7 @@ from ..errors import CheckpointError, RecipeError
 from ..files import whole_file, write_whole
 from ..strict import require
 from .muon import MuonWithAdamW
-from .workers import rank, sum_gradients, wait_for_all, workers
+from .workers import from_first, rank, sum_gradients, wait_for_all, workers
 
 Metrics = dict[str, float]
 LossOf = Callable[[int, int], tuple[Tensor, Metrics]]
@@ -39,7 +39,10 @@ STATE, LOG = "state.pt", "log.jsonl"
 class LoopOptions:
     """The optimiser, its schedule (linear warm-up, then cosine), and the intervals of evaluation and saving."""
 
-    steps: int  # optimiser steps
+    steps: int  # optimiser steps, at most
+    minutes: float | None = (
+        None  # of training, at most: the schedule then ends with them; such a run cannot be repeated exactly
+    )
     accumulation: int = 1  # forward passes in one optimiser step
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: see muon.py
     lr: float = 1.5e-4  # peak learning rate
@@ -58,6 +61,7 @@ class LoopOptions:
             require(getattr(self, key) >= 1, f"train.{key}", getattr(self, key), "at least 1")
         for key in ("warmup_steps", "seed", "weight_decay"):
             require(getattr(self, key) >= 0, f"train.{key}", getattr(self, key), "at least 0")
+        require(self.minutes is None or self.minutes > 0, "train.minutes", self.minutes, "above 0")
         for key in ("lr", "clip"):
             require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
         require(self.optimizer in ("adamw", "muon"), "train.optimizer", self.optimizer, "adamw or muon")
@@ -66,11 +70,17 @@ class LoopOptions:
         require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1")
 
 
-def learning_rate(step: int, options: LoopOptions) -> float:
-    """The learning rate of a step: linear warm-up, then cosine to `min_lr_ratio` of the peak; `step` counts from 0."""
+def learning_rate(step: int, options: LoopOptions, spent: float = 0.0) -> float:
+    """The learning rate of a step: linear warm-up, then cosine to `min_lr_ratio` of the peak.
+
+    Args:
+        step: counts from 0.
+        options: of the schedule.
+        spent: share of the run's minutes that are over.
+    """
     if step < options.warmup_steps:
         return options.lr * (step + 1) / options.warmup_steps
-    progress = min(1.0, (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps))
+    progress = min(1.0, max(spent, (step - options.warmup_steps) / max(1, options.steps - options.warmup_steps)))
     low = options.lr * options.min_lr_ratio
     return low + (options.lr - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -121,21 +131,23 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     parameters = list(trained.values())
     optimizer = make_optimizer(trained, options)
-    step, skipped = _resume(folder / STATE, trained, optimizer, settings or {})
+    step, skipped, seconds = _resume(folder / STATE, trained, optimizer, settings or {})
     wait_for_all()  # all have read the state before rank 0 overwrites it
     log = _truncate_log(folder / LOG, step) if first else Path(os.devnull)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True, quiet=not first)
     with Progress(*columns, console=console, disable=not first) as bar, log.open("a", encoding="utf-8") as lines:
         task = bar.add_task("training", total=options.steps, completed=step)
-        while step < options.steps:
-            record = _one_step(step, parameters, optimizer, loss_of, options)
+        while step < options.steps and (spent := _spent(seconds, options)) < 1:
+            began = time.perf_counter()
+            record = _one_step(step, parameters, optimizer, loss_of, options, spent)
+            seconds += time.perf_counter() - began
             step += 1
             if record["grad_norm"] is None:
                 skipped += 1
                 record["skipped"] = skipped
                 console.print(f"step {step}: the gradient is not finite, so the step is skipped ({skipped} so far)")
-            last = step == options.steps
+            last = step == options.steps or _spent(seconds, options) >= 1
             if step % options.eval_every == 0 or last:
                 if first and evaluate is not None:
                     record["evaluation"] = _finite(evaluate(step))
@@ -146,7 +158,7 @@ def run(
                 weights = {name: p.detach() for name, p in trained.items()}
                 state = {"step": step, "weights": weights, "optimizer": optimizer.state_dict()}
                 with whole_file(folder / STATE) as part:
-                    torch.save(state | {"settings": dict(settings or {}), "skipped": skipped}, part)
+                    torch.save(state | {"settings": dict(settings or {}), "skipped": skipped, "seconds": seconds}, part)
             bar.update(task, completed=step, description=f"loss {record['loss']}")
 
 
@@ -159,12 +171,17 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) ->
     return torch.optim.AdamW(trained.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
 
 
+def _spent(seconds: float, options: LoopOptions) -> float:
+    """The share of the run's minutes that are over, by the first worker's clock; 0 without such a limit."""
+    return 0.0 if options.minutes is None else from_first(seconds / (60 * options.minutes))
+
+
 def _one_step(
-    step: int, parameters: list[nn.Parameter], optimizer: Optimizer, loss_of: LossOf, options: LoopOptions
+    step: int, parameters: list[nn.Parameter], optimizer: Optimizer, loss_of: LossOf, options: LoopOptions, spent: float
 ) -> dict[str, Any]:
     """One optimiser step; returns its record for the log, in which "grad_norm" is None if the step was skipped."""
     start = time.perf_counter()
-    lr = learning_rate(step, options)
+    lr = learning_rate(step, options, spent)
     for group in optimizer.param_groups:
         group["lr"] = lr
     total = 0.0
@@ -195,10 +212,10 @@ def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _resume(
     path: Path, trained: Mapping[str, nn.Parameter], optimizer: Optimizer, settings: Mapping[str, str]
-) -> tuple[int, int]:
-    """Loads a saved state, if there is one; returns its step and the number of skipped steps, or (0, 0)."""
+) -> tuple[int, int, float]:
+    """Loads a saved state, if there is one; returns its step, the number of skipped steps and the seconds so far."""
     if not path.exists():
-        return 0, 0
+        return 0, 0, 0.0
     remedy = "give the run another folder, or delete this one to start again"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -206,8 +223,7 @@ def _resume(
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
         raise CheckpointError(f"{path} is damaged or was cut short; delete it to train from the start") from None
     saved = state.get("settings", settings)  # version 0.1.0 did not write them
-    # An option that is newer than the state is no change while it is not used.
-    if changed := sorted(name for name in {*saved, *settings} if saved.get(name, "None") != settings.get(name, "None")):
+    if changed := sorted(name for name in {*saved, *settings} if saved.get(name) != settings.get(name)):
         changes = [f"{name} was {saved.get(name, 'absent')}, is {settings.get(name, 'absent')}" for name in changed[:3]]
         raise CheckpointError(f"{path} was made with other settings ({', '.join(changes)}); {remedy}")
     load_weights(trained, weights, path)
@@ -215,7 +231,7 @@ def _resume(
         optimizer.load_state_dict(moments)
     except (KeyError, ValueError, TypeError):
         raise CheckpointError(f"{path} was made with another optimizer; {remedy}") from None
-    return step, state.get("skipped", 0)
+    return step, state.get("skipped", 0), state.get("seconds", 0.0)
 
 
 def load_weights(trained: Mapping[str, nn.Parameter | Tensor], weights: Mapping[str, Tensor], source: str | Path) -> None:

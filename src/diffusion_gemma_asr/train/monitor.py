@@ -8,7 +8,7 @@ from itertools import pairwise
 from rich.console import Console
 
 from ..data.text import error_name
-from ..denoise.decode import Decoded
+from ..denoise.clip import Decoded
 from ..evaluate.metrics import error_rate
 from .loop import Metrics
 

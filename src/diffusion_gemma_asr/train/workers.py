@@ -55,6 +55,15 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def from_first(value: float) -> float:
+    """The value that worker 0 has."""
+    if workers() == 1:
+        return value
+    told = torch.tensor([value if rank() == 0 else 0.0], dtype=torch.float64)
+    dist.all_reduce(told)
+    return float(told)
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """All-reduces gradients: every worker gets the sum over all; a missing gradient counts as zero."""
     if workers() == 1:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..audio.read import SAMPLE_RATE, AudioSource, load_audio
 from ..audio.vad import Chunk, speech_chunks
-from ..denoise.decode import Decoded
+from ..denoise.clip import Decoded
 from ..errors import AsrError, AudioError, DataError
 from ..model.model import DiffusionGemmaASR
 from ..strict import from_options

@@ -11,7 +11,9 @@ from typing import Any, Literal, TypeAlias
 from ..audio.mix import Channel
 from ..audio.read import SAMPLE_RATE, AudioSource, Samples, channels_of, read_blocks
 from ..audio.vad import Chunk, Clips, VadOptions, speech_chunks
-from ..denoise.decode import Decoded, DecodeOptions, OnStep, decode_clips
+from ..denoise.clip import Decoded
+from ..denoise.decode import OnStep, decode_clips
+from ..denoise.options import DecodeOptions
 from ..errors import AsrError, AudioError
 from ..model.ctc import TokenSpan
 from ..model.model import DiffusionGemmaASR
@@ -106,6 +108,19 @@ class End:
     duration: float
 
 
+@dataclass(frozen=True)
+class Part:
+    """A recording of which other parts are to be transcribed than the options say.
+
+    Attributes:
+        source: as for `read_blocks`.
+        clip_timestamps: see `TranscribeOptions`.
+    """
+
+    source: AudioSource
+    clip_timestamps: tuple[float, ...]
+
+
 def transcribe_many(
     model: DiffusionGemmaASR,
     audio: Iterable[AudioSource],
@@ -141,7 +156,7 @@ def transcribe_many(
 
 def stream_many(
     model: DiffusionGemmaASR,
-    audio: Iterable[AudioSource],
+    audio: Iterable[AudioSource | Part],
     options: TranscribeOptions | None = None,
     *,
     on_progress: ProgressCallback | None = None,
@@ -185,7 +200,7 @@ class _Pool:
     read_s: float = 0.0
 
 
-def _pools(audio: Iterable[AudioSource], options: TranscribeOptions, largest: int) -> Iterator[_Pool]:
+def _pools(audio: Iterable[AudioSource | Part], options: TranscribeOptions, largest: int) -> Iterator[_Pool]:
     """Read recordings, in order, into pools with enough chunks to sort and few enough to keep in memory, `largest` at most.
 
     The first pool is one batch, so that the first text appears soon; each has twice as many as the one before.
@@ -193,7 +208,11 @@ def _pools(audio: Iterable[AudioSource], options: TranscribeOptions, largest: in
     enough = min(options.batch_size, largest)
     pool, held, held_s = _Pool(), 0, 0.0
     for number, source in enumerate(audio):
-        for event, read_s in recording_events(source, options):
+        if isinstance(source, Part):
+            events = recording_events(source.source, replace(options, clip_timestamps=source.clip_timestamps))
+        else:
+            events = recording_events(source, options)
+        for event, read_s in events:
             pool.events.append((number, event))
             if isinstance(event, Chunk):
                 held, held_s = held + 1, held_s + event.duration

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..audio.read import SAMPLE_RATE, Samples
 from ..audio.vad import Chunk
-from ..denoise.decode import Decoded
+from ..denoise.clip import Decoded
 from ..model.prompt import Decode, token_pieces
 from .results import Word
 

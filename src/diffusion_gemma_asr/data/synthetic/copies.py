@@ -1,12 +1,13 @@
 """Distorted copies of a corpus: other speed and loudness, sometimes a room, noise or a telephone; deterministic by seed.
 
-    make_copies(read_manifest("speech/en-train.jsonl"), "runs/mini/copies-en", seed=1)
+    python -m diffusion_gemma_asr.data.synthetic.copies --manifest speech/en-train.jsonl --out runs/copies-en --join 28
 
 The frames of a frozen encoder are computed once per sound file, so waveform augmentation has to be done beforehand.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ...audio.read import SAMPLE_RATE
-from ..manifest import Utterance, write_manifest
+from ..manifest import Utterance, read_manifest, write_manifest
 from ..sound import read_utterance
 from .distort import add_noise, change_speed, reverberate, telephone
 from .synth import write_sound
@@ -33,6 +34,10 @@ class Distortion:
     reverberation_s: float | None  # RT60 of the room; None is no room
     telephone: bool
     seed: int  # of the noise and the room
+
+
+PAUSE_S = (0.1, 0.6)  # between utterances that are joined
+UNSPACED = ("zh",)  # languages whose words no space parts
 
 
 def draw_distortion(rng: random.Random, noises: float = 0.5, rooms: float = 0.3, telephones: float = 0.15) -> Distortion:
@@ -76,7 +81,35 @@ def distorted(samples: np.ndarray, how: Distortion) -> np.ndarray:
     return np.clip(samples, -1.0, 1.0).astype(np.float32)
 
 
-def make_copies(utterances: Sequence[Utterance], folder: str | Path, seed: int, workers: int = 2) -> Path:
+def joined(utterances: Sequence[Utterance], longest_s: float, rng: random.Random) -> list[list[Utterance]]:
+    """Groups of neighbours: people speak for longer than the utterances of a corpus last.
+
+    Each group is filled up to a length of its own, drawn between 0 and `longest_s`; so some remain alone.
+
+    Args:
+        utterances: those of one speaker follow each other; an utterance without a speaker may join any such neighbour.
+        longest_s: of a group with its pauses, if it has more than one utterance.
+        rng: of all draws.
+
+    Returns:
+        the groups, in order; each has one speaker and one language.
+    """
+    groups: list[list[Utterance]] = []
+    length = limit = 0.0
+    for utterance in utterances:
+        same = bool(groups) and (groups[-1][0].speaker, groups[-1][0].language) == (utterance.speaker, utterance.language)
+        length += PAUSE_S[1] + utterance.duration
+        if same and length <= limit:
+            groups[-1].append(utterance)
+        else:
+            groups.append([utterance])
+            length, limit = utterance.duration, rng.uniform(0.0, longest_s)
+    return groups
+
+
+def make_copies(
+    utterances: Sequence[Utterance], folder: str | Path, seed: int, workers: int = 2, join_s: float = 0.0
+) -> Path:
     """Writes a distorted copy of every utterance to `folder/wav/`, and `folder/manifest.jsonl`; skips existing files.
 
     Args:
@@ -84,6 +117,7 @@ def make_copies(utterances: Sequence[Utterance], folder: str | Path, seed: int, 
         folder: created if missing.
         seed: of the distortions.
         workers: processes.
+        join_s: neighbours of one speaker become one utterance of at most so many seconds (`joined`); 0 joins none.
 
     Returns:
         the manifest's path.
@@ -94,17 +128,39 @@ def make_copies(utterances: Sequence[Utterance], folder: str | Path, seed: int, 
     folder = Path(folder)
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    planned = [(number, u, draw_distortion(rng)) for number, u in enumerate(utterances)]
+    groups = joined(utterances, join_s, random.Random(seed)) if join_s else [[u] for u in utterances]
+    planned = [(number, group, draw_distortion(rng)) for number, group in enumerate(groups)]
     with ProcessPoolExecutor(workers) as pool:
         rows = list(pool.map(partial(_copy, folder=folder), planned, chunksize=16))
     write_manifest(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"
 
 
-def _copy(planned: tuple[int, Utterance, Distortion], folder: Path) -> Utterance:
-    number, utterance, how = planned
+def _copy(planned: tuple[int, Sequence[Utterance], Distortion], folder: Path) -> Utterance:
+    number, group, how = planned
     path = folder / "wav" / f"{number:06d}.wav"
     if not path.exists():
-        write_sound(path, distorted(read_utterance(utterance), how))
+        rng = random.Random(how.seed)
+        parts = [read_utterance(group[0])]
+        for utterance in group[1:]:
+            parts += [np.zeros(round(rng.uniform(*PAUSE_S) * SAMPLE_RATE), np.float32), read_utterance(utterance)]
+        write_sound(path, distorted(np.concatenate(parts), how))
     duration = round((path.stat().st_size - 44) / 2 / SAMPLE_RATE, 3)
-    return replace(utterance, audio_filepath=str(path.resolve()), duration=duration, offset=0.0)
+    text = ("" if group[0].language in UNSPACED else " ").join(u.text for u in group)
+    return replace(group[0], audio_filepath=str(path.resolve()), text=text, duration=duration, offset=0.0)
+
+
+def main() -> None:
+    """Parses the command line and writes the copies."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, required=True, help="JSONL list of utterances")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the copies and their manifest")
+    parser.add_argument("--seed", type=int, default=1, help="of the distortions")
+    parser.add_argument("--join", type=float, default=0.0, metavar="S", help="join neighbours of one speaker up to S s")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    told = parser.parse_args()
+    print(make_copies(read_manifest(told.manifest), told.out, told.seed, told.workers, told.join))
+
+
+if __name__ == "__main__":
+    main()

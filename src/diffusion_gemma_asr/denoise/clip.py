@@ -1,0 +1,204 @@
+"""One clip on its way from audio tokens to its transcript: what its canvases start with, and what follows a full one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..model.backbone import Prefill
+from ..model.ctc import DraftToken, TokenSpan
+from ..model.model import DiffusionGemmaASR
+from ..model.prompt import token_pieces
+from .canvas import edit_layout, uniform_canvas, write_canvas
+from .engine import Finished, Job
+from .options import DecodeOptions
+from .steps import cut_at_end
+
+CANVAS_STEP = 8  # canvases are rounded up to a multiple, so that utterances of like length share a batch
+
+
+class Shown(NamedTuple):
+    """A piece of the text on a canvas.
+
+    Attributes:
+        text: what a token adds to the text.
+        confidence: e^-entropy, 1 where one token alone is likely.
+    """
+
+    text: str
+    confidence: float
+
+
+class DraftedClip(NamedTuple):
+    """A clip before it is denoised.
+
+    Attributes:
+        slots: (S, H) audio tokens.
+        draft: of the clip.
+        trusted: whether the draft is the transcript.
+    """
+
+    slots: Tensor
+    draft: list[DraftToken]
+    trusted: bool
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the model made of one clip.
+
+    Attributes:
+        text: the transcript.
+        tokens: its ids.
+        logprobs: nats, of the tokens at temperature 1, in the last pass; of a trusted draft those of the draft.
+        draft: the text of the draft.
+        draft_tokens: its tokens, with their slots.
+        steps: denoising passes used, over all canvases; 0 where the draft was trusted.
+        language: the code that was asked for, or the one that was recognised.
+        decoder: what wrote the text.
+        spans: where CTC places the tokens, None where that was not asked for or there are more tokens than slots.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    draft: str
+    draft_tokens: list[DraftToken]
+    steps: int
+    language: str
+    decoder: Literal["denoising", "draft"] = "denoising"
+    spans: list[TokenSpan] | None = None
+
+    def as_drafted(self) -> Decoded:
+        """The draft in place of what was denoised."""
+        drafted = self.draft_tokens
+        logprobs = [math.log(max(token.probability, 1e-10)) for token in drafted]
+        spans = [TokenSpan(token.start, token.end, value) for token, value in zip(drafted, logprobs, strict=True)]
+        tokens = [token.id for token in drafted]
+        return replace(self, text=self.draft, tokens=tokens, logprobs=logprobs, spans=spans, decoder="draft")
+
+
+def starts_from_noise(model: DiffusionGemmaASR, options: DecodeOptions) -> bool:
+    """Whether first canvases are random tokens."""
+    return (options.start or model.config.start) == "noise"
+
+
+class _Canvas(NamedTuple):
+    """What stands on a denoised canvas before its end, and whether it is full: has no end, and its last place is used."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    steps: int
+    full: bool
+
+
+class ClipDecoding:
+    """One clip on its way from audio tokens to its transcript: canvas after canvas, until one is not full.
+
+    Args:
+        model: that made the audio tokens.
+        clip: with its draft.
+        options: how to decode.
+        language: code, as the prompt names it.
+    """
+
+    def __init__(self, model: DiffusionGemmaASR, clip: DraftedClip, options: DecodeOptions, language: str):
+        self.model, self.clip, self.options, self.language = model, clip, options, language
+        self.denoising = options.denoising(model.backbone.sampler_settings())
+        self._generator = torch.Generator(model.device).manual_seed(options.seed)
+        self._canvases: list[_Canvas] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to denoise."""
+        if self.clip.trusted:
+            return True
+        return bool(self._canvases) and not (self._canvases[-1].full and len(self.written) < len(self.clip.slots))
+
+    @property
+    def written(self) -> list[int]:
+        """The transcript so far."""
+        return [token for canvas in self._canvases for token in canvas.tokens]
+
+    def job(self) -> Job:
+        """The next canvas to denoise."""
+        draft, blank = [token.id for token in self.clip.draft], self.model.blank
+        if self._canvases or starts_from_noise(self.model, self.options):
+            written = len(self.written)
+            left = max(0, len(draft) - written) if self.model.config.ctc else None
+            length = self.options.canvas_length or fitted_canvas(len(self.clip.slots) - written, left)
+            canvas = uniform_canvas(1, length, self.model.backbone.vocab_size, self._generator, self.model.device)
+        else:
+            special = self.model.prompts.special
+            layout = [*edit_layout(draft, blank), special["end_of_turn"]]
+            canvas = write_canvas([layout], self.options.canvas_length or rounded(len(layout)), special["eos"])
+        return Job(canvas[0].to(self.model.device), self._generator)
+
+    def take(self, finished: Finished) -> None:
+        """What became of the last job."""
+        (written,) = cut_at_end(finished.canvas[None], self.model.prompts.end_ids)
+        kept = [place for place, token in enumerate(written) if token != self.model.blank]
+        logprobs = finished.logprobs.tolist()
+        full = 0 < len(written) == len(finished.canvas) and written[-1] != self.model.blank
+        canvas = _Canvas([written[i] for i in kept], [logprobs[i] for i in kept], finished.steps, full)
+        self._canvases.append(canvas)
+
+    def decoded(self) -> Decoded:
+        """The transcript, once all is done."""
+        draft, tokens = self.clip.draft, self.written
+        decoded = Decoded(
+            text=self.model.text(tokens),
+            tokens=tokens,
+            logprobs=[value for canvas in self._canvases for value in canvas.logprobs],
+            draft=self.model.text([token.id for token in draft]),
+            draft_tokens=draft,
+            steps=sum(canvas.steps for canvas in self._canvases),
+            language=self.language,
+        )
+        return decoded.as_drafted() if self.clip.trusted else decoded
+
+    def shown_draft(self) -> list[Shown]:
+        """What a canvas would show that holds the draft, as sure as CTC is of it."""
+        return self._pieces([token.id for token in self.clip.draft], [token.probability for token in self.clip.draft])
+
+    def shown(self, canvas: Tensor, entropy: Tensor) -> list[Shown]:
+        """What is on a canvas (C,) before its end, with the entropy (C,) of its positions."""
+        (tokens,) = cut_at_end(canvas[None], self.model.prompts.end_ids)
+        return self._pieces(tokens, (-entropy).exp().tolist())
+
+    def _pieces(self, tokens: Sequence[int], confidence: Sequence[float]) -> list[Shown]:
+        """Pieces of text; a gap in the layout of a draft is nothing."""
+        kept = [place for place, token in enumerate(tokens) if token != self.model.blank]
+        pieces = token_pieces([tokens[i] for i in kept], self.model.text)
+        return [Shown(text, min(confidence[kept[i]] for i in places)) for text, places in pieces]
+
+
+def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:
+    """Reads the prompts of clips of one model that are to be denoised next, with what is written of their transcripts."""
+    slots, lengths = padded([clip.clip.slots for clip in clips])
+    languages, written = [clip.language for clip in clips], [clip.written for clip in clips]
+    contexts = [clip.options.context for clip in clips]
+    return clips[0].model.read_prompts(slots, lengths, languages, written, contexts)[0]
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Audio tokens (S_i, H) of several clips → (B, S, H), zeros behind each end, and their lengths (B,)."""
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    return pad_sequence(list(rows), batch_first=True), lengths
+
+
+def rounded(positions: int) -> int:
+    """The next multiple of CANVAS_STEP."""
+    return math.ceil(positions / CANVAS_STEP) * CANVAS_STEP
+
+
+def fitted_canvas(slots: int, draft: int | None) -> int:
+    """Tokens a canvas needs: a fifth more than the draft and some, or one a slot (CTC's own limit) without a draft."""
+    room = slots + 2 if draft is None else min(slots + 2, math.ceil(1.2 * draft) + 4)
+    return rounded(room)
