@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import multiprocessing
 import os
@@ -16,67 +15,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from regression import OPTIONS, Regression, read_log
 from torch import Tensor, nn
 
 from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.errors import CheckpointError, RecipeError
 from diffusion_gemma_asr.train import fingerprint
 from diffusion_gemma_asr.train.loop import LoopOptions, Metrics, compute_dtype, learning_rate, run, step_seed
-
-OPTIONS = LoopOptions(
-    steps=14,
-    lr=0.2,
-    betas=(0.9, 0.98),
-    weight_decay=0.01,
-    warmup_steps=3,
-    min_lr_ratio=0.1,
-    save_every=4,
-    eval_every=5,
-    accumulation=2,
-)
-
-
-class Regression:
-    """Learns a linear map from examples drawn by torch's own generator, as real losses draw their noise."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.trained = {
-            "weight": nn.Parameter(torch.randn(4, 3, generator=generator)),
-            "bias": nn.Parameter(torch.zeros(3)),
-        }
-        self.steps: list[tuple[int, int]] = []
-
-    def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
-        self.steps.append((step, micro))
-        x = torch.randn(8, 4)
-        y = x @ self.trained["weight"] + self.trained["bias"]
-        loss = (y - x[:, :3].cumsum(1)).square().mean()
-        return loss, {"largest": float(y.detach().abs().max())}
-
-    def evaluate(self, step: int) -> Metrics:
-        torch.randn(step)  # an evaluation may draw; training must not notice
-        return {"bias": float(self.trained["bias"].detach().norm())}
-
-    def run(self, folder: Path, options: LoopOptions = OPTIONS, settings: dict[str, str] | None = None) -> Regression:
-        run(self.trained, self.loss_of, folder, options, self.evaluate, settings)
-        return self
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl, without the times."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line, parse_constant=refuse) for line in lines]
-    for record in records:
-        assert record.pop("seconds") >= 0
-    return records
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
@@ -251,6 +196,26 @@ def test_an_evaluation_may_find_infinity(tmp_path: Path) -> None:
 
 
 # -- a broken run ------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_says_what_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def until(at: int) -> None:
+        model = Regression()
+
+        def loss_of(step: int, micro: int) -> tuple[Tensor, Metrics]:
+            if step == at:
+                raise KeyboardInterrupt
+            return model.loss_of(step, micro)
+
+        run(model.trained, loss_of, tmp_path, OPTIONS)
+
+    for at, said in ((2, "interrupted at step 2: nothing was saved yet"), (6, "learnt up to step 4 is kept")):
+        with pytest.raises(KeyboardInterrupt):
+            until(at)
+        printed = " ".join(capfd.readouterr().err.split())
+        assert said in printed and "going on behind" not in printed
+    until(-1)
+    assert "going on behind step 4 of 14, from " in " ".join(capfd.readouterr().err.split())
 
 
 def die() -> None:

@@ -136,30 +136,40 @@ def run(
     log = _truncate_log(folder / LOG, step) if first else Path(os.devnull)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True, quiet=not first)
-    with Progress(*columns, console=console, disable=not first) as bar, log.open("a", encoding="utf-8") as lines:
-        task = bar.add_task("training", total=options.steps, completed=step)
-        while step < options.steps and (spent := _spent(seconds, options)) < 1:
-            began = time.perf_counter()
-            record = _one_step(step, parameters, optimizer, loss_of, options, spent)
-            seconds += time.perf_counter() - began
-            step += 1
-            if record["grad_norm"] is None:
-                skipped += 1
-                record["skipped"] = skipped
-                console.print(f"step {step}: the gradient is not finite, so the step is skipped ({skipped} so far)")
-            last = step == options.steps or _spent(seconds, options) >= 1
-            if step % options.eval_every == 0 or last:
-                if first and evaluate is not None:
-                    record["evaluation"] = _finite(evaluate(step))
-                elif not first and assist is not None:
-                    assist()
-            print(json.dumps(record), file=lines, flush=True)
-            if first and (step % options.save_every == 0 or last):
-                weights = {name: p.detach() for name, p in trained.items()}
-                state = {"step": step, "weights": weights, "optimizer": optimizer.state_dict()}
-                with whole_file(folder / STATE) as part:
-                    torch.save(state | {"settings": dict(settings or {}), "skipped": skipped, "seconds": seconds}, part)
-            bar.update(task, completed=step, description=f"loss {record['loss']}")
+    if step:
+        console.print(f"going on behind step {step} of {options.steps}, from {folder / STATE}")
+    saved = step
+    try:
+        with Progress(*columns, console=console, disable=not first) as bar, log.open("a", encoding="utf-8") as lines:
+            task = bar.add_task("training", total=options.steps, completed=step)
+            while step < options.steps and (spent := _spent(seconds, options)) < 1:
+                began = time.perf_counter()
+                record = _one_step(step, parameters, optimizer, loss_of, options, spent)
+                seconds += time.perf_counter() - began
+                step += 1
+                if record["grad_norm"] is None:
+                    skipped += 1
+                    record["skipped"] = skipped
+                    console.print(f"step {step}: the gradient is not finite, so the step is skipped ({skipped} so far)")
+                last = step == options.steps or _spent(seconds, options) >= 1
+                if step % options.eval_every == 0 or last:
+                    if first and evaluate is not None:
+                        record["evaluation"] = _finite(evaluate(step))
+                    elif not first and assist is not None:
+                        assist()
+                print(json.dumps(record), file=lines, flush=True)
+                if first and (step % options.save_every == 0 or last):
+                    weights = {name: p.detach() for name, p in trained.items()}
+                    state = {"step": step, "weights": weights, "optimizer": optimizer.state_dict()}
+                    state |= {"settings": dict(settings or {}), "skipped": skipped, "seconds": seconds}
+                    with whole_file(folder / STATE) as part:
+                        torch.save(state, part)
+                    saved = step
+                bar.update(task, completed=step, description=f"loss {record['loss']}")
+    except KeyboardInterrupt:
+        kept = f"what was learnt up to step {saved} is kept, and the same command goes on from there"
+        console.print(f"interrupted at step {step}: {kept if saved else 'nothing was saved yet'}")
+        raise
 
 
 def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) -> Optimizer:
