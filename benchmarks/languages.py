@@ -204,14 +204,15 @@ def table(measured: dict[str, Any]) -> str:
         rows.append([f"{title} ({row['count']})", *cells])
     heading = f"errors after {NORMALISER} (hi, zh: characters)"
     columns = [heading, *(SYSTEMS[name] for name in names), "denoising: better / worse", "language found"]
-    times = {name: [0.0, 0.0] for name in names}
-    for row in measured["lists"].values():
-        for name in names:
-            times[name][0] += row["systems"][name]["seconds"]
-            times[name][1] += row["sound_s"]
-    shares = [f"{SYSTEMS[name]} {1000 * spent / sound:.1f}" for name, (spent, sound) in times.items() if sound]
-    spent = f"Milliseconds a second of sound: {', '.join(shares)}."
-    return f"{markdown(columns, rows)}\n\n{spent} {stated(measured['circumstances'])}."
+    timed = [row for row in measured["lists"].values() if "sound_s" in row]  # what was measured before has no times
+    sound = sum(row["sound_s"] for row in timed)
+    shares = [
+        f"{SYSTEMS[name]} {1000 * sum(row['systems'][name]['seconds'] for row in timed) / sound:.1f}"
+        for name in names
+        if timed
+    ]
+    spent = f"Milliseconds a second of sound: {', '.join(shares)}. " if timed else ""
+    return f"{markdown(columns, rows)}\n\n{spent}{stated(measured['circumstances'])}."
 
 
 def summed(measured: dict[str, Any], start: str, system: str) -> str:
@@ -252,8 +253,12 @@ def report() -> None:
     """Fills the tables."""
     data = read_results(DATA)
     sections = [f"### {name}\n\n{table(measured)}" for name, measured in data.items()]
-    changed = [f"### {name}\n\n{examples(measured)}" for name, measured in data.items() if name != "whisper"]
-    fill(PAGE, {"languages": "\n\n".join(sections), "changes": "\n\n".join(changed)})
+    changed = [
+        f"### {name}\n\n{examples(measured)}"
+        for name, measured in data.items()
+        if any("changed" in row for row in measured["lists"].values())
+    ]
+    fill(PAGE, {"languages": "\n\n".join(sections), "changes": "\n\n".join(changed) or "Not measured yet."})
     fill(README, {"languages": short_table(data)})
 
 
