@@ -267,6 +267,7 @@ def test_damaged_and_pickled_files_are_refused_in_one_line(tmp_path: Path, capsy
     torch.save({"a": torch.ones(999)}, tmp_path / "cut.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-99])
     (tmp_path / "text.pt").write_text("no weights")
+    (tmp_path / "list.txt").write_text("examples/en.flac\n")
     torch.save({"a": torch.ones(2), "code": ModelConfig}, tmp_path / "classes.pt")
     torch.save({"a": torch.ones(2), "path": Path("x")}, tmp_path / "objects.pt")
     torch.save({"step": 3}, tmp_path / "empty.pt")
@@ -279,6 +280,7 @@ def test_damaged_and_pickled_files_are_refused_in_one_line(tmp_path: Path, capsy
     (tmp_path / "none").mkdir()
     cases = {
         "cut.safetensors": "is damaged", "cut.pt": "is damaged, or no file of PyTorch", "text.pt": "is damaged",
+        "list.txt": "is damaged",
         "classes.pt": "holds pickled classes", "objects.pt": "holds pickled classes", "empty.pt": "no tensors in it",
         "peft": "adapter_config.json cannot be read", "twice": "a is in one.safetensors and in two.safetensors",
         "none": "no weights in it", "missing.pt": "no such file",

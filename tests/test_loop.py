@@ -327,6 +327,9 @@ def test_a_state_that_was_cut_short_is_named(tmp_path: Path, size: int) -> None:
     os.truncate(tmp_path / "state.pt", size)
     with pytest.raises(CheckpointError, match=r"state\.pt is damaged or was cut short; delete it to train from the start"):
         Regression().run(tmp_path)
+    (tmp_path / "state.pt").write_text("examples/en.flac")
+    with pytest.raises(CheckpointError, match="damaged or was cut short"):
+        Regression().run(tmp_path)
     (tmp_path / "state.pt").unlink()
     assert Regression().run(tmp_path).steps[0] == (0, 0)
 

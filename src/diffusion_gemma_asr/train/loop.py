@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -230,7 +229,7 @@ def _resume(
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         weights, moments, step = state["weights"], state["optimizer"], state["step"]
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+    except Exception:  # what is no pickle makes the unpickler raise anything
         raise CheckpointError(f"{path} is damaged or was cut short; delete it to train from the start") from None
     saved = state.get("settings", settings)  # version 0.1.0 did not write them
     if changed := sorted(name for name in {*saved, *settings} if saved.get(name) != settings.get(name)):
