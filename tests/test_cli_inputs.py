@@ -79,6 +79,25 @@ def test_two_inputs_of_different_parts_never_share_an_output(run: Run, sounds: l
     assert outcome.status == 2 and "would both be written" in outcome.complaint
 
 
+def test_recordings_of_one_name_go_into_folders_of_their_own(run: Run, tmp_path: Path) -> None:
+    archive, out = tmp_path / "archive", tmp_path / "out"
+    files = []
+    for folder, hertz in (("1998", 400), ("1999", 500), ("1999/tapes", 600)):
+        (archive / folder).mkdir(parents=True, exist_ok=True)
+        files.append(write(archive / folder / "a.wav", tone(hertz, 0.3)))
+    assert "--keep_folders keeps" in run("transcribe", *files, "-o", out).complaint and not out.exists()
+    written = {"1998/a.txt": "400 hertz\n", "1999/a.txt": "500 hertz\n", "1999/tapes/a.txt": "600 hertz\n"}
+    for number in (1, 2):
+        assert run("transcribe", *files, "-o", out, "--keep_folders", "--shard", f"{number}/2").status == 0
+    assert {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.txt")} == written
+    again = run("transcribe", *files, "-o", out, "--keep_folders")
+    assert again.status == 0 and again.err.count("exists and is left as it is") == 3
+    assert run("transcribe", files[0], "-o", tmp_path / "one", "--keep_folders").status == 0
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["a.txt"]
+    twice = run("transcribe", files[0], files[0], "-o", out, "--keep_folders")
+    assert twice.status == 2 and "would both be written" in twice.complaint and "keep_folders" not in twice.complaint
+
+
 class SlowModel(PitchModel):
     """Takes its time, and counts in a file what it hears."""
 

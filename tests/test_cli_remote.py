@@ -78,6 +78,18 @@ def test_the_command_reads_and_writes(run: Run, model: SoundModel, memory: Any) 
     assert sum(map(len, model.batches)) == 4
 
 
+def test_folders_are_kept(run: Run, model: SoundModel, memory: Any) -> None:
+    memory.pipe_file("/sounds/more/400.wav", write_wav(tone(700, 0.5)))
+    command = ("transcribe", "memory://sounds/**/*.wav", "-o", "memory://new/out")
+    assert run(*command).status == 2
+    for already in (0, 4):
+        outcome = run(*command, "--keep_folders")
+        assert outcome.status == 0 and outcome.err.count("exists and is left as it is") == already
+    written = {name: memory.cat_file(name).decode() for name in memory.find("/new/out")}
+    assert written["/new/out/400.txt"] == "400 hertz\n" and written["/new/out/more/400.txt"] == "700 hertz\n"
+    assert len(written) == 4 and sum(map(len, model.batches)) == 4
+
+
 def test_file_addresses_are_paths(run: Run, sound: Path, tmp_path: Path) -> None:
     outcome = run("transcribe", f"file://{sound}", "-o", f"file://{tmp_path}/out")
     assert outcome.status == 0 and (tmp_path / "out" / "a.txt").read_text() == "440 hertz\n"

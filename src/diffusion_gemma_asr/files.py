@@ -89,6 +89,15 @@ def stem_of(place: Place) -> str:
     return PurePosixPath(inner.split("://", 1)[1]).stem
 
 
+def folder_of(place: Place) -> str:
+    """The folder of a file as an absolute path; that of a remote one begins with its protocol: "/s3:/bucket/calls"."""
+    if isinstance(place, Path):
+        return os.path.dirname(os.path.abspath(place))
+    inner = next(part for part in place.split("::") if "://" in part)
+    protocol, _, path = inner.partition("://")
+    return os.path.dirname(f"/{protocol}:/{path}")
+
+
 def file_system(address: str) -> tuple[Any, str]:
     """The fsspec file system of a remote address, and the path there.
 

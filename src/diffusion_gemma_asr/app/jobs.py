@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -17,7 +18,7 @@ import typer
 from ..audio.read import AudioSource, duration_of
 from ..denoise.decode import OnStep
 from ..errors import AsrError, AudioError
-from ..files import Place, exists, names_in, place_of, stem_of, write_whole
+from ..files import Place, exists, folder_of, names_in, place_of, stem_of, write_whole
 from ..model.model import DiffusionGemmaASR
 from ..strict import option
 from ..transcribe.recordings import End, Part, ProgressCallback, TranscribeOptions, stream_many
@@ -39,6 +40,9 @@ class OutputOptions:
         None, "Write NAME.txt, NAME.srt, ... here.", names=["-o"], show_default="print", metavar="PATH"
     )
     output_format: Literal[Format, "all"] = option("txt", "Text, subtitles, a table, a line of JSON, or all.", names=["-f"])
+    keep_folders: bool = option(
+        False, "Write into the recordings' own folders below --output_dir, counted from the one that all are in."
+    )
     overwrite: bool = option(False, "Replace files in --output_dir; else those are left, and not done again.")
     subtitles: SubtitleOptions = field(default_factory=SubtitleOptions)
 
@@ -152,16 +156,19 @@ def make_jobs(
             raise typer.BadParameter(f"--output_format {output.output_format} makes several files here; give --output_dir")
         return [Job(item.file, {formats[0]: None}, _options(item, options)) for item in inputs.part(recordings)]
     owners: dict[str, Recording] = {}
-    for item in recordings:
-        if (stem := _stem(item)) in owners:
+    for item, own in zip(recordings, _folders(recordings, output.keep_folders), strict=True):
+        stem = own + _stem(item)
+        if stem in owners:
             both = f"{owners[stem].file} and {item.file}"
-            raise typer.BadParameter(f"{both} would both be written to {_inside(folder, stem)}.{formats[0]}")
+            hint = "" if output.keep_folders else "; --keep_folders keeps those of different folders apart"
+            raise typer.BadParameter(f"{both} would both be written to {_inside(folder, stem)}.{formats[0]}{hint}")
         owners[stem] = item
     if isinstance(folder, Path):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise typer.BadParameter(f"{folder}: cannot be made ({error.strerror})") from None
+        for place in sorted({folder, *((folder / stem).parent for stem, _ in inputs.part(list(owners.items())))}):
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise typer.BadParameter(f"{place}: cannot be made ({error.strerror})") from None
     jobs = [
         Job(item.file, {form: _inside(folder, f"{stem}.{form}") for form in formats}, _options(item, options))
         for stem, item in inputs.part(list(owners.items()))
@@ -170,8 +177,24 @@ def make_jobs(
         return jobs
     if isinstance(folder, Path):
         return without_existing(jobs, exists)
-    names = names_in(folder)  # asking for every file would take a request each
-    return without_existing(jobs, lambda output: str(output).rpartition("/")[2] in names)
+    names = functools.cache(names_in)  # asking for every file would take a request each
+
+    def is_there(output: Place) -> bool:
+        place, _, name = str(output).rpartition("/")
+        return name in names(place)
+
+    return without_existing(jobs, is_there)
+
+
+def _folders(recordings: Sequence[Recording], keep: bool) -> list[str]:
+    """The folder of each recording, with a slash behind it, below the one that all are in; "" if they are not to be kept."""
+    if not keep:
+        return [""] * len(recordings)
+    files = [item.file for item in recordings if item.file != STDIN]
+    parents = {file: folder_of(file) for file in files}
+    root = os.path.commonpath(parents.values()) if parents else ""
+    own = [os.path.relpath(parents[item.file], root) if item.file != STDIN else "." for item in recordings]
+    return ["" if folder == "." else folder.replace(os.sep, "/") + "/" for folder in own]
 
 
 def _stem(item: Recording) -> str:
