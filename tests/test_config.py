@@ -54,7 +54,7 @@ def test_impossible_values_are_refused(section: type, content: dict[str, Any], m
 def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
     configs = [
         ModelConfig("plain", ENCODER, BACKBONE),
-        ModelConfig("other", replace(ENCODER, revision="v1", padded=True), BACKBONE,
+        ModelConfig("other", replace(ENCODER, revision="v1", silence_s=0.5), BACKBONE,
                     ProjectorConfig(8, (8,), False, 2, 64, 2, True, (16,)), LoraConfig(2, 3, 0.5, True),
                     ("hi", "zh"), True, True, True, "draft", "bfloat16", {"kind": "beam", "x": [1]}),
     ]  # fmt: skip

@@ -30,7 +30,7 @@ def foreign_model(
 ) -> DiffusionGemmaASR:
     """What the foreign adapter was trained as: frames padded to 30 s, output as the linear layer gives it."""
     config: ModelConfig = tiny.model_config(whisper, backbone, projector=projector, lora=LoraConfig(4, 8, shared=shared))
-    return tiny.build_model(replace(config, encoder=replace(config.encoder, padded=True)))
+    return tiny.build_model(replace(config, encoder=replace(config.encoder, silence_s=30.0)))
 
 
 def foreign_names(
@@ -103,7 +103,7 @@ def test_an_adapter_of_any_layout_computes_what_it_did(
     assert "greedy CTC hears" in err and "its drafts are not used" in err  # random weights hear nothing
     loaded = load_checkpoint(tmp_path / "ours", device="cpu", merge_lora=False)
     config = loaded.config
-    assert config.encoder.padded and not config.ctc and config.languages == ("en", "de")
+    assert config.encoder.silence_s == 30 and not config.ctc and config.languages == ("en", "de")
     assert config.projector == PUBLISHED and config.lora == LoraConfig(4, 8, shared=shared)
     torch.testing.assert_close(logits(loaded), logits(model), atol=0, rtol=0)
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -29,13 +30,13 @@ from diffusion_gemma_asr.train.speech import frame_cache
 @pytest.fixture(scope="module")
 def encoder(whisper_folder: Path) -> AcousticEncoder:
     loud = loud_encoder(whisper_folder)
-    return AcousticEncoder(loud.encoder, loud.extractor, padded=True)
+    return AcousticEncoder(loud.encoder, loud.extractor, silence_s=30.0)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(whisper_folder: Path, backbone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny.model_config(whisper_folder, backbone_folder)
-    config = replace(config, encoder=replace(config.encoder, padded=True))
+    config = replace(config, encoder=replace(config.encoder, silence_s=30.0))
     return save_checkpoint(tiny.build_model(config), tmp_path_factory.mktemp("padded") / "checkpoint")
 
 
@@ -50,9 +51,21 @@ def test_frames_are_those_of_the_stock_encoder_on_30_s(encoder: AcousticEncoder,
 
 
 @torch.no_grad()
+def test_some_silence_is_heard_and_its_frames_go_on(encoder: AcousticEncoder) -> None:
+    half = AcousticEncoder(encoder.encoder, encoder.extractor, silence_s=0.5)
+    plain = AcousticEncoder(encoder.encoder, encoder.extractor)
+    audio = clips([16_000, 5000, 478_400])
+    mel, lengths = half.features(audio)
+    assert lengths.tolist() == [150, 81, 3000]  # never more than 30 s
+    frames, frame_lengths = half(mel, lengths)
+    by_hand = plain(*plain.features([np.pad(audio[0], (0, 8000))]))[0]
+    torch.testing.assert_close(frames[0, : int(frame_lengths[0])], by_hand[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_a_batch_is_what_single_calls_give_and_each_clip_has_188_slots(checkpoint: Path) -> None:
     model = load_checkpoint(checkpoint, device="cpu")
-    assert model.config.encoder.padded and model.encoder.padded
+    assert model.config.encoder.silence_s == model.encoder.silence_s == 30
     audio = clips([3000, 40_000])
     together = model.encode(audio)
     assert together.slot_lengths.tolist() == [188, 188]
@@ -65,7 +78,9 @@ def test_a_batch_is_what_single_calls_give_and_each_clip_has_188_slots(checkpoin
 
 def test_a_spectrogram_that_is_not_padded_is_refused(encoder: AcousticEncoder) -> None:
     plain = AcousticEncoder(encoder.encoder, encoder.extractor)
-    with pytest.raises(AudioError, match="a spectrogram of 25 frames, but this model's encoder hears clips padded to 3000"):
+    with pytest.raises(
+        AudioError, match="a spectrogram of 25 frames, but this model's encoder hears 30 s of silence behind"
+    ):
         encoder(*plain.features(clips([4000])))
 
 
@@ -81,7 +96,7 @@ def test_the_processor_of_a_padded_checkpoint_pads(checkpoint: Path) -> None:
 def test_training_sees_all_frames(whisper_folder: Path, backbone_folder: Path, tmp_path: Path) -> None:
     utterance = Utterance(str(write(tmp_path / "a.wav", clips([8000])[0])), "hello", "en", 0.5)
     plain = loud_encoder(whisper_folder)
-    padded = AcousticEncoder(plain.encoder, plain.extractor, padded=True)
+    padded = AcousticEncoder(plain.encoder, plain.extractor, silence_s=30.0)
     cache = frame_cache(tmp_path / "frames", padded, [utterance])
     assert cache.length(utterance) == 1500
     with pytest.raises(DataError, match="another encoder"):  # the same weights, but heard otherwise

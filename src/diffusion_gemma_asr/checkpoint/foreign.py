@@ -97,7 +97,7 @@ def interpret(foreign: Foreign, options: ImportOptions) -> Imported:
     try:
         config = ModelConfig(
             name=Path(foreign.place).stem if Path(foreign.place).is_file() else Path(foreign.place).name,
-            encoder=EncoderConfig(encoder, None, width, heard.num_mel_bins, padded=True),
+            encoder=EncoderConfig(encoder, None, width, heard.num_mel_bins, silence_s=30.0),
             backbone=BackboneConfig(backbone, None, output, text.vocab_size, text.num_hidden_layers),
             projector=shape,
             lora=lora_config,

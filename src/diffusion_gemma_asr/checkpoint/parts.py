@@ -89,7 +89,7 @@ def load_encoder(
         encoder = load_pretrained(Qwen3ASREncoder, source.name, "encoder", config=config, **options)
     else:
         encoder = load_pretrained(WhisperEncoder, source.name, "encoder", **options)
-    return kind(encoder, load_extractor(source, local_files_only), source.padded).to(device).eval().requires_grad_(False)
+    return kind(encoder, load_extractor(source, local_files_only), source.silence_s).to(device).eval().requires_grad_(False)
 
 
 def new_encoder(config: PreTrainedConfig, name: str) -> AcousticEncoder:

@@ -54,12 +54,14 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
     Args:
         feature_extractor: of the encoder.
         tokenizer: of the backbone.
-        padded: pad clips to 30 s, as the checkpoint's encoder hears them.
+        silence_s: seconds of silence that the checkpoint's encoder hears behind each clip.
     """
 
-    def __init__(self, feature_extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase, padded: bool = False):
+    def __init__(
+        self, feature_extractor: WhisperFeatureExtractor, tokenizer: PreTrainedTokenizerBase, silence_s: float = 0.0
+    ):
         super().__init__(feature_extractor, tokenizer)
-        self.padded = padded
+        self.silence_s = silence_s
 
     @classmethod
     def from_pretrained(
@@ -88,7 +90,7 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         folder = find_checkpoint(pretrained_model_name_or_path, revision, local_files_only)
         config = with_sources(read_config_file(folder), folder, encoder, backbone)
         extractor = load_extractor(config.encoder, local_files_only)
-        return cls(extractor, load_tokenizer(config.backbone, local_files_only), config.encoder.padded)
+        return cls(extractor, load_tokenizer(config.backbone, local_files_only), config.encoder.silence_s)
 
     def __call__(
         self,
@@ -129,4 +131,4 @@ class DiffusionGemmaASRProcessor(ProcessorMixin):
         if not 2 * extractor.hop_length <= len(clip) <= extractor.n_samples:
             seconds = len(clip) / SAMPLE_RATE
             raise AudioError(f"a clip of {seconds:.2f} s; give 0.02 s to 30 s, or use the pipeline, which cuts long sound")
-        return log_mel(extractor, clip, extractor.n_samples if self.padded else None).T
+        return log_mel(extractor, clip, self.silence_s).T

@@ -21,7 +21,10 @@ class EncoderConfig:
     revision: str | None = None  # branch, tag or commit on the hub; None is its main branch
     width: int | None = None  # of a frame, as the projector was trained for; a recipe leaves it out
     mel_bins: int | None = None  # of its spectrogram; a recipe leaves it out
-    padded: bool = False  # it hears every clip padded to 30 s, as in its own training; all frames go to the projector
+    silence_s: float = 0.0  # silence that it hears behind each clip, up to 30 s in all; the projector gets its frames too
+
+    def __post_init__(self) -> None:
+        require(0 <= self.silence_s <= 30, "encoder.silence_s", self.silence_s, "from 0 to 30")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Another encoder is a class like the one here (qwen_encoder.py)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,18 +24,18 @@ class AcousticEncoder(nn.Module):
     """A Whisper encoder over sound of any length up to 30 s.
 
     Whisper was trained on clips padded to 30 s. Here the convolutions and the attention see only a clip's own frames,
-    and a batch of clips of different lengths is masked so that each gives what it gives alone. A padded encoder hears
-    every clip with silence behind it up to 30 s, and gives all frames.
+    and a batch of clips of different lengths is masked so that each gives what it gives alone. But it may be told
+    to hear silence behind each clip, whose frames it then gives as well: Whisper's own way is 30 s.
 
     Args:
         encoder: Whisper's.
         extractor: makes its log-mel spectrograms.
-        padded: pad clips to 30 s.
+        silence_s: seconds of silence that it hears behind each clip, up to 30 s in all.
     """
 
     frame_s = 0.02
 
-    def __init__(self, encoder: WhisperEncoder, extractor: WhisperFeatureExtractor, padded: bool = False):
+    def __init__(self, encoder: WhisperEncoder, extractor: WhisperFeatureExtractor, silence_s: float = 0.0):
         super().__init__()
         if encoder.config.num_mel_bins != extractor.feature_size:
             raise CheckpointError(
@@ -45,7 +44,7 @@ class AcousticEncoder(nn.Module):
             )
         self.encoder = encoder
         self.extractor = extractor
-        self.padded = padded
+        self.silence_s = silence_s
 
     @classmethod
     def from_config(cls, config: WhisperConfig) -> AcousticEncoder:
@@ -78,7 +77,7 @@ class AcousticEncoder(nn.Module):
         return self.max_samples // HOP
 
     def features(self, audio: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Whisper's log-mel spectrogram of each clip; padded to 30 s only for a padded encoder.
+        """Whisper's log-mel spectrogram of each clip, with the silence that the encoder hears behind it.
 
         Args:
             audio: float32 arrays (n,), 16 kHz, at most 30 s each.
@@ -96,7 +95,7 @@ class AcousticEncoder(nn.Module):
                     f"a clip of {len(clip) / SAMPLE_RATE:.2f} s; the encoder takes 0.02 s to "
                     f"{self.max_samples / SAMPLE_RATE:.0f} s: cut long sound into chunks first"
                 )
-            spectra.append(log_mel(self.extractor, clip, self.max_samples if self.padded else None))
+            spectra.append(log_mel(self.extractor, clip, self.silence_s))
         lengths = torch.tensor([s.shape[1] for s in spectra])
         mel = nn.utils.rnn.pad_sequence([s.T for s in spectra], batch_first=True)  # (B, T, bins)
         return mel.transpose(1, 2).contiguous(), lengths
@@ -112,12 +111,12 @@ class AcousticEncoder(nn.Module):
             frames (B, ceil(T/2), hidden), zeros behind each end; frame_lengths (B,), frames of 20 ms.
 
         Raises:
-            AudioError: a padded encoder is given a spectrogram that is not padded.
+            AudioError: a spectrogram is shorter than the silence that belongs behind it.
         """
-        if self.padded and int(lengths.min()) != self.max_mel_frames:
+        if int(lengths.min()) < min(int(self.silence_s * SAMPLE_RATE) // HOP, self.max_mel_frames):
             raise AudioError(
-                f"a spectrogram of {int(lengths.min())} frames, but this model's encoder hears clips padded to "
-                f"{self.max_mel_frames}; take the features from the same checkpoint"
+                f"a spectrogram of {int(lengths.min())} frames, but this model's encoder hears {self.silence_s:g} s of "
+                "silence behind each clip; take the features from the same checkpoint"
             )
         return self._encode(mel, lengths)
 
@@ -144,8 +143,9 @@ class AcousticEncoder(nn.Module):
         return mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
 
-def log_mel(extractor: WhisperFeatureExtractor, clip: np.ndarray, samples: int | None) -> Tensor:
-    """The log-mel spectrogram (bins, T) of one clip (n,) at 16 kHz, with silence behind it up to `samples` if given."""
-    padding: dict[str, Any] = {"padding": False} if samples is None else {"padding": "max_length", "max_length": samples}
-    out = extractor(clip, sampling_rate=SAMPLE_RATE, truncation=False, return_tensors="pt", **padding)
+def log_mel(extractor: WhisperFeatureExtractor, clip: np.ndarray, silence_s: float) -> Tensor:
+    """The log-mel spectrogram (bins, T) of one clip (n,) at 16 kHz with silence behind it, up to 30 s in all."""
+    silence = max(0, min(round(silence_s * SAMPLE_RATE), extractor.n_samples - len(clip)))
+    clip = np.pad(clip, (0, silence))
+    out = extractor(clip, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
     return out["input_features"][0]

@@ -22,7 +22,7 @@ class QwenEncoder(AcousticEncoder):
     Args:
         encoder: Qwen3-ASR's.
         extractor: makes the log-mel spectrograms.
-        padded: pad clips to 30 s.
+        silence_s: seconds of silence that it hears behind each clip, up to 30 s in all.
     """
 
     frame_s = 1 / 13

@@ -136,8 +136,9 @@ class AdapterTrainer:
         if recipe.losses.ctc > 0:
             self._report_too_long()
         start = recipe.train.start_from
+        silence = model.encoder.silence_s
         self.settings = fingerprint.of_recipe(recipe) | {
-            "encoder": fingerprint.of_tensors(model.encoder.state_dict()),
+            "encoder": fingerprint.of_tensors(model.encoder.state_dict()) + (f" with {silence:g} s" if silence else ""),
             "backbone": fingerprint.of_tensors({n: p for n, p in model.backbone.state_dict().items() if "lora_" not in n}),
             "data": fingerprint.of_utterances(self.data.utterances),
             "start_from": "nothing" if start is None else fingerprint.of_tensors(read_adapter(start)),

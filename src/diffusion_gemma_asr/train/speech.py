@@ -46,7 +46,7 @@ def frame_cache(folder: Path, encoder: AcousticEncoder, utterances: Sequence[Utt
             frames, frame_lengths = encoder(mel.to(device), lengths.to(device))
         return [row[:n].float().cpu().numpy() for row, n in zip(frames, frame_lengths.tolist(), strict=True)]
 
-    origin = fingerprint(encoder, *(["padded"] if encoder.padded else []))
+    origin = fingerprint(encoder, *([f"{encoder.silence_s:g} s of silence"] if encoder.silence_s else []))
     FeatureCache.build(folder, utterances, encoder.hidden_size, compute, origin, worker=rank(), workers=workers())
     wait_for_all()
     return FeatureCache.open(folder, utterances, origin)
