@@ -113,3 +113,7 @@ def test_words_of_a_chunk() -> None:
     never, more = timed_words(replace(decoded, spans=None), chunk, decode, 0.16)  # nothing to go by
     assert (never.start, more.end) == (10.0, 11.4) and never.end == more.start
     assert timed_words(replace(decoded, tokens=[], logprobs=[], spans=[]), chunk, decode, 0.16) == ()
+
+    behind = [TokenSpan(1, 2, -0.1), TokenSpan(2, 3, -0.1), TokenSpan(20, 22, -0.1)]  # in silence behind the chunk
+    never, more = timed_words(replace(decoded, spans=behind), chunk, decode, 0.16)
+    assert never.end <= more.start and more.end == pytest.approx(11.4, abs=0.03)

@@ -48,7 +48,8 @@ def timed_words(decoded: Decoded, chunk: Chunk, decode: Decode, slot_s: float) -
     if spans is None:
         bounds = _in_proportion([text for text, _ in words], start, end)
     else:
-        marks = [(slot_s * spans[own[0]].start, slot_s * spans[own[-1]].end) for _, own in words]
+        whole = len(chunk.samples) / SAMPLE_RATE  # slots may lie behind it, in silence that the encoder hears there
+        marks = [(min(slot_s * spans[own[0]].start, whole), min(slot_s * spans[own[-1]].end, whole)) for _, own in words]
         bounds = word_bounds(marks, chunk.samples, start, end)
     timed = []
     for (text, own), times in zip(words, bounds, strict=True):
