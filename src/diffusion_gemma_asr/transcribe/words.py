@@ -48,8 +48,8 @@ def timed_words(decoded: Decoded, chunk: Chunk, decode: Decode, slot_s: float) -
     if spans is None:
         bounds = _in_proportion([text for text, _ in words], start, end)
     else:
-        whole = len(chunk.samples) / SAMPLE_RATE  # slots may lie behind it, in silence that the encoder hears there
-        marks = [(min(slot_s * spans[own[0]].start, whole), min(slot_s * spans[own[-1]].end, whole)) for _, own in words]
+        # CTC may mark a word late, in the silence behind the speech.
+        marks = [(min(slot_s * spans[own[0]].start, end), min(slot_s * spans[own[-1]].end, end)) for _, own in words]
         bounds = word_bounds(marks, chunk.samples, start, end)
     timed = []
     for (text, own), times in zip(words, bounds, strict=True):
