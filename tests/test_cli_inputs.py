@@ -185,6 +185,9 @@ def test_a_manifest(run: Run, model: SoundModel, tmp_path: Path) -> None:
         (b'{"path": "a.wav"}', "line 1: missing or wrong field audio_filepath"),
         (b'{"audio_filepath": "a.wav", "offset": -1}', "line 1: missing or wrong field offset"),
         (b'{"audio_filepath": "\xff.wav"}', "not UTF-8"),
+        ("a.wav\n".encode("utf-16"), "is UTF-16"),
+        (b"fLaC\0\0\0\x22", "but binary"),
+        (b"a.wav\n-\n", "'-' in a list is no file"),
     ],
 )
 def test_lists_that_cannot_be_used(run: Run, loader: Loader, tmp_path: Path, content: bytes, complaint: str) -> None:
@@ -199,6 +202,16 @@ def test_a_list_that_is_not_there(run: Run, tmp_path: Path) -> None:
     for path in (tmp_path / "list.txt", tmp_path):
         outcome = run("transcribe", "--files_from", path)
         assert outcome.status == 1 and outcome.err.startswith(f"error: {path}: the list cannot be read (")
+
+
+def test_standard_input_named_twice(run: Run, loader: Loader) -> None:
+    outcome = run("transcribe", "-", "-")
+    assert outcome.status == 1 and "named twice" in outcome.err and loader.asked == []
+
+
+def test_the_address_of_a_page_and_too_many_candidates(run: Run, sound: Path) -> None:
+    assert "web pages are not read" in run("transcribe", "https://example.com/a.mp3").err
+    assert run("transcribe", sound, "--candidates", "257").status == 2
 
 
 def test_patterns_that_the_shell_left(run: Run, sounds: list[Path], tmp_path: Path) -> None:

@@ -154,8 +154,8 @@ def make_jobs(
     owners: dict[str, Recording] = {}
     for item in recordings:
         if (stem := _stem(item)) in owners:
-            both = f"{owners[stem].file} and {item.file}"
-            raise typer.BadParameter(f"{both} would both be written to {_inside(folder, stem)}.{formats[0]}")
+            both = f"{owners[stem].file} and {item.file} would both be written to {_inside(folder, stem)}.{formats[0]}"
+            raise typer.BadParameter(f"{both}; name a file once, and files of one name in runs with folders of their own")
         owners[stem] = item
     if isinstance(folder, Path):
         try:
