@@ -32,8 +32,7 @@ class DecodeOptions:
     seed: int = option(0, "Of the random draws; the same seed gives the same transcript.")
     candidates: int = option(
         1,
-        "Transcripts of which the backbone chooses one: drafts by CTC, or where canvases start from noise, seeds. A searched "
-        "draft is the transcript as it is.",
+        "Transcripts of which the backbone chooses one: drafts by CTC, or where canvases start from noise, seeds.",
         min=1,
         max=MAX_CANDIDATES,
     )
