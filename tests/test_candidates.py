@@ -153,5 +153,5 @@ def test_seeds_are_denoised_and_the_best_is_taken(model: DiffusionGemmaASR, audi
 
 
 def test_fewer_than_one_is_refused() -> None:
-    with pytest.raises(AsrError, match="candidates is 0; it must be at least 1"):
+    with pytest.raises(AsrError, match="candidates is 0; it must be from 1 to 256"):
         DecodeOptions(candidates=0)

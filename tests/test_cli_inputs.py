@@ -85,7 +85,7 @@ def test_recordings_of_one_name_go_into_folders_of_their_own(run: Run, tmp_path:
     for folder, hertz in (("1998", 400), ("1999", 500), ("1999/tapes", 600)):
         (archive / folder).mkdir(parents=True, exist_ok=True)
         files.append(write(archive / folder / "a.wav", tone(hertz, 0.3)))
-    assert "--keep_folders keeps" in run("transcribe", *files, "-o", out).complaint and not out.exists()
+    assert "--keep_folders keeps files" in run("transcribe", *files, "-o", out).complaint and not out.exists()
     written = {"1998/a.txt": "400 hertz\n", "1999/a.txt": "500 hertz\n", "1999/tapes/a.txt": "600 hertz\n"}
     for number in (1, 2):
         assert run("transcribe", *files, "-o", out, "--keep_folders", "--shard", f"{number}/2").status == 0
@@ -204,6 +204,9 @@ def test_a_manifest(run: Run, model: SoundModel, tmp_path: Path) -> None:
         (b'{"path": "a.wav"}', "line 1: missing or wrong field audio_filepath"),
         (b'{"audio_filepath": "a.wav", "offset": -1}', "line 1: missing or wrong field offset"),
         (b'{"audio_filepath": "\xff.wav"}', "not UTF-8"),
+        ("a.wav\n".encode("utf-16"), "is UTF-16"),
+        (b"fLaC\0\0\0\x22", "but binary"),
+        (b"a.wav\n-\n", "'-' in a list is no file"),
     ],
 )
 def test_lists_that_cannot_be_used(run: Run, loader: Loader, tmp_path: Path, content: bytes, complaint: str) -> None:
@@ -218,6 +221,16 @@ def test_a_list_that_is_not_there(run: Run, tmp_path: Path) -> None:
     for path in (tmp_path / "list.txt", tmp_path):
         outcome = run("transcribe", "--files_from", path)
         assert outcome.status == 1 and outcome.err.startswith(f"error: {path}: the list cannot be read (")
+
+
+def test_standard_input_named_twice(run: Run, loader: Loader) -> None:
+    outcome = run("transcribe", "-", "-")
+    assert outcome.status == 1 and "named twice" in outcome.err and loader.asked == []
+
+
+def test_the_address_of_a_page_and_too_many_candidates(run: Run, sound: Path) -> None:
+    assert "web pages are not read" in run("transcribe", "https://example.com/a.mp3").err
+    assert run("transcribe", sound, "--candidates", "257").status == 2
 
 
 def test_patterns_that_the_shell_left(run: Run, sounds: list[Path], tmp_path: Path) -> None:

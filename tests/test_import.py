@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import clips
 from torch import Tensor
 
+import diffusion_gemma_asr
 from diffusion_gemma_asr.app.cli import main
 from diffusion_gemma_asr.checkpoint.config_file import read_config_file
 from diffusion_gemma_asr.checkpoint.load import find_checkpoint, load_checkpoint
@@ -289,3 +290,9 @@ def test_damaged_and_pickled_files_are_refused_in_one_line(tmp_path: Path, capsy
         status, out, err = run([str(tmp_path / name), "--out", str(tmp_path / "ours")], capsys)
         assert (status, out, err.count("\n")) == (1, "", 1) and message in err, (name, err)
     assert "cannot be fetched from the hub" in run(["owner/name", "--inspect"], capsys)[2]
+
+
+def test_a_checkpoint_of_this_program_is_not_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["import", str(Path(diffusion_gemma_asr.__file__).parent / "presets" / "mini"), "--out", str(tmp_path / "out")])
+    assert "checkpoint of this program" in capsys.readouterr().err and not (tmp_path / "out").exists()

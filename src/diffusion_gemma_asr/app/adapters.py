@@ -10,12 +10,13 @@ import typer
 from transformers import WhisperFeatureExtractor
 
 from ..checkpoint.card import ModelCard
-from ..checkpoint.config_file import read_config_file
+from ..checkpoint.config_file import is_checkpoint, read_config_file
 from ..checkpoint.export import check_exportable, export_checkpoint
 from ..checkpoint.foreign import ImportOptions, interpret, listing, with_ctc
 from ..checkpoint.foreign_files import read_foreign
 from ..checkpoint.load import find_checkpoint, load_checkpoint
 from ..checkpoint.save import write_checkpoint
+from ..errors import CheckpointError
 from .hearing import HEARS, hear
 from .options import with_options
 from .terminal import print_out
@@ -39,6 +40,9 @@ def import_(
     if inspect:
         print_out(listing(foreign) + "\n")
         return
+    own = Path(adapter).expanduser()
+    if is_checkpoint(own if own.is_dir() else own.parent):
+        raise CheckpointError(f"{adapter} is of a checkpoint of this program; it is loaded as it is, with --model")
     if out is None:
         raise typer.BadParameter("where to? Give --out FOLDER, or --inspect")
     imported = interpret(foreign, options)

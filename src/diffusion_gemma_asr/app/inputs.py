@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import re
@@ -78,6 +79,8 @@ def recordings(names: Sequence[str], options: InputOptions) -> list[Recording]:
         AsrError: the list cannot be read or names nothing, or standard input is to be two things at once.
     """
     found = [Recording(place) for name in names for place in _matches(name)]
+    if found.count(Recording(STDIN)) > 1:
+        raise AsrError("standard input is named twice, and can be read once; leave out one '-'")
     if options.files_from is None:
         return found
     if options.files_from == "-" and "-" in names:
@@ -85,6 +88,8 @@ def recordings(names: Sequence[str], options: InputOptions) -> list[Recording]:
     listed = _listed(options.files_from)
     if not listed:
         raise AsrError(f"{options.files_from}: names no files")
+    if any(item.file == STDIN for item in listed):
+        raise AsrError(f"{options.files_from}: '-' in a list is no file; name standard input on the command line")
     return found + listed
 
 
@@ -116,6 +121,10 @@ def _listed(source: str) -> list[Recording]:
         except UnicodeDecodeError as error:
             raise DataError(f"{source}: not UTF-8 ({error.reason} at byte {error.start})") from None
         return [Recording(_beside(source, sound.audio_filepath), sound.offset, sound.duration) for sound in sounds]
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{source}: is UTF-16; save the list as UTF-8")
+    if b"\0\0" in content:  # no name is empty
+        raise DataError(f"{source}: is no list of files, but binary; name sound files without --files_from")
     if b"\0" in content:
         names = [name for name in content.split(b"\0") if name]
     else:

@@ -160,7 +160,9 @@ def make_jobs(
         stem = own + _stem(item)
         if stem in owners:
             both = f"{owners[stem].file} and {item.file}"
-            hint = "" if output.keep_folders else "; --keep_folders keeps those of different folders apart"
+            hint = "; name a file once"
+            if not output.keep_folders:
+                hint += ", --keep_folders keeps files of one name in different folders apart"
             raise typer.BadParameter(f"{both} would both be written to {_inside(folder, stem)}.{formats[0]}{hint}")
         owners[stem] = item
     if isinstance(folder, Path):

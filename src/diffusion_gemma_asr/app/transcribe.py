@@ -51,7 +51,7 @@ def transcribe(
         list[str] | None,
         typer.Argument(
             help="Sound or video files, patterns, addresses such as s3://bucket/a.mp3; - is standard input.",
-            metavar="[FILES]...",
+            metavar="FILES",
             show_default=False,
         ),
     ] = None,

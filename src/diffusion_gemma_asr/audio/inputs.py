@@ -109,7 +109,9 @@ def _open_again(file: Any) -> InputContainer:
 def _open_path(path: Path) -> Iterator[InputContainer]:
     """A file by its path; absolute, so that FFmpeg cannot take "name:" at its head for a protocol."""
     if not path.exists():
-        raise AudioError(f"{path}: no such file")
+        web = path.parts[:1] in (("http:",), ("https:",))
+        hint = "; addresses of web pages are not read: fetch it first" if web else ""
+        raise AudioError(f"{path}: no such file{hint}")
     if path.is_dir():
         raise AudioError(f"{path}: a folder, not a sound file; name the files in it")
     if not path.is_file():

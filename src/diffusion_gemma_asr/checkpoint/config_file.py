@@ -25,6 +25,15 @@ def write_config(config: ModelConfig, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint of this program, of any version."""
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "format" in content and "package_version" in content
+
+
 def read_config_file(folder: Path) -> ModelConfig:
     """A checkpoint's config.json, of this format or the one before.
 

@@ -224,7 +224,7 @@ def _seconds(row: dict[str, Any], name: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise DataError(f"missing or wrong field {name}: {json.dumps(value)[:60]} is no number of seconds; {FIELDS}")
+        raise DataError(f"missing or wrong field {name}: {json.dumps(value)[:60]} is no number of seconds")
     return seconds
 
 

@@ -89,7 +89,7 @@ def decode(
     if options.candidates > 1:
         if starts_from_noise(model, options):
             seeds = options.candidates
-        else:
+        elif not all(clip.trusted for clip in clips):
             clips = with_proposed_drafts(model, clips, languages, options, batch_size)
     decodings = [
         ClipDecoding(model, clip, replace(options, seed=options.seed + seed), code)

@@ -13,6 +13,7 @@ from ..strict import check_types, option
 from .steps import DenoiseOptions
 
 DEFAULT_STEPS = 8
+MAX_CANDIDATES = 256  # each takes memory before the first is read
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class DecodeOptions:
     )
     seed: int = option(0, "Of the random draws; the same seed gives the same transcript.")
     candidates: int = option(
-        1, "Transcripts of which the backbone chooses one: drafts by CTC, or where canvases start from noise, seeds.", min=1
+        1,
+        "Transcripts of which the backbone chooses one: drafts by CTC, or where canvases start from noise, seeds.",
+        min=1,
+        max=MAX_CANDIDATES,
     )
     entropy_bound: float | None = option(
         None, "Nats; how dependent on each other the tokens kept in one step may be.", show_default="the checkpoint's"
@@ -51,8 +55,8 @@ class DecodeOptions:
         check_types(self)
         if len(self.codes) > 1 and AUTO in self.codes:
             raise AsrError(f"language is {self.language!r}; give {AUTO} alone, or codes")
-        if self.candidates < 1:
-            raise AsrError(f"candidates is {self.candidates}; it must be at least 1")
+        if not 1 <= self.candidates <= MAX_CANDIDATES:
+            raise AsrError(f"candidates is {self.candidates}; it must be from 1 to {MAX_CANDIDATES}")
         if self.canvas_length is not None and self.canvas_length < 1:
             raise AsrError(f"canvas_length is {self.canvas_length}; it must be at least 1")
         self.denoising({})

@@ -46,7 +46,7 @@ def find_recipe(path_or_name: str | Path) -> Path:
     for folder in RECIPE_FOLDERS:
         if (shipped := folder / f"{text}.yaml").is_file():
             return shipped.resolve()
-    raise RecipeError(f"no recipe is called '{text}'{suggest(text, recipe_names())}. {_known()}")
+    raise RecipeError(f"no recipe is called '{text}'{suggest(text, recipe_names()) or '.'} {_known()}")
 
 
 def recipe_names() -> list[str]:
