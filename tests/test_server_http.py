@@ -12,39 +12,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+from server_runs import (  # noqa: F401  fixtures; it skips where an extra is absent
+    EXAMPLE,
+    TEXT,
+    LiveServer,
+    client,
+    connection,
+    form,
+    header,
+    httpx,
+    minutes,
+    model,
+    openai,
+    server,
+    serving,
+    speech,
+    srt,
+    until,
+    webvtt,
+)
 from sounds import write, write_wav
 from tiny_model import tiny_model
 
 from diffusion_gemma_asr.audio.read import Samples
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
-
-openai = pytest.importorskip("openai", reason="needs the package openai")
-pytest.importorskip("fastapi", reason="needs the extra [server]")
-httpx = pytest.importorskip("httpx", reason="needs the package httpx")
-srt = pytest.importorskip("srt", reason="needs the package srt")
-webvtt = pytest.importorskip("webvtt", reason="needs the package webvtt-py")
-
-from server_fixture import LiveServer, serving  # noqa: E402
-from server_runs import (  # noqa: E402, F401
-    BEFORE,
-    BODY,
-    EXAMPLE,
-    SETTINGS,
-    TEXT,
-    client,
-    connection,
-    die,
-    form,
-    header,
-    minutes,
-    model,
-    server,
-    speech,
-    until,
-    uploads_on_disk,
-)
-
-from diffusion_gemma_asr.server.settings import ServerSettings  # noqa: E402
+from diffusion_gemma_asr.server.settings import ServerSettings
 
 # -- OpenAI's package --------------------------------------------------------------------------------------------------
 

@@ -16,40 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_odd_files import odd_files
-
-from diffusion_gemma_asr.errors import AsrError, CheckpointError
-from diffusion_gemma_asr.model.model import DiffusionGemmaASR
-
-openai = pytest.importorskip("openai", reason="needs the package openai")
-pytest.importorskip("fastapi", reason="needs the extra [server]")
-httpx = pytest.importorskip("httpx", reason="needs the package httpx")
-srt = pytest.importorskip("srt", reason="needs the package srt")
-webvtt = pytest.importorskip("webvtt", reason="needs the package webvtt-py")
-
-from server_fixture import PATIENCE_S, LiveServer, serving  # noqa: E402
-from server_runs import (  # noqa: E402, F401
+from server_runs import (  # noqa: F401  fixtures; it skips where an extra is absent
     BEFORE,
     BODY,
     EXAMPLE,
+    PATIENCE_S,
     SETTINGS,
     TEXT,
+    LiveServer,
     client,
     connection,
     die,
     form,
     header,
+    httpx,
     minutes,
     model,
+    openai,
     server,
+    serving,
     speech,
     until,
     uploads_on_disk,
 )
+from test_odd_files import odd_files
 
-from diffusion_gemma_asr.server.command import ServeOptions, serve  # noqa: E402
-from diffusion_gemma_asr.server.settings import ServerSettings  # noqa: E402
-from diffusion_gemma_asr.strict import from_options  # noqa: E402
+from diffusion_gemma_asr.errors import AsrError, CheckpointError
+from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.server.command import ServeOptions, serve
+from diffusion_gemma_asr.server.settings import ServerSettings
+from diffusion_gemma_asr.strict import from_options
 
 # -- models come and go ------------------------------------------------------------------------------------------------
 

@@ -38,11 +38,11 @@ def proposed_draft(
     found = [prefix for prefix, _ in likeliest(model.head, slots, model.blank, count)]
     greedy = tuple(token.id for token in draft)
     candidates = list(dict.fromkeys([greedy, *found]))[:count]
-    best = chosen(model, slots, candidates, prefill, last)
-    spans = model.align(slots, candidates[best])
-    if candidates[best] == greedy or spans is None:
+    best = candidates[chosen(model, slots, candidates, prefill, last)]
+    spans = None if best == greedy else model.align(slots, best)
+    if spans is None:
         return draft
-    aligned = zip(candidates[best], spans, strict=True)
+    aligned = zip(best, spans, strict=True)
     return [DraftToken(token, span.start, span.end, math.exp(span.logprob)) for token, span in aligned]
 
 

@@ -137,20 +137,20 @@ def run(
     console = Console(stderr=True, quiet=not first)
     if step:
         console.print(f"going on behind step {step} of {options.steps}, from {folder / STATE}")
-    saved = step
+    saved, spent = step, _spent(seconds, options)
     try:
         with Progress(*columns, console=console, disable=not first) as bar, log.open("a", encoding="utf-8") as lines:
             task = bar.add_task("training", total=options.steps, completed=step)
-            while step < options.steps and (spent := _spent(seconds, options)) < 1:
+            while step < options.steps and spent < 1:
                 began = time.perf_counter()
                 record = _one_step(step, parameters, optimizer, loss_of, options, spent)
                 seconds += time.perf_counter() - began
-                step += 1
+                step, spent = step + 1, _spent(seconds, options)
                 if record["grad_norm"] is None:
                     skipped += 1
                     record["skipped"] = skipped
                     console.print(f"step {step}: the gradient is not finite, so the step is skipped ({skipped} so far)")
-                last = step == options.steps or _spent(seconds, options) >= 1
+                last = step == options.steps or spent >= 1
                 if step % options.eval_every == 0 or last:
                     if first and evaluate is not None:
                         record["evaluation"] = _finite(evaluate(step))
