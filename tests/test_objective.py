@@ -336,7 +336,7 @@ def test_ctc_alone_does_not_run_the_backbone(whisper_folder: Path, backbone_fold
 def test_drafts_that_are_to_be_corrected_are_the_greedy_ones(model: DiffusionGemmaASR) -> None:
     batch = speech_batch(model, ["the quick fox", "she sells"], [150, 90])
     encoded = model.project(batch.frames, batch.frame_lengths)
-    shown, corrected, usable = draft_edits(model, encoded, batch.text)
+    shown, corrected, usable = draft_edits(model, encoded.slots, encoded.slot_lengths, batch.text)
     end = model.prompts.special["end_of_turn"]
     for row, (draft, target) in enumerate(zip(model.greedy.drafts(encoded), batch.text.transcripts(), strict=True)):
         if not usable[row]:

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.errors import RecipeError
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.train.mini.reading import ReadingRecipe
 from diffusion_gemma_asr.train.objective import losses
 from diffusion_gemma_asr.train.recipe import LossRecipe, load_recipe
 from diffusion_gemma_asr.train.run import train_from_recipe
@@ -149,6 +150,6 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, whisper_folder: Path, 
     with pytest.raises(RecipeError, match="both set, but packed experts cannot be shared"):
         replace(recipe.train, quantization="bnb-4bit")
     with pytest.raises(RecipeError, match="the stage 'reading' trains them"):
-        replace(recipe, stage="reading")
+        ReadingRecipe(recipe.model, recipe.train, recipe.data)
     with pytest.raises(RecipeError, match=r"'train\.quantization' must be one of bnb-4bit, "):
         replace(recipe.train, quantization="int3", shard=None)

@@ -29,8 +29,9 @@ from diffusion_gemma_asr.model.projector import AudioProjector
 from diffusion_gemma_asr.train.loop import run
 from diffusion_gemma_asr.train.mini.backbone_config import BackboneShape, small_config
 from diffusion_gemma_asr.train.mini.phonemes import PhonemeTimes
+from diffusion_gemma_asr.train.mini.sentences import joined
 from diffusion_gemma_asr.train.mini.student import EncoderShape, Student, folded, go_on, save_encoder, whisper_config
-from diffusion_gemma_asr.train.mini.text import BackboneRecipe, Curriculum, TextTrainer, joined, new_backbone, warm_start
+from diffusion_gemma_asr.train.mini.text import BackboneRecipe, Curriculum, TextTrainer, new_backbone, warm_start
 from diffusion_gemma_asr.train.mini.tokenizer import train_tokenizer
 from diffusion_gemma_asr.train.recipe_files import load_recipe_as
 from diffusion_gemma_asr.train.run import train_from_recipe
@@ -341,6 +342,7 @@ def speech_recipe(corpus: Path, text_run: Path, name: str, model: dict[str, Any]
     content["train"] |= given | {"dtype": "float32"} | train
     content["data"] |= {"train": [{"manifest": "manifest.jsonl"}], "dev": ["manifest.jsonl"], "cache_dir": None}
     path = corpus / f"speech-{Path(name).name}"
+    content = {key: value for key, value in content.items() if key not in ("frozen_projector", "unspoken")}
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .head import Head
+from .lengths import length_mask
 
 
 class DraftToken(NamedTuple):
@@ -139,6 +140,43 @@ def _best_states(scores: np.ndarray, symbols: np.ndarray, blank: int) -> np.ndar
         states[slot] = state
         state -= int(steps[slot, state])
     return states
+
+
+@torch.no_grad()
+def heard(head: Head, slots: Tensor, slot_lengths: Tensor, blank: int, limit: float) -> Tensor:
+    """Which slots are not blanks, as far as CTC is sure of it.
+
+    Args:
+        head: of the backbone.
+        slots: (B, S, H).
+        slot_lengths: (B,) long, slots in use.
+        blank: id of the blank.
+        limit: slots with at least this probability of the blank are blanks.
+
+    Returns:
+        (B, S) bool.
+    """
+    used = length_mask(slot_lengths, slots.shape[1])
+    with torch.autocast(slots.device.type, enabled=False):
+        columns = torch.full((len(slots), 1), blank, device=slots.device)
+        log_probs = head.log_probs(slots.to(head.weight.dtype), columns, used)[..., 0]
+    return used & (log_probs.exp() < limit)
+
+
+def only(slots: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Some slots of each row, in their order.
+
+    Args:
+        slots: (B, S, H).
+        kept: (B, S) bool.
+
+    Returns:
+        (B, S', H), zeros behind each end, with gradient; how many there are (B,).
+    """
+    lengths = kept.sum(1)
+    order = torch.argsort((~kept).long(), dim=1, stable=True)[:, : int(lengths.max())]  # (B, S')
+    shorter = slots.gather(1, order[..., None].expand(-1, -1, slots.shape[2]))
+    return shorter * length_mask(lengths, order.shape[1])[..., None].to(slots.dtype), lengths
 
 
 @torch.no_grad()

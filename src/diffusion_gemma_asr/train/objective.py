@@ -7,7 +7,7 @@ transcript on a corrupted canvas (diffusion loss); the head reads the audio toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ..denoise.canvas import EditCanvases, edit_canvases, q_xt, sample_t, write_
 from ..denoise.steps import accept, renoise, sample
 from ..model.backbone import Backbone, Prefill
 from ..model.ctc import ctc_loss
-from ..model.drafter import Encoded
+from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
 from .losses import autoregressive_loss, diffusion_loss
@@ -50,6 +50,22 @@ class TextBatch:
     def transcripts(self) -> list[list[int]]:
         """The tokens of each transcript."""
         return [row[:n] for row, n in zip(self.canvas.tolist(), self.counts.tolist(), strict=True)]
+
+    def with_slots(self, counts: Tensor) -> TextBatch:
+        """The same rows with fewer placeholders: `counts` (B,), at most as many as each row has."""
+        surplus = self.slot_mask & (self.slot_mask.cumsum(1) > counts[:, None])  # (B, P)
+        kept = self.mask & ~surplus
+        lengths = kept.sum(1)
+        order = torch.argsort((~kept).long(), dim=1, stable=True)[:, : int(lengths.max())]  # (B, P')
+        mask = length_mask(lengths, order.shape[1])
+        return replace(
+            self,
+            ids=self.ids.gather(1, order),
+            mask=mask,
+            slot_mask=self.slot_mask.gather(1, order) & mask,
+            target_mask=self.target_mask.gather(1, order) & mask,
+            lengths=self.lengths - surplus.sum(1),
+        )
 
     def to(self, device: torch.device) -> TextBatch:
         """A copy of the batch on another device."""
@@ -153,7 +169,14 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
         options: weights, and how canvases are corrupted.
     """
     slots, slot_lengths = model.projector(batch.frames, batch.frame_lengths)
-    text, ctc = batch.text, None
+    return losses_of_slots(model, slots, slot_lengths, batch.text, options)
+
+
+def losses_of_slots(
+    model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, text: TextBatch, options: LossRecipe
+) -> Losses:
+    """As `losses`, from audio tokens (B, S, H) with slot_lengths (B,); `text` has a placeholder for each."""
+    ctc = None
     if options.ctc > 0:
         head = model.head
         with torch.autocast(slots.device.type, enabled=False):  # logits in the head's own precision
@@ -161,28 +184,28 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
             ctc = ctc_loss(head, hidden, text.canvas, slot_lengths, text.counts, model.blank)
     if not options.uses_backbone:
         return Losses(ctc=ctc)
-    drafts = None
-    if options.draft_share > 0:
-        drafts = draft_edits(model, Encoded(batch.frames, batch.frame_lengths, slots.detach(), slot_lengths), text)
+    drafts = draft_edits(model, slots.detach(), slot_lengths, text) if options.draft_share > 0 else None
+    slots, slot_lengths = model.read_slots(slots, slot_lengths)
+    text = text.with_slots(slot_lengths)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
     of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
 
 @torch.no_grad()
-def draft_edits(model: DiffusionGemmaASR, encoded: Encoded, text: TextBatch) -> EditCanvases:
+def draft_edits(model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> EditCanvases:
     """Canvases with the greedy CTC drafts, and their corrections.
 
     Args:
         model: whose head makes the drafts.
-        encoded: frames and audio tokens of the batch.
+        slots: (B, S, H) audio tokens; slot_lengths: (B,).
         text: the same rows.
 
     Returns:
         drafted and corrected canvases, on the model's device; see `edit_canvases`.
     """
     special = model.prompts.special
-    drafts = [[token.id for token in draft] for draft in model.greedy.drafts(encoded)]
+    drafts = [[token.id for token in draft] for draft in model.greedy.of_slots(slots, slot_lengths)]
     ending = special["end_of_turn"], special["eos"]
     canvases = edit_canvases(drafts, text.transcripts(), ending, model.blank, text.canvas.shape[1])
     return EditCanvases(*(part.to(model.device) for part in canvases))

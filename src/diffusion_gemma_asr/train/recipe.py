@@ -117,7 +117,7 @@ class Recipe:
     train: TrainRecipe
     data: DataRecipe
     losses: LossRecipe = field(default_factory=LossRecipe)
-    stage: Literal["adapter", "reading"] = "adapter"  # what is trained: projector and LoRA, or projector and backbone
+    stage: Literal["adapter", "reading"] = "adapter"  # what is trained; of reading train/mini/reading.py has more keys
 
     def __post_init__(self) -> None:
         model, train, losses = self.model, self.train, self.losses
@@ -126,8 +126,6 @@ class Recipe:
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
         require(model.dtype == "float32", "model.dtype", model.dtype, "left out of a recipe, which has train.dtype")
-        if self.stage == "reading" and (train.shard or train.quantization):
-            raise RecipeError("'train.shard' and 'train.quantization' want frozen experts; the stage 'reading' trains them")
         require(model.drafter is None, "model.drafter", "a section", "left out of a recipe: no drafter can be trained")
 
     @property
