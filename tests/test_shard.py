@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -31,7 +32,7 @@ from diffusion_gemma_asr.train.workers import join_workers
 
 ALWAYS = LossRecipe(self_conditioning=1.0)
 SOMETIMES = LossRecipe(self_conditioning=0.5)
-EXPERTS = 4  # of a layer of the tiny backbone
+EXPERTS = tiny.EXPERTS  # of a layer
 TEXTS = ["the quick fox", "seven eight nine"]
 
 
