@@ -1,4 +1,4 @@
-"""Experts of a small backbone: where half of them or more answer for each token, asking all is cheaper than sorting tokens."""
+"""Experts of a small backbone: where half of them answer for each token, asking all is cheaper than sorting tokens."""
 
 from __future__ import annotations
 
