@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..denoise.canvas import EditCanvases, edit_canvases, q_xt, sample_t, write_canvas
@@ -80,15 +81,18 @@ class SpeechBatch:
         frames: (B, F, D) of the frozen encoder, 20 ms each.
         frame_lengths: (B,) long, frames without padding.
         text: prompts and transcripts of the same rows.
+        wanted: (B, S', H) audio tokens of a teacher, zeros behind each end; None where nothing is imitated.
     """
 
     frames: Tensor
     frame_lengths: Tensor
     text: TextBatch
+    wanted: Tensor | None = None
 
     def to(self, device: torch.device) -> SpeechBatch:
         """A copy of the batch on another device."""
-        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device))
+        wanted = None if self.wanted is None else self.wanted.to(device)
+        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device), wanted)
 
 
 def text_batch(
@@ -139,6 +143,7 @@ class Losses:
         diffusion: mean cross-entropy of a canvas position, in nats.
         autoregressive: mean cross-entropy of a token behind the prompt, in nats.
         ctc: mean negative log-likelihood of a token, in nats.
+        imitation: mean of 1 - cosine between an audio token and the teacher's.
         canvas_accuracy: share of canvas positions with the target as arg-max.
         next_token_accuracy: share of tokens behind the prompt with the target as arg-max.
     """
@@ -146,12 +151,15 @@ class Losses:
     diffusion: Tensor | None = None
     autoregressive: Tensor | None = None
     ctc: Tensor | None = None
+    imitation: Tensor | None = None
     canvas_accuracy: Tensor | None = None
     next_token_accuracy: Tensor | None = None
 
     def total(self, weights: LossRecipe) -> Tensor:
         """The weighted sum of the computed losses."""
-        parts = ((weights.diffusion, self.diffusion), (weights.autoregressive, self.autoregressive), (weights.ctc, self.ctc))
+        parts = [
+            (getattr(weights, name), getattr(self, name)) for name in ("diffusion", "autoregressive", "ctc", "imitation")
+        ]
         return torch.stack([weight * loss for weight, loss in parts if loss is not None]).sum()
 
     def figures(self) -> dict[str, float]:
@@ -169,7 +177,20 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
         options: weights, and how canvases are corrupted.
     """
     slots, slot_lengths = model.projector(batch.frames, batch.frame_lengths)
-    return losses_of_slots(model, slots, slot_lengths, batch.text, options)
+    parts = losses_of_slots(model, slots, slot_lengths, batch.text, options)
+    if batch.wanted is None:
+        return parts
+    return replace(parts, imitation=imitation_loss(slots, slot_lengths, batch.wanted))
+
+
+def imitation_loss(slots: Tensor, slot_lengths: Tensor, wanted: Tensor) -> Tensor:
+    """The mean of 1 - cosine between audio tokens (B, S, H), slot_lengths (B,), and those wanted (B, S', H), one by one.
+
+    The two may differ by an audio token at the end, where strides round otherwise.
+    """
+    size = min(slots.shape[1], wanted.shape[1])
+    used = length_mask(slot_lengths, size) & (wanted[:, :size].abs().sum(-1) > 0)
+    return 1 - F.cosine_similarity(slots[:, :size][used].float(), wanted[:, :size][used].float(), dim=-1).mean()
 
 
 def losses_of_slots(
@@ -233,7 +254,7 @@ def backbone_losses(
         generator: on the device of `embeds`; None is torch's default.
 
     Returns:
-        the losses; `ctc` is None.
+        the losses; `ctc` and `imitation` are None.
     """
     prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
     ar = ar_accuracy = diffusion = accuracy = None
@@ -245,7 +266,7 @@ def backbone_losses(
         hidden = backbone.denoise_hidden(noisy, prefill, signal)
         everywhere = torch.ones_like(noisy, dtype=torch.bool)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, everywhere)
-    return Losses(diffusion, ar, None, accuracy, ar_accuracy)
+    return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)
 
 
 def noisy_canvases(

@@ -27,13 +27,14 @@ class LossRecipe:
     diffusion: float = 1.0  # weight of denoising the transcript on the canvas
     autoregressive: float = 1.0  # weight of predicting the transcript's next token in the backbone's encoder
     ctc: float = 1.0  # weight of CTC on the audio tokens, through the backbone's head
+    imitation: float = 0.0  # weight of making the audio tokens of train.teacher
     self_conditioning: float = 0.5  # probability of a first pass whose logits condition the second
     full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1)
     draft_share: float = 0.0  # probability that a canvas starts from the CTC draft
     unroll: float = 0.0  # probability that the second pass continues from the canvas after the first
 
     def __post_init__(self) -> None:
-        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc")}
+        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc", "imitation")}
         for key, weight in weights.items():
             require(weight >= 0, f"losses.{key}", weight, "at least 0")
         require(any(weights.values()), "losses", "weights of 0 alone", "positive for at least one of them")
@@ -56,6 +57,8 @@ class TrainRecipe(LoopOptions):
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
+    teacher: Path | None = None  # checkpoint with the projector that losses.imitation learns from; see train/teacher.py
+    teacher_frames: Path | None = None  # its encoder's frames of all training utterances: a `data.cache_dir`
     monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
     shard: Literal["experts"] | None = None  # share the frozen experts among the workers (shard.py); None: each has all
     quantization: str | None = None  # pack the frozen experts in 4 or 8 bits (checkpoint/quantization.py); None: not
@@ -125,6 +128,8 @@ class Recipe:
         _agree(model.reads_context, "model.reads_context", train.context, "train.context")
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
+        if len({train.teacher is None, train.teacher_frames is None, losses.imitation == 0}) > 1:
+            raise RecipeError("'train.teacher', 'train.teacher_frames' and 'losses.imitation' go together; give all or none")
         require(model.dtype == "float32", "model.dtype", model.dtype, "left out of a recipe, which has train.dtype")
         require(model.drafter is None, "model.drafter", "a section", "left out of a recipe: no drafter can be trained")
 
