@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..checkpoint.load import load_adapter, read_adapter
 from ..checkpoint.parts import load_backbone, load_encoder, load_tokenizer
 from ..checkpoint.save import save_checkpoint
-from ..data.augment import mask_bands
+from ..data.augment import log_uniform, mask_bands, warp_frequencies
 from ..data.context import drawn_context
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance
@@ -201,7 +201,10 @@ class AdapterTrainer:
         unnamed = [rng.random() < train.unnamed for _ in chosen]
         contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < train.context else "" for i in chosen]
         batch = self.batch(chosen, margin, unnamed, contexts)
-        masked = mask_bands(batch.frames, batch.frame_lengths, train.spec_augment)
+        frames = batch.frames
+        if train.warp != (1, 1):
+            frames = warp_frequencies(frames, log_uniform(train.warp, len(frames)))
+        masked = mask_bands(frames, batch.frame_lengths, train.spec_augment)
         batch = replace(batch, frames=masked).to(self.model.device)
         with computing_in(self.dtype, self.model.device):
             if self.teacher is not None:

@@ -15,6 +15,7 @@ from ..checkpoint.quantization import QUANTIZATIONS
 from ..data.augment import Masking
 from ..errors import RecipeError
 from ..model.config import ModelConfig
+from ..model.mel_encoder import LOG_MEL
 from ..strict import require
 from .loop import LoopOptions
 from .recipe_files import SOURCE, load_recipe_as
@@ -55,6 +56,10 @@ class TrainRecipe(LoopOptions):
     batch_frames: int | None = None  # encoder frames (20 ms) in one forward pass at most, with padding; None is no limit
     start_from: Path | None = None  # checkpoint folder with the initial adapter; None is a newly initialised one
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
+    warp: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # range of the factor on an utterance's frequencies, where frames are spectrograms
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
     teacher: Path | None = None  # checkpoint with the projector that losses.imitation learns from; see train/teacher.py
@@ -71,6 +76,7 @@ class TrainRecipe(LoopOptions):
             value = getattr(self.spec_augment, item.name)
             require(value >= 0, f"train.spec_augment.{item.name}", value, "at least 0")
         require(self.batch_frames is None or self.batch_frames >= 1, "train.batch_frames", self.batch_frames, "at least 1")
+        require(0 < self.warp[0] <= self.warp[1], "train.warp", self.warp, "two factors above 0, the smaller one first")
         require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
         require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")
         packings = (None, *QUANTIZATIONS)
@@ -128,6 +134,10 @@ class Recipe:
         _agree(model.reads_context, "model.reads_context", train.context, "train.context")
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
+        if train.warp != (1, 1) and model.encoder.name != LOG_MEL:
+            raise RecipeError(
+                f"'train.warp' is {list(train.warp)}, but only the frames of the encoder {LOG_MEL} are spectrograms"
+            )
         if len({train.teacher is None, train.teacher_frames is None, losses.imitation == 0}) > 1:
             raise RecipeError("'train.teacher', 'train.teacher_frames' and 'losses.imitation' go together; give all or none")
         require(model.dtype == "float32", "model.dtype", model.dtype, "left out of a recipe, which has train.dtype")

@@ -13,7 +13,6 @@ from ..errors import RecipeError
 from ..strict import suggest
 from .adapter import train_adapter
 from .mini.bundle import BundleRecipe, bundle
-from .mini.distill import EncoderRecipe, train_encoder
 from .mini.reading import ReadingRecipe, train_reading
 from .mini.text import BackboneRecipe, train_backbone
 from .mini.tokenizer import TokenizerRecipe, train_tokenizer_stage
@@ -28,7 +27,6 @@ STAGES: dict[str, Stage] = {
     "adapter": (Recipe, train_adapter),
     "tokenizer": (TokenizerRecipe, train_tokenizer_stage),
     "backbone": (BackboneRecipe, train_backbone),
-    "encoder": (EncoderRecipe, train_encoder),
     "reading": (ReadingRecipe, train_reading),
     "bundle": (BundleRecipe, bundle),
 }
