@@ -56,10 +56,7 @@ class TrainRecipe(LoopOptions):
     batch_frames: int | None = None  # encoder frames (20 ms) in one forward pass at most, with padding; None is no limit
     start_from: Path | None = None  # checkpoint folder with the initial adapter; None is a newly initialised one
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
-    warp: tuple[float, float] = (
-        1.0,
-        1.0,
-    )  # range of the factor on an utterance's frequencies, where frames are spectrograms
+    warp: tuple[float, float] = (1.0, 1.0)  # range of the factor on an utterance's frequencies; with log-mel alone
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
     teacher: Path | None = None  # checkpoint with the projector that losses.imitation learns from; see train/teacher.py
