@@ -12,7 +12,7 @@ import tiny
 import torch
 import yaml
 from sounds import tone, write
-from tiny_model import clips
+from tiny_model import clips, speech_batch, tiny_model
 
 import diffusion_gemma_asr
 from diffusion_gemma_asr.app.memory import downloads
@@ -27,7 +27,7 @@ from diffusion_gemma_asr.errors import AudioError, CheckpointError, DataError, R
 from diffusion_gemma_asr.model.config import EncoderConfig, LoraConfig, ProjectorConfig
 from diffusion_gemma_asr.model.encoder import log_mel
 from diffusion_gemma_asr.model.mel_encoder import LOG_MEL
-from diffusion_gemma_asr.train.objective import imitation_loss
+from diffusion_gemma_asr.train.objective import imitation_loss, trust_in
 from diffusion_gemma_asr.train.run import train_from_recipe
 
 EIGHT = ProjectorConfig(24, (2, 2, 2), kernels=(7, 5, 5))
@@ -79,19 +79,31 @@ def test_such_a_model_is_saved_loaded_counted_exported_and_transcribes(
 
 def test_the_loss_of_imitation_is_the_angle() -> None:
     wanted = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]], [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]])
-    lengths = torch.tensor([3, 1])
-    assert float(imitation_loss(5 * wanted, lengths, wanted)) == pytest.approx(0, abs=1e-6)
+    lengths, trust = torch.tensor([3, 1]), torch.ones(2)
+    assert float(imitation_loss(5 * wanted, lengths, wanted, trust)) == pytest.approx(0, abs=1e-6)
     turned = wanted.clone()
     turned[0, 1] = torch.tensor([1.0, 0.0])  # by 90 degrees: one of four
-    assert float(imitation_loss(turned, lengths, wanted)) == pytest.approx(0.25)
-    assert float(imitation_loss(turned[:, :1], lengths, wanted)) == pytest.approx(0, abs=1e-6)  # strides rounded otherwise
+    assert float(imitation_loss(turned, lengths, wanted, trust)) == pytest.approx(0.25)
+    assert float(imitation_loss(turned, lengths, wanted, torch.tensor([0.2, 1.0]))) == pytest.approx(0.05)
+    assert float(imitation_loss(turned[:, :1], lengths, wanted, trust)) == pytest.approx(0, abs=1e-6)  # rounded otherwise
     longer = torch.cat([turned, torch.ones(2, 1, 2)], 1)
-    assert float(imitation_loss(longer, lengths + 1, wanted)) == pytest.approx(0.25)
+    assert float(imitation_loss(longer, lengths + 1, wanted, trust)) == pytest.approx(0.25)
+
+
+def test_a_teacher_is_trusted_as_far_as_it_spells_what_was_said(whisper_folder: Path, backbone_folder: Path) -> None:
+    model = tiny_model(whisper_folder, backbone_folder)
+    batch = speech_batch(model, ["the fox", "the fox"], [150, 150])
+    right = [model.blank, *batch.text.transcripts()[0], model.blank]
+    wanted = torch.zeros(2, len(right) + 3, model.backbone.hidden_size)  # the second row: nothing was heard
+    wanted[0, : len(right)] = 100 * model.head.weight[right]
+    wanted[1, : len(right)] = 100 * model.head.weight[model.blank]
+    trust = trust_in(model, wanted, batch.text)
+    assert float(trust[0]) > 10 * float(trust[1]) > 0
 
 
 @pytest.fixture
 def lesson(tmp_path: Path, whisper_folder: Path, backbone_folder: Path) -> dict[str, Any]:
-    """A recipe whose teacher, frames and all, is in `teacher`."""
+    """A recipe whose teacher, frames and all, is in `teacher`, and knows its three sentences by heart."""
     rows = []
     for i, text in enumerate(("the quick fox", "she sells", "by the sea")):
         sound = write(tmp_path / f"{i}.wav", tone(300 + 100 * i, 1.5 + 0.4 * i))
@@ -105,7 +117,7 @@ def lesson(tmp_path: Path, whisper_folder: Path, backbone_folder: Path) -> dict[
             "projector": {"hidden_size": 24, "strides": [2, 2]},
         },
         "losses": {"diffusion": 0.0, "autoregressive": 0.0},
-        "train": {"steps": 1, "batch_size": 3, "lr": 0.01, "dtype": "float32", "monitor_samples": 1},
+        "train": {"steps": 60, "batch_size": 3, "lr": 0.01, "dtype": "float32", "monitor_samples": 1},
         "data": {"train": [{"manifest": "speech.jsonl"}], "dev": ["speech.jsonl"], "transcript": "plain"},
     }
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -244,9 +244,22 @@ def ctc_loss(
         blank: id of the blank.
 
     Returns:
-        scalar: the mean over rows of the negative log-likelihood in nats divided by max(1, target length). A
-        row whose transcript needs more slots than it has (`slots_needed`) adds 0 to the sum and gets no
-        gradient.
+        scalar: the mean over rows of `ctc_losses`.
+
+    Raises:
+        DataError: a transcript holds the blank.
+    """
+    return ctc_losses(head, hidden, targets, slot_lengths, target_lengths, blank).mean()
+
+
+def ctc_losses(
+    head: Head, hidden: Tensor, targets: Tensor, slot_lengths: Tensor, target_lengths: Tensor, blank: int
+) -> Tensor:
+    """The loss of each row, see `ctc_loss`.
+
+    Returns:
+        (B,): the negative log-likelihood in nats divided by max(1, target length). That of a row whose transcript needs
+        more slots than it has (`slots_needed`) is 0, without gradient.
 
     Raises:
         DataError: a transcript holds the blank.
@@ -273,4 +286,4 @@ def ctc_loss(
     # Ours are normalised over the whole vocabulary, so we take it out with a term of value 0.
     extra = log_probs.exp().sum(-1).masked_fill(~scored, 0.0).sum(1)  # (B,)
     losses = losses - (extra - extra.detach())
-    return (losses / target_lengths.clamp(min=1)).mean()
+    return losses / target_lengths.clamp(min=1)

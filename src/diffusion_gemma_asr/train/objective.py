@@ -16,7 +16,7 @@ from torch import Tensor
 from ..denoise.canvas import EditCanvases, edit_canvases, q_xt, sample_t, write_canvas
 from ..denoise.steps import accept, renoise, sample
 from ..model.backbone import Backbone, Prefill
-from ..model.ctc import ctc_loss
+from ..model.ctc import ctc_loss, ctc_losses
 from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
@@ -143,7 +143,7 @@ class Losses:
         diffusion: mean cross-entropy of a canvas position, in nats.
         autoregressive: mean cross-entropy of a token behind the prompt, in nats.
         ctc: mean negative log-likelihood of a token, in nats.
-        imitation: mean of 1 - cosine between an audio token and the teacher's.
+        imitation: mean of 1 - cosine between an audio token and the teacher's, times the trust in the teacher.
         canvas_accuracy: share of canvas positions with the target as arg-max.
         next_token_accuracy: share of tokens behind the prompt with the target as arg-max.
     """
@@ -180,17 +180,34 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
     parts = losses_of_slots(model, slots, slot_lengths, batch.text, options)
     if batch.wanted is None:
         return parts
-    return replace(parts, imitation=imitation_loss(slots, slot_lengths, batch.wanted))
+    trust = trust_in(model, batch.wanted, batch.text)
+    return replace(parts, imitation=imitation_loss(slots, slot_lengths, batch.wanted, trust))
 
 
-def imitation_loss(slots: Tensor, slot_lengths: Tensor, wanted: Tensor) -> Tensor:
-    """The mean of 1 - cosine between audio tokens (B, S, H), slot_lengths (B,), and those wanted (B, S', H), one by one.
+@torch.no_grad()
+def trust_in(model: DiffusionGemmaASR, wanted: Tensor, text: TextBatch) -> Tensor:
+    """(B,) how well a teacher's audio tokens (B, S, H) spell the transcripts: a token's mean probability, geometrically."""
+    lengths = wanted.any(-1).sum(1)
+    with torch.autocast(wanted.device.type, enabled=False):
+        hidden = wanted.to(model.head.weight.dtype)
+        return (-ctc_losses(model.head, hidden, text.canvas, lengths, text.counts, model.blank)).exp()
 
-    The two may differ by an audio token at the end, where strides round otherwise.
+
+def imitation_loss(slots: Tensor, slot_lengths: Tensor, wanted: Tensor, trust: Tensor) -> Tensor:
+    """How far audio tokens are from a teacher's, as far as that is to be trusted.
+
+    Args:
+        slots: (B, S, H); slot_lengths: (B,).
+        wanted: (B, S', H), zeros behind each end; the two may differ by an audio token there, where strides round otherwise.
+        trust: (B,) weight of each row.
+
+    Returns:
+        scalar: the mean over all audio tokens of 1 - cosine, times the row's weight.
     """
     size = min(slots.shape[1], wanted.shape[1])
-    used = length_mask(slot_lengths, size) & (wanted[:, :size].abs().sum(-1) > 0)
-    return 1 - F.cosine_similarity(slots[:, :size][used].float(), wanted[:, :size][used].float(), dim=-1).mean()
+    used = length_mask(slot_lengths, size) & wanted[:, :size].any(-1)
+    cosine = F.cosine_similarity(slots[:, :size].float(), wanted[:, :size].float(), dim=-1)  # (B, size)
+    return ((1 - cosine) * trust[:, None])[used].mean()
 
 
 def losses_of_slots(
