@@ -280,7 +280,8 @@ class TextTrainer:
         weights = self.recipe.losses if step >= train.unroll_from else replace(self.recipe.losses, unroll=0.0)
         with torch.autocast(backbone.device.type, self.dtype, enabled=self.dtype != torch.float32):
             losses = backbone_losses(backbone, embeds, batch, weights, drafts)
-        return losses.total(weights), losses.figures()
+        read = "" if int(batch.slot_mask.sum(1).max()) > 1 else "_without_sound"
+        return losses.total(weights), {f"{name}{read}": value for name, value in losses.figures().items()}
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Metrics:
