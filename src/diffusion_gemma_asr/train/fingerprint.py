@@ -20,7 +20,7 @@ from ..model.config import BackboneConfig, EncoderConfig
 
 # Settings that may differ when a run is resumed: its length, how it is evaluated, and where weights lie.
 FREE = {"stage", "name", "steps", "minutes", "save_every", "eval_every", "monitor_samples", "dev", "dev_count"}
-FREE |= {"cache_dir", "shard"}
+FREE |= {"cache_dir", "shard", "compile"}
 # Settings that came later: at their default they are not named, so that older runs go on.
 LATER = {"kernels", "quantization", "rotary", "shared", "skip_blanks", "frozen_projector", "imitation", "warp"}
 SAMPLES = 64  # hashed values of each tensor, about

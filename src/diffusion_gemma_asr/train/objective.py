@@ -273,7 +273,10 @@ def backbone_losses(
     Returns:
         the losses; `ctc` and `imitation` are None.
     """
-    prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
+    if options.diffusion > 0:
+        prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
+    else:
+        hidden = backbone.causal(embeds)
     ar = ar_accuracy = diffusion = accuracy = None
     if options.autoregressive > 0:
         ar, ar_accuracy = autoregressive_loss(backbone.head, hidden, batch.ids, batch.target_mask)

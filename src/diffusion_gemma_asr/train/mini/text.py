@@ -68,6 +68,7 @@ class BackboneTrain(LoopOptions):
     noise_only: float = 0.0  # share of batches whose prompts have a single slot of noise, to train a language model
     unnamed: float = 0.0  # share of prompts that do not name the language
     unroll_from: int = 0  # first step with losses.unroll
+    compile: bool = False  # where losses.diffusion is 0: compile the layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,8 @@ class BackboneRecipe:
     def __post_init__(self) -> None:
         require(self.losses.ctc == 0, "losses.ctc", self.losses.ctc, "0: there is no sound in this stage")
         require(self.losses.uses_backbone, "losses", "weights of 0", "positive for diffusion or autoregressive")
+        alone = self.losses.diffusion == 0 or not self.train.compile
+        require(alone, "train.compile", True, "left out where losses.diffusion is not 0: canvases are not compiled")
 
 
 class Reader:
@@ -263,6 +266,8 @@ class TextTrainer:
             "data": fingerprint.of_lines(map(str, self.sentences.targets)),
             "start_from": "nothing" if recipe.start_from is None else fingerprint.of_tensors(backbone.state_dict()),
         }
+        if train.compile:
+            backbone.compile_causal()
         self.reader = Reader(backbone.to(device), prompts, recipe.slots)
         self.mixture = self.sentences.mixture(data, train.batch_tokens, train.batch_size, train.seed)
 
