@@ -161,11 +161,11 @@ def test_nothing_is_lost_and_little_is_held() -> None:
 
     call = np.stack([ANN, BOB])
     for sound, expected, most in (
-        (np.pad(np.tile(call, 10), ((0, 0), (50 * SAMPLE_RATE, 0))), True, 110),  # silence comes first
-        (np.tile(call, 10), True, 60),
-        (np.tile(np.stack([ANN, ANN]), 10), False, 60),
+        (np.pad(np.tile(call, 4), ((0, 0), (50 * SAMPLE_RATE, 0))), True, 98),  # silence comes first
+        (np.tile(call, 4), True, 45),
+        (np.tile(np.stack([ANN, ANN]), 4), False, 45),
         (np.zeros((2, 300 * SAMPLE_RATE), np.float32), False, 120),
-        (np.tile(ANN[None], 10), False, 1),
+        (np.tile(ANN[None], 4), False, 1),
         (call[:, :8000], False, 1),
     ):
         taken = 0
@@ -220,9 +220,9 @@ def test_a_pipe_is_read_once_and_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_chunks_of_all_channels_come_in_order_of_time() -> None:
-    long = np.stack([np.tile(ANN, 5), np.tile(np.roll(BOB, 30_000), 5), np.tile(0.001 * ANN, 5)])
+    long = np.stack([np.tile(ANN, 3), np.tile(np.roll(BOB, 30_000), 3), np.tile(0.001 * ANN, 3)])
     starts = [chunk.start for chunk in chunks_of(long, "each")]
-    assert starts == sorted(starts) and len(starts) > 10
+    assert starts == sorted(starts) and len(starts) > 5
     parts = {"clip_timestamps": (3.0, 9.0, 20.0, 31.0)}
     found = chunks_of(long, "each", **parts)
     for channel in range(3):
@@ -279,3 +279,11 @@ def test_reading_side_by_side_refuses_what_reading_refuses() -> None:
         list(read_channels(np.where(np.arange(SAMPLE_RATE) == 8000, np.nan, np.stack([ANN, BOB])[:, :SAMPLE_RATE])))
     with pytest.raises(AudioError, match="no track 1"):
         list(read_channels(ANN, track=1))
+
+
+def test_what_comes_before_an_error_is_heard() -> None:
+    call = np.stack([ANN, BOB])
+    call[1, -SAMPLE_RATE] = np.nan
+    *chunks, error = (event for event, _ in recording_events(call, TranscribeOptions()))
+    assert isinstance(error, AudioError) and "NaN" in str(error)
+    assert {chunk.channel for chunk in chunks} == {0, 1}

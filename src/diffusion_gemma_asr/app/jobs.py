@@ -98,7 +98,7 @@ class Job:
         self.options, self.segments = rest(self.options, before)
         if len(self.segments) < len(before):
             partial.keep(self.segments)
-        self.done_s = self.segments[-1].end if self.segments else 0.0
+        self.done_s = max((segment.end for segment in self.segments), default=0.0)
 
     def sound_s(self, duration: float) -> float:
         """Seconds of a recording of this duration that are to be transcribed."""

@@ -85,7 +85,7 @@ def rest(options: TranscribeOptions, segments: list[Segment]) -> tuple[Transcrib
         cuts = (n for n in reversed(range(len(segments))) if all(s.end <= segments[n].start for s in segments[:n]))
         segments = segments[: next(cuts)]
     while segments:
-        done_s = segments[-1].end
+        done_s = max(segment.end for segment in segments)
         clips = [(max(start, done_s), end) for start, end in options.clips() or ((0.0, math.inf),) if end > done_s]
         if clips:
             times = tuple(time for clip in clips for time in clip if math.isfinite(time))
