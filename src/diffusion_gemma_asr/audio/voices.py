@@ -92,7 +92,7 @@ def _loud(sound: Samples) -> NDArray[np.bool_]:
 def _levels(samples: Samples) -> NDArray[np.float64]:
     """(n,) -> (n // 512, bands) in dB, of windows of 32 ms, around their means in the second around each.
 
-    So a voice that is loud in one channel and faint in the other, and then another one the other way round, are alike in both.
+    So of two voices that are each loud in one channel and faint in the other, the channels are alike all the same.
     """
     windows = samples[: len(samples) // WINDOW * WINDOW].reshape(-1, WINDOW) * np.hanning(WINDOW)
     power = np.square(np.abs(np.fft.rfft(windows, axis=1)))
