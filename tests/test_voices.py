@@ -14,7 +14,8 @@ import pytest
 from sounds import tone, write
 
 import diffusion_gemma_asr as asr
-from diffusion_gemma_asr.app.partial import rest
+from diffusion_gemma_asr.app.jobs import Job
+from diffusion_gemma_asr.app.partial import Partial, rest
 from diffusion_gemma_asr.audio.read import SAMPLE_RATE, load_audio, read_channels
 from diffusion_gemma_asr.audio.vad import Chunk, speech_chunks
 from diffusion_gemma_asr.audio.voices import different_speech, held_apart
@@ -261,6 +262,22 @@ def test_an_interrupted_run_goes_on_where_no_channel_is_cut(
     options, stay = rest(TranscribeOptions(), segments)
     assert stay == segments[:kept]
     assert options.clip_timestamps == (() if from_s is None else (from_s,))
+
+
+def test_segments_that_did_not_stay_do_not_come_back(tmp_path: Path) -> None:
+    recording, output = write(tmp_path / "call.wav", ANN), tmp_path / "call.txt"
+
+    def partial() -> Partial:
+        return Partial(output, recording, TranscribeOptions(), "mini")
+
+    first = partial()
+    for number, span in enumerate([(0, 5, 0), (6, 30, 1), (7, 9, 0)]):
+        first.add(segment(number, *span))
+    job = Job(recording, {"txt": output}, TranscribeOptions())
+    job.continue_from(partial())
+    assert [s.text for s in job.segments] == ["text 0"] and job.done_s == 5
+    job.add(segment(0, 6, 8, 1))
+    assert partial().read() == job.segments
 
 
 def test_both_are_understood(caplog: pytest.LogCaptureFixture) -> None:
