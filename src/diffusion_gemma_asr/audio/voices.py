@@ -101,7 +101,7 @@ def _levels(samples: Samples) -> NDArray[np.float64]:
     level = 10.0 * np.log10(np.add.reduceat(power, edges, axis=1)[:, :-1] + 1e-12)  # the last one is what is above
     level = np.maximum(level, level.max(initial=-120.0) - DYNAMICS_DB)
     total = np.pad(level, ((SLOW // 2 + 1, SLOW // 2), (0, 0)), mode="edge").cumsum(axis=0)
-    return level - (total[SLOW:] - total[:-SLOW]) / SLOW  # type: ignore[no-any-return]
+    return level - (total[SLOW:] - total[:-SLOW]) / SLOW
 
 
 def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
