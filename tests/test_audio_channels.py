@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sounds import pitch, tone, write, write_film
 
-from diffusion_gemma_asr.audio.read import SAMPLE_RATE, channels_of, convert_blocks, load_audio, read_blocks
+from diffusion_gemma_asr.audio.mix import Apart
+from diffusion_gemma_asr.audio.read import SAMPLE_RATE, convert_blocks, load_audio, read_blocks, read_channels
 from diffusion_gemma_asr.errors import AudioError
 
 
@@ -79,21 +80,46 @@ def test_one_channel(tmp_path: Path) -> None:
     stereo = np.stack([tone(440, 1.0), tone(880, 1.0)])
     files = write(tmp_path / "two.wav", stereo), write(tmp_path / "two.m4a", stereo, codec="aac"), stereo, stereo.T
     for source in files:
-        assert channels_of(source) == 2
+        assert [round(pitch(row[2000:14000]), -1) for row in all_channels(source)] == [440, 880]
         for channel, hertz in (("left", 440), ("right", 880), (0, 440), (1, 880)):
             assert pitch(load_audio(source, channel=channel)[2000:14000]) == pytest.approx(hertz, abs=3)
     blocks = list(convert_blocks(np.array_split(stereo, 7, axis=1), channel="right"))
     np.testing.assert_array_equal(np.concatenate(blocks), stereo[1])
     mono = tone(440, 1.0)
-    assert channels_of(mono) == 1
+    assert all_channels(mono).shape == (1, SAMPLE_RATE)
     np.testing.assert_array_equal(load_audio(mono, channel=0), mono)
 
 
-def test_channels_are_counted_without_moving_a_file_object(tmp_path: Path) -> None:
-    data = write(tmp_path / "two.wav", np.stack([tone(440, 1.0)] * 2)).read_bytes()
-    file = io.BytesIO(data)
-    assert channels_of(file) == channels_of(data) == 2 and file.tell() == 0
-    np.testing.assert_array_equal(load_audio(file), load_audio(data))
+def all_channels(source: object, **how: object) -> np.ndarray:
+    return np.concatenate(list(read_channels(source, **how)), axis=1)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_channels_side_by_side_are_what_each_is_alone(tmp_path: Path, rate: int) -> None:
+    stereo = np.stack([tone(440, 2.5, rate), tone(880, 2.5, rate, 0.1)])
+    for source in (write(tmp_path / "two.flac", stereo, rate), write(tmp_path / "two.ogg", stereo, 48_000)):
+        alone = [load_audio(source, channel=number) for number in (0, 1)]
+        np.testing.assert_allclose(all_channels(source), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_channels_that_come_and_go(most: int | None) -> None:
+    one, two = words(0)[None], np.stack([words(1), words(2)])
+    three = np.concatenate([one, two])
+    apart = Apart("sound", most)
+    np.testing.assert_array_equal(apart(two, SAMPLE_RATE), two)
+    np.testing.assert_array_equal(apart(one, SAMPLE_RATE), np.concatenate([one, one]))
+    grown = apart(three, SAMPLE_RATE)
+    np.testing.assert_allclose(grown, three[:2] if most is None else np.tile(three.mean(axis=0), (2, 1)), atol=1e-7)
+    apart = Apart("sound", most)
+    np.testing.assert_array_equal(apart(one, SAMPLE_RATE), one)
+    assert apart(two, SAMPLE_RATE).shape == (1, two.shape[1])
+
+
+def test_more_channels_than_wanted_are_mixed() -> None:
+    three = np.stack([words(0), words(1), words(2)])
+    np.testing.assert_array_equal(all_channels(three, most=2)[0], load_audio(three))
+    assert all_channels(three, most=2).shape[0] == 1 and all_channels(three).shape[0] == 3
 
 
 @pytest.mark.parametrize(
@@ -138,7 +164,7 @@ def test_a_track_by_its_number(tmp_path: Path) -> None:
     for source in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
         assert [heard(source, track=number) for number in (None, 0, 1)] == [880, 440, 880]
     stereo = write_film(tmp_path / "stereo.mkv", [tone(440, 1.0), np.stack([tone(440, 1.0)] * 2)], "aac")
-    assert [channels_of(stereo, track=number) for number in (0, 1)] == [1, 2]
+    assert [len(all_channels(stereo, track=number)) for number in (0, 1)] == [1, 2]
 
 
 def test_tracks_that_do_not_exist(tmp_path: Path) -> None:

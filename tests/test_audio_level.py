@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 from sounds import tone
 
-from diffusion_gemma_asr.audio.level import BOUND_DB, Level, heard_ahead, raised
+from diffusion_gemma_asr.audio.level import BOUND_DB, HeardAhead, Level, raised
 from diffusion_gemma_asr.audio.read import SAMPLE_RATE, load_audio
 from diffusion_gemma_asr.audio.vad import Chunk, VadOptions, speech_chunks, speech_finder
 
@@ -18,6 +19,13 @@ SENTENCE = "My brother bought a new bicycle last week."
 
 def blocks(sound: np.ndarray, size: int = SAMPLE_RATE) -> list[np.ndarray]:
     return [sound[i : i + size] for i in range(0, len(sound), size)]
+
+
+def heard_ahead(sound: Iterable[np.ndarray], level: Level) -> Iterator[np.ndarray]:
+    ahead = HeardAhead(level)
+    for block in sound:
+        yield from ahead.feed(block)
+    yield from ahead.finish()
 
 
 def pause(seconds: float) -> np.ndarray:

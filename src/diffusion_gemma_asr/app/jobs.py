@@ -94,8 +94,11 @@ class Job:
     def continue_from(self, partial: Partial) -> None:
         """Takes what an earlier run has left, and keeps there what comes."""
         self.partial = partial
-        self.options, self.segments = rest(self.options, partial.read())
-        self.done_s = self.segments[-1].end if self.segments else 0.0
+        before = partial.read()
+        self.options, self.segments = rest(self.options, before)
+        if len(self.segments) < len(before):
+            partial.keep(self.segments)
+        self.done_s = max((segment.end for segment in self.segments), default=0.0)
 
     def sound_s(self, duration: float) -> float:
         """Seconds of a recording of this duration that are to be transcribed."""

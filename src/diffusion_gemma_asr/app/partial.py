@@ -49,6 +49,12 @@ class Partial:
         self._kept = head == self._head
         return segments
 
+    def keep(self, segments: list[Segment]) -> None:
+        """Keeps these in place of those that are there."""
+        self._kept = False
+        for segment in segments:
+            self.add(segment)
+
     def add(self, segment: Segment) -> None:
         """Keeps one more; where that is not possible, an interruption will lose it."""
         with suppress(OSError), self._path.open("a" if self._kept else "w", encoding="utf-8") as file:
@@ -72,10 +78,14 @@ def rest(options: TranscribeOptions, segments: list[Segment]) -> tuple[Transcrib
 
     Returns:
         options for what follows, and the segments that stay. The last one does not where nothing follows it, since
-        there is no such clip: it is transcribed once more.
+        there is no such clip: it is transcribed once more. Of several channels those stay behind which all channels can be
+        cut: what was said meanwhile on another one may not be there yet.
     """
+    if any(segment.channel is not None for segment in segments):
+        cuts = (n for n in reversed(range(len(segments))) if all(s.end <= segments[n].start for s in segments[:n]))
+        segments = segments[: next(cuts)]
     while segments:
-        done_s = segments[-1].end
+        done_s = max(segment.end for segment in segments)
         clips = [(max(start, done_s), end) for start, end in options.clips() or ((0.0, math.inf),) if end > done_s]
         if clips:
             times = tuple(time for clip in clips for time in clip if math.isfinite(time))

@@ -1,4 +1,4 @@
-"""Sound files to consecutive mono sound: PyAV, which brings its own FFmpeg, decodes one audio track of a container."""
+"""Sound files to consecutive sound: PyAV, which brings its own FFmpeg, decodes one audio track of a container."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import AudioError
 from .arrays import scaled
 from .inputs import File, open_container, unreadable
-from .mix import Channel, Mixer
+from .mix import Channels
 from .timeline import LONGEST_HOLE_S, LONGEST_SILENCE_S, Timed, on_time
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 384_000
@@ -42,7 +42,7 @@ class _Damage:
             self.reason, self.first_s = " ".join(str(reason).split()), time_s
 
 
-def decode(source: File, name: str, track: int | None = None, channel: Channel = "mix") -> Iterator[Timed]:
+def decode(source: File, name: str, track: int | None, channels: Channels) -> Iterator[Timed]:
     """Decode an audio track of a file, with silence where it has none.
 
     Packets that cannot be decoded (a broken tag at the end of an mp3, a damaged download) are left out, with one warning.
@@ -51,10 +51,10 @@ def decode(source: File, name: str, track: int | None = None, channel: Channel =
         source: path, bytes or binary file object.
         name: of the source, for messages.
         track: number of the audio track, from 0; None is the one that the file marks as its default, else the first.
-        channel: see `Mixer`.
+        channels: makes of those of the file what is wanted.
 
     Yields:
-        consecutive mono sound from the container's start on; `time` does not matter any more.
+        consecutive sound from the container's start on; `time` does not matter any more.
 
     Raises:
         AudioError: it cannot be opened, has no such track, or nothing of it can be decoded.
@@ -65,13 +65,7 @@ def decode(source: File, name: str, track: int | None = None, channel: Channel =
         duration_s = (container.duration or 0) / av.time_base if not begins_anew else 0.0
         longest_hole_s = max(LONGEST_HOLE_S, min(duration_s, LONGEST_SILENCE_S))
         reach_s = OGG_PAGE_S if container.format.name == "ogg" else 0.0
-        yield from on_time(_pieces(container, stream, name, channel), name, longest_hole_s, reach_s)
-
-
-def channel_count(source: File, name: str, track: int | None = None) -> int:
-    """How many channels an audio track has. Raises AudioError as `decode` does."""
-    with open_container(source, name) as container:
-        return _track(container, track, name).codec_context.layout.nb_channels
+        yield from on_time(_pieces(container, stream, name, channels), name, longest_hole_s, reach_s)
 
 
 def _track(container: InputContainer, track: int | None, name: str) -> av.AudioStream:
@@ -97,9 +91,9 @@ def _is_default(stream: av.AudioStream) -> bool:
         return False
 
 
-def _pieces(container: InputContainer, stream: av.AudioStream, name: str, channel: Channel) -> Iterator[Timed]:
-    """All that can be decoded, mono, with its times from the container's start."""
-    mixer, damage = Mixer(channel, name), _Damage()
+def _pieces(container: InputContainer, stream: av.AudioStream, name: str, channels: Channels) -> Iterator[Timed]:
+    """All that can be decoded, with its times from the container's start."""
+    damage = _Damage()
     start_s = None if container.start_time is None else container.start_time / av.time_base
     exact = stream.codec_context.name.startswith("pcm_f")  # then what is not finite stood in the file
     any_sound, peak, lost = False, 0.0, False
@@ -116,15 +110,15 @@ def _pieces(container: InputContainer, stream: av.AudioStream, name: str, channe
             if start_s is None and frame.pts is not None:
                 start_s, time_s = time_s, 0.0
             wrong = _wrong(frame)
-            mono = np.zeros(0, np.float32) if wrong else mixer(scaled(_planes(frame)), frame.sample_rate)
-            loudest = float(np.abs(mono).max(initial=0.0))
+            samples = np.zeros(0, np.float32) if wrong else channels(scaled(_planes(frame)), frame.sample_rate)
+            loudest = float(np.abs(samples).max(initial=0.0))
             if not wrong and not exact and not loudest <= MAX_PEAK:  # NaN as well
                 wrong = "samples beyond any scale"
             if wrong:
                 damage.add(wrong, time_s)
                 lost = True
                 continue
-            yield Timed(time_s, frame.sample_rate, mono, lost)
+            yield Timed(time_s, frame.sample_rate, samples, lost)
             any_sound, peak, lost = True, max(peak, loudest), False
     if damage.packets and not any_sound:
         raise unreadable(name, f"none of it can be decoded: {damage.reason}")

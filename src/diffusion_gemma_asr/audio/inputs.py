@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import struct
 import tempfile
 import time
@@ -42,16 +41,6 @@ def unreadable(name: str, reason: object) -> AudioError:
     """The error for what is no sound, in one line."""
     told = " ".join(str(reason).split())
     return AudioError(f"{name}: cannot be read as sound ({told}); give wav, flac, mp3, m4a, ogg or the like")
-
-
-def is_once(source: object) -> bool:
-    """Whether it can be read once only: a pipe, a terminal, a socket."""
-    if isinstance(source, str | os.PathLike):
-        try:
-            return not stat.S_ISREG(os.stat(source).st_mode)
-        except (OSError, ValueError):
-            return False
-    return not isinstance(source, bytes | bytearray | memoryview) and not _seekable(source)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -75,15 +75,24 @@ def raised(samples: Samples, gain: float) -> Samples:
     return samples if gain == 1.0 else np.clip(samples * np.float32(gain), -1.0, 1.0)
 
 
-def heard_ahead(blocks: Iterable[Samples], level: Level) -> Iterator[Samples]:
-    """The same blocks, each after `level` has heard what comes behind it, up to 30 s, where nothing is of usual level."""
-    held: deque[Samples] = deque()
-    length = 0
-    for block in blocks:
-        level.hear(block)
-        held.append(block)
-        length += len(block)
-        while held and (level.usual or length > LOOK_AHEAD_S * SAMPLE_RATE):
-            length -= len(held[0])
-            yield held.popleft()
-    yield from held
+class HeardAhead:
+    """Gives blocks back, each after `level` has heard what comes behind it, up to 30 s, where nothing is of usual level."""
+
+    def __init__(self, level: Level):
+        self._level = level
+        self._held: deque[Samples] = deque()
+        self._length = 0
+
+    def feed(self, block: Samples) -> Iterator[Samples]:
+        """Takes the next block; gives those that need not wait any more."""
+        self._level.hear(block)
+        self._held.append(block)
+        self._length += len(block)
+        while self._held and (self._level.usual or self._length > LOOK_AHEAD_S * SAMPLE_RATE):
+            self._length -= len(self._held[0])
+            yield self._held.popleft()
+
+    def finish(self) -> Iterator[Samples]:
+        """Those that are left at the end."""
+        while self._held:
+            yield self._held.popleft()

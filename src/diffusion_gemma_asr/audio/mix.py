@@ -1,7 +1,8 @@
-"""Several channels to one: a mix that inverted channels cannot cancel, or one channel alone."""
+"""Several channels to one, by a mix that inverted channels cannot cancel or by leaving the others; or all of them apart."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -11,6 +12,8 @@ from ..errors import AudioError
 
 Channel: TypeAlias = "Literal['mix', 'left', 'right'] | int"
 Planes: TypeAlias = NDArray[np.float64]
+Channels: TypeAlias = "Callable[[Planes, int], NDArray[np.float32]]"
+"""(channels, n) floats at a rate in Hz, which follow those before, to (n,) or (channels, n) of what is wanted of them."""
 
 NUMBERS = {"left": 0, "right": 1}
 WINDOW = 2_048  # samples that get their signs together
@@ -97,6 +100,29 @@ class Mixer:
         relative = self._signs * self._signs[self._reference]
         turns = np.where(relative > 0, correlation < INVERTED, correlation > UPRIGHT) & (size > 0)
         self._signs = np.where(turns, -self._signs, self._signs)
+
+
+class Apart:
+    """Keeps the channels of consecutive sound apart: as many as it has at its beginning."""
+
+    def __init__(self, name: str, most: int | None = None):
+        """
+        Args:
+            name: of the source, for messages.
+            most: sound that begins with more channels is mixed to one; None: whatever their number, they stay apart.
+        """
+        self._mixer, self._most = Mixer("mix", name), most
+        self._count = 0
+
+    def __call__(self, planes: Planes, rate: int) -> NDArray[np.float32]:
+        """(channels, n) floats at `rate` Hz, which follow those before -> (as many as at first, n)."""
+        self._count = self._count or (len(planes) if self._most is None or len(planes) <= self._most else 1)
+        if self._count == 1 or (len(planes) > self._count and self._most is not None):
+            mono = self._mixer(planes, rate)
+            return np.broadcast_to(mono, (self._count, len(mono)))
+        rows = np.minimum(np.arange(self._count), len(planes) - 1)  # where there are fewer now, the last of those
+        with np.errstate(over="ignore", invalid="ignore"):
+            return planes[rows].astype(np.float32)
 
 
 def _mean(window: Planes, before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Sound in any form to a stream of mono float32 at 16 kHz; soxr resamples, the modules beside this one do the rest."""
+"""Sound in any form to a stream of float32 at 16 kHz; soxr resamples, the modules beside this one do the rest."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ..errors import AudioError
 from . import inputs
 from .arrays import BlockScale, bits_of, channels_first, scaled, slices
-from .decode import MAX_PEAK, MAX_RATE_HZ, MIN_RATE_HZ, channel_count, decode
-from .mix import Channel, Mixer, check_channel
+from .decode import MAX_PEAK, MAX_RATE_HZ, MIN_RATE_HZ, decode
+from .mix import Apart, Channel, Channels, Mixer
 
 SAMPLE_RATE = 16_000  # Hz, what every acoustic encoder here reads
 MIN_DURATION_S = 0.1  # shorter sound holds no word and is refused
@@ -65,12 +65,33 @@ def read_blocks(
             finite numbers or not scaled.
     """
     name = describe(source)
-    check_channel(channel, name)
+    yield from _read(source, sampling_rate, track, Mixer(channel, name))
+
+
+def read_channels(
+    source: AudioSource, sampling_rate: int = SAMPLE_RATE, *, track: int | None = None, most: int | None = None
+) -> Iterator[Samples]:
+    """As `read_blocks`, with the channels side by side.
+
+    Args:
+        source, sampling_rate, track: see `read_blocks`.
+        most: sound of more channels is mixed to one.
+
+    Yields:
+        (channels, n_i) float32 at 16 kHz: as many channels as the sound has at its beginning. Where it has fewer from some
+        place on, the last of those goes on in their places.
+    """
+    yield from _read(source, sampling_rate, track, Apart(describe(source), most))
+
+
+def _read(source: AudioSource, sampling_rate: int, track: int | None, channels: Channels) -> Iterator[Samples]:
+    name = describe(source)
     if isinstance(source, np.ndarray):
-        _only_track(track, name)
-        blocks = _resample(_array_blocks(source, sampling_rate, name, channel), sampling_rate, name)
+        if track not in (None, 0):
+            raise AudioError(f"{name}: an array has 1 audio track, number 0; there is no track {track}")
+        blocks = _resample(_array_blocks(source, sampling_rate, name, channels), sampling_rate, name)
     else:
-        pieces = decode(_file(source, name), name, track, channel)
+        pieces = decode(_file(source, name), name, track, channels)
         # A stream may change its rate on the way (chained ogg files): every run is resampled by itself.
         runs = itertools.groupby(pieces, key=lambda piece: piece.rate)
         blocks = (
@@ -112,31 +133,6 @@ def convert_blocks(
     scale.check()
 
 
-def channels_of(source: AudioSource, *, track: int | None = None) -> int:
-    """How many channels a recording has, for reading them one by one.
-
-    Args:
-        source: as for `read_blocks`, but nothing that can be read once only. A file object stays where it stands.
-        track: as for `read_blocks`.
-
-    Raises:
-        AudioError: it cannot be read, has no such track, or can be read once only.
-    """
-    name = describe(source)
-    if isinstance(source, np.ndarray):
-        _only_track(track, name)
-        return len(channels_first(source, name))
-    file = _file(source, name)
-    if inputs.is_once(file):
-        raise AudioError(f"{name}: can be read once only, not channel by channel; save it to a file first")
-    at = file.tell() if hasattr(file, "tell") else None
-    try:
-        return channel_count(file, name, track)
-    finally:
-        if at is not None:
-            file.seek(at)  # type: ignore[union-attr]
-
-
 def duration_of(path: str | os.PathLike[str]) -> float | None:
     """Seconds that a file says it lasts, without reading it.
 
@@ -166,16 +162,11 @@ def _file(source: AudioSource, name: str) -> inputs.File:
     raise AudioError(f"{name}: cannot be read as sound; give a path, bytes, a binary file object or a numpy array")
 
 
-def _only_track(track: int | None, name: str) -> None:
-    if track not in (None, 0):
-        raise AudioError(f"{name}: an array has 1 audio track, number 0; there is no track {track}")
-
-
-def _array_blocks(array: NDArray[np.generic], rate: int, name: str, channel: Channel) -> Iterator[Samples]:
-    planes, mixer = channels_first(array, name), Mixer(channel, name)
+def _array_blocks(array: NDArray[np.generic], rate: int, name: str, channels: Channels) -> Iterator[Samples]:
+    planes = channels_first(array, name)
     bits = bits_of(planes, name)
     for part in slices(planes):
-        yield mixer(scaled(part, bits), rate)
+        yield channels(scaled(part, bits), rate)
 
 
 def _joined(blocks: Iterator[Samples], enough: int) -> Iterator[Samples]:
@@ -183,11 +174,11 @@ def _joined(blocks: Iterator[Samples], enough: int) -> Iterator[Samples]:
     parts: list[Samples] = []
     for block in blocks:
         parts.append(block)
-        if sum(map(len, parts)) >= enough:
-            yield np.concatenate(parts)
+        if sum(part.shape[-1] for part in parts) >= enough:
+            yield np.concatenate(parts, axis=-1)
             parts = []
     if parts:
-        yield np.concatenate(parts)
+        yield np.concatenate(parts, axis=-1)
 
 
 def _checked(blocks: Iterator[Samples], name: str) -> Iterator[Samples]:
@@ -195,7 +186,7 @@ def _checked(blocks: Iterator[Samples], name: str) -> Iterator[Samples]:
     total = 0
     for block in blocks:
         _check_scale(block, name)
-        total += len(block)
+        total += block.shape[-1]
         yield block
     if (duration_s := total / SAMPLE_RATE) < MIN_DURATION_S:
         raise AudioError(f"{name}: holds {duration_s:.3f} s of sound; the shortest that can be used is {MIN_DURATION_S} s")
@@ -208,17 +199,20 @@ def _check_scale(block: Samples, name: str) -> None:
 
 
 def _resample(blocks: Iterator[Samples], rate: int, name: str) -> Iterator[Samples]:
-    """Consecutive blocks (n_i,) at `rate` Hz -> consecutive blocks at 16 kHz."""
+    """Consecutive blocks (n_i,) or (channels, n_i) at `rate` Hz -> consecutive blocks at 16 kHz."""
     if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
         raise AudioError(f"{name}: sampling rate {rate} Hz; it must be {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz")
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32") if rate != SAMPLE_RATE else None
-    total = 0
+    stream, total = None, 0
     for block in blocks:
         finite = np.isfinite(block)  # before the resampler spreads what is not
         if not finite.all():
-            where_s = (total + int(np.argmin(finite))) / rate
+            where_s = (total + int(np.argmin(np.atleast_2d(finite).all(axis=0)))) / rate
             raise AudioError(f"{name}: a sample that is NaN or infinite at {where_s:.3f} s; repair the sound first")
-        total += len(block)
-        yield stream.resample_chunk(block) if stream else block
+        total += block.shape[-1]
+        if rate == SAMPLE_RATE:
+            yield block
+            continue
+        stream = stream or soxr.ResampleStream(rate, SAMPLE_RATE, len(np.atleast_2d(block)), dtype="float32")
+        yield stream.resample_chunk(np.ascontiguousarray(block.T)).T
     if stream:
-        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield stream.resample_chunk(np.zeros_like(block.T[:0]), last=True).T

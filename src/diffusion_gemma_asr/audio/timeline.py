@@ -25,7 +25,7 @@ class Timed(NamedTuple):
     Attributes:
         time: where it belongs, in seconds from the container's start; None where nobody knows.
         rate: in Hz.
-        samples: (n,) float32.
+        samples: (n,) float32, or (channels, n) where they are kept apart.
         lost: something before it could not be decoded.
     """
 
@@ -33,6 +33,11 @@ class Timed(NamedTuple):
     rate: int
     samples: NDArray[np.float32]
     lost: bool = False
+
+    @property
+    def duration(self) -> float:
+        """In seconds."""
+        return self.samples.shape[-1] / self.rate
 
 
 def on_time(
@@ -60,11 +65,10 @@ def on_time(
     until_hole: int | None = None  # pieces before a hole that was found
     ahead = _Ahead(pieces)
     for piece in ahead:
-        duration = len(piece.samples) / piece.rate
         gap = piece.time + shift - end if piece.time is not None else 0.0
         if until_hole:
             until_hole -= 1
-        elif piece.lost or abs(gap) <= JITTER_S or not _agree(end - shift + duration, ahead.next()):
+        elif piece.lost or abs(gap) <= JITTER_S or not _agree(end - shift + piece.duration, ahead.next()):
             if gap < -BACKWARDS_S or gap > longest_hole_s or silence + max(gap, 0.0) > LONGEST_SILENCE_S:
                 shift -= gap
                 jumps += 1
@@ -72,12 +76,12 @@ def on_time(
                 if until_hole is None and reach_s and end:
                     until_hole = _quietest([piece, *ahead.next_ones(reach_s)])
                 if not until_hole:
-                    yield from _silence(round(gap * piece.rate), piece.rate)
+                    yield from _silence(round(gap * piece.rate), piece)
                     silence += gap
                     end += gap
                 until_hole = until_hole - 1 if until_hole else None
         yield piece
-        end += duration
+        end += piece.duration
     if jumps:
         logger.warning("%s: timestamps jump %d times; what follows may have other times than in a player", name, jumps)
 
@@ -103,7 +107,7 @@ class _Ahead:
 
     def next_ones(self, reach_s: float) -> list[Timed]:
         """At least one, if there is one, and as many as last so long together."""
-        while not self._held or sum(len(piece.samples) / piece.rate for piece in self._held) < reach_s:
+        while not self._held or sum(piece.duration for piece in self._held) < reach_s:
             piece = next(self._pieces, None)
             if piece is None:
                 break
@@ -114,15 +118,15 @@ class _Ahead:
 def _quietest(pieces: list[Timed]) -> int:
     """Number of the piece before which a hole is heard least: 0 unless another place is far quieter."""
     power = np.array(
-        [np.mean(np.square(piece.samples, dtype=np.float64)) if len(piece.samples) else 0.0 for piece in pieces]
+        [np.mean(np.square(piece.samples, dtype=np.float64)) if piece.samples.size else 0.0 for piece in pieces]
     )
     around = power + np.r_[power[0], power[:-1]]  # of each piece and the one before it
     best = int(np.argmin(around))
     return best if around[best] < 0.01 * around.max() and around[best] < 0.1 * around[0] else 0
 
 
-def _silence(count: int, rate: int) -> Iterator[Timed]:
+def _silence(count: int, like: Timed) -> Iterator[Timed]:
     while count > 0:
-        n = min(count, rate)
-        yield Timed(None, rate, np.zeros(n, np.float32))
+        n = min(count, like.rate)
+        yield Timed(None, like.rate, np.zeros((*like.samples.shape[:-1], n), np.float32))
         count -= n

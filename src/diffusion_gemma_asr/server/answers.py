@@ -61,7 +61,12 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "avg_logprob": segment.avg_logprob,
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_prob,
-    }
+    } | _channel(segment)
+
+
+def _channel(segment: Segment) -> dict[str, Any]:
+    """`channel`: from 0, where each is transcribed on its own."""
+    return {} if segment.channel is None else {"channel": segment.channel}
 
 
 def words(segment: Segment) -> list[dict[str, Any]]:
@@ -93,7 +98,7 @@ def segment_event(segment: Segment) -> dict[str, Any]:
         "end": round(segment.end, 3),
         "text": segment.text,
         "language": segment.language,
-    }
+    } | _channel(segment)
     return event | ({} if segment.words is None else {"words": words(segment)})
 
 

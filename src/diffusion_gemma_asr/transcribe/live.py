@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ..audio.mix import Channel
 from ..audio.read import SAMPLE_RATE, Samples, convert_blocks
 from ..audio.vad import Chunk, SpeechFinder, speech_finder
 from ..errors import AsrError
@@ -101,9 +102,10 @@ def _updates(
     blocks: Iterable[NDArray[np.generic]], decode: DecodeChunk, every: float, options: TranscribeOptions
 ) -> Iterator[LiveUpdate]:
     assert options.channel != "each"  # `check_live`
+    channel: Channel = "mix" if options.channel == "auto" else options.channel
     with speech_finder(options.vad()) as finder:
         listener = _Listener(decode, finder, every, options)
-        for block in convert_blocks(blocks, options.sampling_rate or SAMPLE_RATE, channel=options.channel):
+        for block in convert_blocks(blocks, options.sampling_rate or SAMPLE_RATE, channel=channel):
             yield from listener.hear(block)
         yield from listener.finish()
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from ..audio.mix import Channel
-from ..audio.read import SAMPLE_RATE, AudioSource, Samples, channels_of, read_blocks
-from ..audio.vad import Chunk, Clips, VadOptions, speech_chunks
+import numpy as np
+
+from ..audio.mix import Mixer
+from ..audio.read import SAMPLE_RATE, AudioSource, Samples, describe, read_blocks, read_channels
+from ..audio.vad import Chunk, Clips, VadOptions, channel_chunks, speech_chunks
+from ..audio.voices import held_apart
 from ..denoise.clip import Decoded
 from ..denoise.decode import OnStep, decode_clips
 from ..denoise.options import DecodeOptions
@@ -26,6 +30,8 @@ from .words import timed_words
 POOL_BATCHES = 4  # recordings are read until they fill so many batches at most, which the model takes as one queue
 POOL_S = 300.0  # or so much sound
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TranscribeOptions:
@@ -35,8 +41,9 @@ class TranscribeOptions:
     batch_size: int = option(16, "Stretches of speech, of at most 30 s, taken at once.", min=1)
     sampling_rate: int | None = option(None, "Of sound given as an array, in Hz; None is 16,000.", hidden=True)
     audio_track: int | None = option(None, "Track of a file that has several, from 0.", min=0, show_default="its default")
-    channel: Literal["mix", "left", "right", "each"] = option(
-        "mix", "Of stereo sound; each: every channel on its own, which its segments name."
+    channel: Literal["auto", "mix", "left", "right", "each"] = option(
+        "auto",
+        "Of stereo sound; each: every channel on its own, which its segments name; auto: mix, or each where two differ.",
     )
     word_timestamps: bool = option(False, "Times and probabilities of words, for json and the options below.")
     clip_timestamps: tuple[float, ...] = option(
@@ -228,32 +235,43 @@ def _pools(audio: Iterable[AudioSource | Part], options: TranscribeOptions, larg
 def recording_events(source: AudioSource, options: TranscribeOptions) -> Iterator[tuple[Event, float]]:
     """The chunks of a recording as they are read, then its end or what is wrong with it; with the seconds read so far.
 
-    Where each channel is wanted, they come one behind the other.
+    Chunks come in order of the time at which their speech starts, also where they are of several channels.
     """
-    samples, ended_s = 0, 0.0
+    samples = 0
 
-    def counted(number: int | None) -> Iterator[Samples]:
+    def counted(blocks: Iterable[Samples]) -> Iterator[Samples]:
         nonlocal samples
-        channel: Channel = "mix" if options.channel == "each" else options.channel
-        if number is not None:
-            channel = number
-        rate = options.sampling_rate or SAMPLE_RATE
-        for block in read_blocks(source, rate, track=options.audio_track, channel=channel):
-            samples += len(block)
+        for block in blocks:
+            samples += block.shape[-1]
             yield block
 
     try:
-        numbers: list[int | None] = [None]
-        if options.channel == "each":
-            numbers = list(range(channels_of(source, track=options.audio_track)))
-        for number in numbers:
-            ended_s, samples = ended_s + samples / SAMPLE_RATE, 0
-            for chunk in speech_chunks(counted(number), options.vad(), options.clips()):
-                yield replace(chunk, channel=number), ended_s + samples / SAMPLE_RATE
+        apart, blocks = _channels(source, options)
+        find = channel_chunks if apart else speech_chunks
+        for chunk in find(counted(blocks), options.vad(), options.clips()):
+            yield chunk, samples / SAMPLE_RATE
     except AudioError as error:
-        yield error, ended_s + samples / SAMPLE_RATE
+        yield error, samples / SAMPLE_RATE
     else:
-        yield End(samples / SAMPLE_RATE), ended_s + samples / SAMPLE_RATE
+        yield End(samples / SAMPLE_RATE), samples / SAMPLE_RATE
+
+
+def _channels(source: AudioSource, options: TranscribeOptions) -> tuple[bool, Iterator[Samples]]:
+    """Whether channels are transcribed one by one; blocks (channels, n_i) of all of them if so, else (n_i,)."""
+    rate, track = options.sampling_rate or SAMPLE_RATE, options.audio_track
+    if options.channel == "each":
+        return True, read_channels(source, rate, track=track)
+    if options.channel != "auto":
+        return False, read_blocks(source, rate, track=track, channel=options.channel)
+    apart, blocks = held_apart(read_channels(source, rate, track=track, most=2))
+    if apart:
+        logger.warning(
+            "%s: the two channels hold different speech and are transcribed one by one; --channel mix mixes them",
+            describe(source),
+        )
+        return True, blocks
+    mixer = Mixer("mix", describe(source))
+    return False, (mixer(block.astype(np.float64), SAMPLE_RATE) for block in blocks)
 
 
 class _Tally:
