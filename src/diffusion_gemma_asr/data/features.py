@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..files import whole_file
 from .manifest import Utterance
+from .shar import tar_of
 
 FORMAT = 2  # of index.json
 
@@ -243,9 +244,10 @@ def _check(folder: Path, index: _Index, width: int | None, fingerprint: str | No
 
 
 def _stamp(utterance: Utterance) -> tuple[int, int]:
-    """Size in bytes and modification time in ns of the sound file; (-1, -1) if it does not exist."""
+    """Size in bytes and modification time in ns of the sound file, or the tar file it is in; (-1, -1) if there is none."""
+    path = utterance.audio_filepath
     try:
-        status = Path(utterance.audio_filepath).stat()
+        status = Path(tar_of(path) or path).stat()
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
