@@ -34,7 +34,7 @@ VARIANTS = {
     "shared, rank 16": LoraConfig(16, 32, shared=True),
     "shared, rank 32": LoraConfig(32, 64, shared=True),
 }
-BATCH = 16
+BATCH = 8
 
 
 def recipe(args: argparse.Namespace, lora: LoraConfig, seed: int, frames: Path) -> Recipe:
@@ -114,12 +114,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, default=SHARED / "speech/en-train.jsonl")
     parser.add_argument("--dev", type=Path, default=SHARED / "speech/en-dev.jsonl")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--train_count", type=int, default=256)
-    parser.add_argument("--dev_count", type=int, default=64)
-    parser.add_argument("--max_duration_s", type=float, default=5.0)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=6e-4)
+    parser.add_argument("--train_count", type=int, default=128)
+    parser.add_argument("--dev_count", type=int, default=32)
+    parser.add_argument("--max_duration_s", type=float, default=3.0)
     parser.add_argument(
         "--frames", type=Path, default=ROOT / "runs/shared_lora/frames", help="folder of the encoder's frames"
     )

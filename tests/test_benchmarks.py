@@ -139,4 +139,4 @@ def test_lora_of_all_kinds_is_trained_and_told(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "data.json").read_text())["runs"]
     starts = [by_seed["0"]["before"] for by_seed in results.values()]
     assert starts[0] == starts[1] == starts[2]  # new LoRA does nothing, and all see the same canvases
-    assert "1 steps of 16 utterances of " in page.read_text() and "one seed" in page.read_text()
+    assert "1 steps of 8 utterances of " in page.read_text() and "one seed" in page.read_text()
