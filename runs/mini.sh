@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the small models `base` (the encoder of Whisper base) and `mini` (an encoder of our own) from nothing. Every stage goes on
+# Makes the small models `base` (the encoder of Whisper base) and `mini` (ears of its own) from nothing. Every stage goes on
 # where it was interrupted and is skipped once it is done. Needs espeak-ng, and the text and speech that docs/training.md describes.
 #   runs/mini.sh              both
 #   WORKERS=1 runs/mini.sh    one process, on the GPU where there is one; 2, the default, is for two cores
@@ -44,12 +44,11 @@ made $run/tokenizer/tokenizer.json "tokenizer" train recipes/mini/0-tokenizer.ya
 made $run/backbone/backbone/tokenizer_config.json "backbone, on text: it learns to read imitated audio tokens" \
   shared_train recipes/mini/1-backbone.yaml
 made $run/projector/checkpoint "projector, by CTC on Whisper base's frames" shared_train recipes/mini/2-projector.yaml
-made $run/reading/projector/adapter.safetensors "backbone and projector together, on real audio tokens" shared_train recipes/mini/3-reading.yaml
+made $run/reading/projector/adapter.safetensors "backbone, on that projector's audio tokens" shared_train recipes/mini/3-reading.yaml
 made runs/base/checkpoint "base: projector and LoRA" shared_train recipes/base.yaml
 
-made $run/encoder/projector/adapter.safetensors "an encoder of our own, by Whisper base's frames and by CTC" \
-  shared_train recipes/mini/4-encoder.yaml
-made runs/mini/checkpoint "mini: projector and LoRA on its frames" shared_train recipes/mini.yaml
+made $run/ears/checkpoint "ears of our own: a projector that hears spectrograms" shared_train recipes/mini/4-ears.yaml
+made runs/mini/checkpoint "mini: that projector and LoRA" shared_train recipes/mini.yaml
 
 for name in base mini; do
   made $run/bundle-$name/config.json "bundle of $name, as the package carries it" train recipes/mini/5-bundle-$name.yaml

@@ -287,9 +287,11 @@ def test_a_loss_without_weight_is_not_computed(recorded: Recorded, batch: TextBa
 
 
 def test_the_total_is_the_weighted_sum() -> None:
-    parts = Losses(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0), torch.tensor(0.5))
-    assert parts.total(LossRecipe(diffusion=1.0, autoregressive=0.5, ctc=2.0)) == 2.0 + 1.5 + 10.0
-    assert parts.figures() == {"diffusion": 2.0, "autoregressive": 3.0, "ctc": 5.0, "canvas_accuracy": 0.5}
+    two, three, five, seven, half = (torch.tensor(value) for value in (2.0, 3.0, 5.0, 7.0, 0.5))
+    parts = Losses(two, three, five, seven, canvas_accuracy=half)
+    assert parts.total(LossRecipe(diffusion=1.0, autoregressive=0.5, ctc=2.0, imitation=3.0)) == 2.0 + 1.5 + 10.0 + 21.0
+    figures = {"diffusion": 2.0, "autoregressive": 3.0, "ctc": 5.0, "imitation": 7.0, "canvas_accuracy": 0.5}
+    assert parts.figures() == figures
 
 
 def test_the_generator_decides(recorded: Recorded, batch: TextBatch) -> None:
@@ -336,7 +338,7 @@ def test_ctc_alone_does_not_run_the_backbone(whisper_folder: Path, backbone_fold
 def test_drafts_that_are_to_be_corrected_are_the_greedy_ones(model: DiffusionGemmaASR) -> None:
     batch = speech_batch(model, ["the quick fox", "she sells"], [150, 90])
     encoded = model.project(batch.frames, batch.frame_lengths)
-    shown, corrected, usable = draft_edits(model, encoded, batch.text)
+    shown, corrected, usable = draft_edits(model, encoded.slots, encoded.slot_lengths, batch.text)
     end = model.prompts.special["end_of_turn"]
     for row, (draft, target) in enumerate(zip(model.greedy.drafts(encoded), batch.text.transcripts(), strict=True)):
         if not usable[row]:

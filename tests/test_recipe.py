@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from diffusion_gemma_asr.errors import RecipeError
+from diffusion_gemma_asr.model.mel_encoder import LOG_MEL
 from diffusion_gemma_asr.strict import resolve_source
 from diffusion_gemma_asr.train.recipe import Recipe, load_recipe
 from diffusion_gemma_asr.train.recipe_files import RECIPE_FOLDERS, find_recipe, load_recipe_as, read_mapping, recipe_names
@@ -252,21 +254,26 @@ def test_every_recipe_of_the_repository_can_be_read() -> None:
 def test_the_small_models_are_one_recipe_apart_and_each_stage_goes_on_from_the_one_before() -> None:
     recipes, runs = every_recipe(), RECIPES.parent / "runs"
     base, mini, reading = recipes["base"], recipes["mini"], recipes["mini/3-reading"]
-    parts = {"name": "mini", "encoder": mini.model.encoder}
-    assert dataclasses.replace(base.model, **parts) == mini.model
-    train, data = {"start_from": mini.train.start_from}, {"cache_dir": mini.data.cache_dir}
-    assert dataclasses.replace(base.train, **train) == mini.train and base.losses == mini.losses
-    assert dataclasses.replace(base.data, **data) == mini.data
-    assert base.model.encoder == reading.model.encoder and base.data.cache_dir == reading.data.cache_dir
+    ears = recipes["mini/4-ears"]
+    parts = {"name": "mini", "encoder": mini.model.encoder, "projector": mini.model.projector}
+    assert dataclasses.replace(base.model, **parts) == mini.model and mini.model.encoder.name == LOG_MEL
+    own = ("start_from", "batch_frames", "spec_augment", "warp")
+    assert dataclasses.replace(base.train, **{key: getattr(mini.train, key) for key in own}) == mini.train
+    assert base.losses == mini.losses
+    assert dataclasses.replace(base.data, cache_dir=mini.data.cache_dir) == mini.data
+    projector = recipes["mini/2-projector"]
+    assert base.model.encoder == reading.model.encoder == projector.model.encoder
+    assert base.data.cache_dir == reading.data.cache_dir == projector.data.cache_dir == ears.train.teacher_frames
     assert Path(reading.model.backbone.name) == runs / recipes["mini/1-backbone"].name / "backbone"
-    assert reading.train.start_from == runs / recipes["mini/2-projector"].name / "checkpoint"
+    assert reading.train.start_from == ears.train.teacher == runs / projector.name / "checkpoint"
+    assert Path(ears.model.backbone.name) == runs / reading.name / "backbone"
     assert base.train.start_from == runs / reading.name / "projector"
-    encoder = recipes["mini/4-encoder"]
-    assert encoder.teacher_frames == recipes["mini/2-projector"].data.cache_dir
-    assert encoder.projector_from == base.train.start_from and encoder.projector == base.model.projector
-    assert (Path(mini.model.encoder.name), mini.train.start_from) == tuple(
-        runs / encoder.name / part for part in ("encoder", "projector")
-    )
+    assert mini.train.start_from == runs / ears.name / "checkpoint" and mini.data.cache_dir == ears.data.cache_dir
+    plain = {"skip_blanks": None}
+    for one, other in ((base, projector), (mini, ears)):
+        assert dataclasses.replace(one.model.projector, **plain) == other.model.projector
+    assert reading.model.projector == base.model.projector
+    assert math.prod(mini.model.projector.strides) == 2 * math.prod(base.model.projector.strides)  # of frames half as long
 
 
 def test_no_list_is_both_trained_on_and_judged_by() -> None:

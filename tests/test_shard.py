@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.errors import RecipeError
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.train.mini.reading import ReadingRecipe
 from diffusion_gemma_asr.train.objective import losses
 from diffusion_gemma_asr.train.recipe import LossRecipe, load_recipe
 from diffusion_gemma_asr.train.run import train_from_recipe
@@ -30,7 +32,7 @@ from diffusion_gemma_asr.train.workers import join_workers
 
 ALWAYS = LossRecipe(self_conditioning=1.0)
 SOMETIMES = LossRecipe(self_conditioning=0.5)
-EXPERTS = 4  # of a layer of the tiny backbone
+EXPERTS = tiny.EXPERTS  # of a layer
 TEXTS = ["the quick fox", "seven eight nine"]
 
 
@@ -149,6 +151,6 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path, whisper_folder: Path, 
     with pytest.raises(RecipeError, match="both set, but packed experts cannot be shared"):
         replace(recipe.train, quantization="bnb-4bit")
     with pytest.raises(RecipeError, match="the stage 'reading' trains them"):
-        replace(recipe, stage="reading")
+        ReadingRecipe(recipe.model, recipe.train, recipe.data)
     with pytest.raises(RecipeError, match=r"'train\.quantization' must be one of bnb-4bit, "):
         replace(recipe.train, quantization="int3", shard=None)

@@ -60,6 +60,7 @@ HIGH_SPECIAL_TOKENS = ("<|image>", "<|audio>", "<|image|>", "<|audio|>", "<image
 
 VOCAB_SIZE = 420
 HIDDEN_SIZE = 32
+EXPERTS = 6  # of which two answer: too few to ask all of them (model/experts.py)
 CANVAS_LENGTH = 32
 
 
@@ -263,7 +264,7 @@ def _backbone_config(hidden_size: int, layers: int) -> dict[str, Any]:
             "head_dim": 8,
             "global_head_dim": 16,
             "num_global_key_value_heads": 1,
-            "num_experts": 4,
+            "num_experts": EXPERTS,
             "top_k_experts": 2,
             "moe_intermediate_size": 32,
             "sliding_window": 1024,

@@ -293,7 +293,7 @@ def downloads(model: ModelConfig) -> list[str]:
         with torch.device("meta"):
             counts["encoder"] = sum(p.numel() for p in WhisperForConditionalGeneration(config).parameters())
     parts = ((model.encoder, counts["encoder"]), (model.backbone, counts["backbone"]))
-    return [f"{source.name}: {_state(source, parameters)}" for source, parameters in parts]
+    return [f"{source.name}: {_state(source, parameters)}" for source, parameters in parts if parameters]
 
 
 def _state(source: EncoderConfig | BackboneConfig, parameters: int) -> str:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import CheckpointError, first_line
 from ..model.config import ModelConfig
 from ..model.encoder import AcousticEncoder
+from ..model.mel_encoder import LogMel
 from ..model.model import DiffusionGemmaASR
 from ..model.projector import AudioProjector
 from .config_file import CONFIG, read_config_file, write_config
@@ -101,6 +102,8 @@ def _write_audio(model: DiffusionGemmaASR, folder: Path) -> None:
     write_config(with_shapes(model), folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.projector.state_dict().items()}
     save_file(weights, folder / PROJECTOR, metadata={"format": "pt"})
+    if isinstance(model.encoder, LogMel):
+        return
     encoder = model.encoder.encoder
     with torch.device("meta"):
         shell = type(encoder)(encoder.config)  # what was loaded would be saved under the names of a whole Whisper
@@ -130,7 +133,8 @@ def load_audio_parts(folder: str | Path) -> AudioParts:
         CheckpointError: a file is missing or damaged.
     """
     audio = Path(folder) / AUDIO
-    config = with_sources(read_config_file(audio), audio, encoder=(audio / ENCODER).resolve())
+    own = (audio / ENCODER).resolve()
+    config = with_sources(read_config_file(audio), audio, encoder=own if own.is_dir() else None)
     encoder = load_encoder(config.encoder, local_files_only=True)
     projector = AudioProjector(config.projector, encoder.hidden_size, int(config.backbone.width or 0))
     try:

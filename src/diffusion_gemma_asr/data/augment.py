@@ -1,4 +1,4 @@
-"""Feature augmentation for training: masking, frequency warping and tempo changes.
+"""Feature augmentation for training: masking and frequency warping.
 
 Masking is SpecAugment's (Park et al. 2019, arXiv 1904.08779), on spectrograms or on encoder frames. Frequency warping
 imitates other vocal tracts (vocal tract length perturbation, Jaitly & Hinton 2013).
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from transformers.audio_utils import hertz_to_mel, mel_to_hertz
 
 
@@ -63,25 +62,6 @@ def warp_frequencies(mel: Tensor, factors: Tensor) -> Tensor:
     share = (source_bins - low).to(mel.dtype)[:, None]
     below, above = (mel.gather(2, index[:, None].expand_as(mel)) for index in (low, low + 1))
     return below * (1 - share) + above * share
-
-
-def change_tempo(mel: Tensor, lengths: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """Stretches log-mel spectrograms in time by linear interpolation; pitch does not change.
-
-    Args:
-        mel: (B, T, bins), padded with zeros.
-        lengths: (B,) frames without padding.
-        factors: (B,), 1 changes nothing; above 1 is faster.
-
-    Returns:
-        (B, T', bins), a new tensor, padded with zeros, and its lengths (B,), at least 2.
-    """
-    new_lengths = (lengths / factors).round().long().clamp(min=2)
-    rows = [
-        functional.interpolate(row[None, :n].transpose(1, 2), size=size, mode="linear")[0].T
-        for row, n, size in zip(mel, lengths.tolist(), new_lengths.tolist(), strict=True)
-    ]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True), new_lengths
 
 
 def mask_bands(features: Tensor, lengths: Tensor, masking: Masking, generator: torch.Generator | None = None) -> Tensor:

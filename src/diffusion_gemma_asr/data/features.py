@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,14 @@ class _Span(NamedTuple):
     mtime_ns: int  # its modification time
     start: int  # first row in the frames file
     frames: int  # number of rows
+    digest: str = ""  # of the sound file's content; older caches lack it
+
+    def fits(self, utterance: Utterance) -> bool:
+        """Whether the sound file is what it was: its size and time are, or its size and content."""
+        size, mtime_ns = _stamp(utterance)
+        if size != self.size:
+            return False
+        return mtime_ns == self.mtime_ns or self.digest == _digest(utterance.audio_filepath, mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class _Index:
 class FeatureCache:
     """Memory-mapped float16 frames (n, width) of many utterances.
 
-    An entry is valid for one utterance `key` and one size and modification time of the sound file; if any of these changes,
-    the utterance counts as missing.
+    An entry is valid for one utterance `key` and one content of the sound file; if one of them changes, the utterance counts
+    as missing. A file of the same size and modification time is taken to be unchanged.
 
     Args:
         path: folder with `frames.f16` and `index.json`, as `build` writes them, and another pair for every further
@@ -132,15 +141,14 @@ class FeatureCache:
         path.mkdir(parents=True, exist_ok=True)
         index_path = path / (f"index-{worker}.json" if worker else "index.json")  # of this worker
         indices = _indices(path, warn=True)
-        cached: dict[str, tuple[int, int]] = {}
+        cached: dict[str, _Span] = {}
         for index in indices.values():
             _check(path, index, width, fingerprint)
-            cached |= {span.key: (span.size, span.mtime_ns) for span in index.spans}
+            cached |= {span.key: span for span in index.spans}
         spans = {span.key: span for span in indices[index_path].spans} if index_path in indices else {}
         unique = {u.key: u for u in utterances}
         share = sorted(unique.items(), key=lambda item: item[1].duration)[worker::workers]
-        stamps = {key: _stamp(u) for key, u in share}
-        todo = [(key, u) for key, u in share if cached.get(key) != stamps[key]]
+        todo = [(key, u) for key, u in share if key not in cached or not cached[key].fits(u)]
         position = max((span.start + span.frames for span in spans.values()), default=0)
         if todo:
             if not spans:
@@ -152,11 +160,13 @@ class FeatureCache:
                 for number, batch in enumerate(
                     track(batches, f"features → {path.name}", disable=worker > 0, console=Console(stderr=True)), 1
                 ):
-                    for (key, _), frames in zip(batch, compute([u for _, u in batch]), strict=True):
+                    for (key, utterance), frames in zip(batch, compute([u for _, u in batch]), strict=True):
                         if frames.ndim != 2 or frames.shape[1] != width:
                             raise ValueError(f"frames of shape {frames.shape}, not (n, {width})")
                         file.write(frames.astype(np.float16).tobytes())
-                        spans[key] = _Span(key, *stamps[key], position, len(frames))
+                        stamp = _stamp(utterance)
+                        digest = _digest(utterance.audio_filepath, stamp[1])
+                        spans[key] = _Span(key, *stamp, position, len(frames), digest)
                         position += len(frames)
                     if number % 50 == 0 or number == len(batches):
                         file.flush()
@@ -165,7 +175,7 @@ class FeatureCache:
 
     def __contains__(self, utterance: Utterance) -> bool:
         entry = self._spans.get(utterance.key)
-        return entry is not None and (entry[1].size, entry[1].mtime_ns) == _stamp(utterance)
+        return entry is not None and entry[1].fits(utterance)
 
     def __getitem__(self, utterance: Utterance) -> np.ndarray:
         """(n, width) float16 frames of one utterance; KeyError if it is not cached."""
@@ -217,7 +227,7 @@ def _indices(folder: Path, warn: bool = False) -> dict[Path, _Index]:
             spans = [_Span(*span) for span in index["spans"]] if index.get("format") == FORMAT else []
             width, fingerprint, version = int(index["width"]), str(index.get("fingerprint", "")), index.get("format", 1)
             # Numbers that `build` never writes would address wrong rows.
-            if width < 1 or any(type(n) is not int or n < 0 for s in spans for n in s[3:]):
+            if width < 1 or any(type(n) is not int or n < 0 for s in spans for n in (s.start, s.frames)):
                 raise ValueError("impossible numbers")
         except (ValueError, KeyError, TypeError, AttributeError, OSError):
             if warn:
@@ -251,6 +261,16 @@ def _stamp(utterance: Utterance) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
+
+
+@cache  # many utterances may lie in one long file, and files are looked at more than once
+def _digest(path: str, mtime_ns: int) -> str:
+    """A hash of a sound file's content, 32 hexadecimal digits; "-" if it does not exist. `mtime_ns` is for the cache."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return "-"
 
 
 def _frames(index: Path, width: int) -> np.ndarray:

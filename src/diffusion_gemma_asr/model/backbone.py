@@ -21,6 +21,7 @@ from transformers import Cache, DiffusionGemmaConfig, DiffusionGemmaForBlockDiff
 from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaDecoderModel
 
 from ..errors import CheckpointError
+from .experts import implementation
 from .head import Head
 
 _KEYWORDS = signature(unwrap(DiffusionGemmaDecoderModel.forward)).parameters
@@ -86,9 +87,9 @@ class Backbone(nn.Module):
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion):
         super().__init__()
-        model.set_experts_implementation("grouped_mm")  # by far the fastest, on GPU and CPU
         self.model = model
         self.config = model.config.text_config
+        model.set_experts_implementation(implementation(self.config.num_experts, self.config.top_k_experts))
         self.recorded: dict[Any, Any] = {}  # steps that an engine recorded, for the next one (denoise/static_engine.py)
 
     @classmethod

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .head import Head
+from .lengths import length_mask
 
 
 class DraftToken(NamedTuple):
@@ -142,6 +143,43 @@ def _best_states(scores: np.ndarray, symbols: np.ndarray, blank: int) -> np.ndar
 
 
 @torch.no_grad()
+def heard(head: Head, slots: Tensor, slot_lengths: Tensor, blank: int, limit: float) -> Tensor:
+    """Which slots are not blanks, as far as CTC is sure of it.
+
+    Args:
+        head: of the backbone.
+        slots: (B, S, H).
+        slot_lengths: (B,) long, slots in use.
+        blank: id of the blank.
+        limit: slots with at least this probability of the blank are blanks.
+
+    Returns:
+        (B, S) bool.
+    """
+    used = length_mask(slot_lengths, slots.shape[1])
+    with torch.autocast(slots.device.type, enabled=False):
+        columns = torch.full((len(slots), 1), blank, device=slots.device)
+        log_probs = head.log_probs(slots.to(head.weight.dtype), columns, used)[..., 0]
+    return used & (log_probs.exp() < limit)
+
+
+def only(slots: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Some slots of each row, in their order.
+
+    Args:
+        slots: (B, S, H).
+        kept: (B, S) bool.
+
+    Returns:
+        (B, S', H), zeros behind each end, with gradient; how many there are (B,).
+    """
+    lengths = kept.sum(1)
+    order = torch.argsort((~kept).long(), dim=1, stable=True)[:, : int(lengths.max())]  # (B, S')
+    shorter = slots.gather(1, order[..., None].expand(-1, -1, slots.shape[2]))
+    return shorter * length_mask(lengths, order.shape[1])[..., None].to(slots.dtype), lengths
+
+
+@torch.no_grad()
 def align(head: Head, hidden: Tensor, tokens: Sequence[int], blank: int) -> list[TokenSpan] | None:
     """`forced_align` straight from the slots (S, H) of one clip, through the head; None where it is not possible."""
     classes, (targets,) = numbered([tokens], blank)
@@ -206,9 +244,22 @@ def ctc_loss(
         blank: id of the blank.
 
     Returns:
-        scalar: the mean over rows of the negative log-likelihood in nats divided by max(1, target length). A
-        row whose transcript needs more slots than it has (`slots_needed`) adds 0 to the sum and gets no
-        gradient.
+        scalar: the mean over rows of `ctc_losses`.
+
+    Raises:
+        DataError: a transcript holds the blank.
+    """
+    return ctc_losses(head, hidden, targets, slot_lengths, target_lengths, blank).mean()
+
+
+def ctc_losses(
+    head: Head, hidden: Tensor, targets: Tensor, slot_lengths: Tensor, target_lengths: Tensor, blank: int
+) -> Tensor:
+    """The loss of each row, see `ctc_loss`.
+
+    Returns:
+        (B,): the negative log-likelihood in nats divided by max(1, target length). That of a row whose transcript needs
+        more slots than it has (`slots_needed`) is 0, without gradient.
 
     Raises:
         DataError: a transcript holds the blank.
@@ -235,4 +286,4 @@ def ctc_loss(
     # Ours are normalised over the whole vocabulary, so we take it out with a term of value 0.
     extra = log_probs.exp().sum(-1).masked_fill(~scored, 0.0).sum(1)  # (B,)
     losses = losses - (extra - extra.detach())
-    return (losses / target_lengths.clamp(min=1)).mean()
+    return losses / target_lengths.clamp(min=1)

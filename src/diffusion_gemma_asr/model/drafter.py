@@ -55,5 +55,9 @@ class GreedyCtc:
 
     def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
         """See `Drafter.drafts`."""
-        best, log_probs = self.head.best(encoded.slots)
-        return collapse(best, log_probs, encoded.slot_lengths, self.blank)
+        return self.of_slots(encoded.slots, encoded.slot_lengths)
+
+    def of_slots(self, slots: Tensor, slot_lengths: Tensor) -> list[list[DraftToken]]:
+        """The drafts of audio tokens (B, S, H) with slot_lengths (B,)."""
+        best, log_probs = self.head.best(slots)
+        return collapse(best, log_probs, slot_lengths, self.blank)

@@ -52,6 +52,11 @@ class AcousticEncoder(nn.Module):
         return cls(WhisperEncoder(config), WhisperFeatureExtractor(feature_size=config.num_mel_bins))
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.encoder.device
+
+    @property
     def hidden_size(self) -> int:
         """Width of a frame."""
         return self.encoder.config.d_model

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .backbone import Backbone, Prefill
 from .config import ModelConfig
-from .ctc import TokenSpan, align
+from .ctc import TokenSpan, align, heard, only
 from .drafter import Drafter, Encoded, GreedyCtc
 from .encoder import AcousticEncoder
 from .head import Head
+from .lengths import length_mask
 from .projector import AudioProjector
 from .prompt import PromptBuilder, fill_slots
 
@@ -103,6 +104,29 @@ class DiffusionGemmaASR(nn.Module):
         frames = frames.to(self.projector.linear.weight.dtype)
         return Encoded(frames, frame_lengths, *self.projector(frames, frame_lengths))
 
+    def read_slots(self, slots: Tensor, slot_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The audio tokens that a prompt holds: all, or those that are not blanks (`ProjectorConfig.skip_blanks`).
+
+        Most audio tokens of a projector that CTC trained are blanks. Without them a prompt is half as long, and its audio
+        tokens follow each other nearly as the tokens of the transcript do.
+
+        Args:
+            slots: (B, S, H); slot_lengths: (B,).
+
+        Returns:
+            slots (B, S', H), zeros behind each end, and their number (B,).
+        """
+        if self.config.projector.skip_blanks is None:
+            return slots, slot_lengths
+        return only(slots, self.read_mask(slots, slot_lengths))
+
+    def read_mask(self, slots: Tensor, slot_lengths: Tensor) -> Tensor:
+        """Which audio tokens (B, S, H) a prompt holds, (B, S) bool; see `read_slots`."""
+        limit = self.config.projector.skip_blanks
+        if limit is None:
+            return length_mask(slot_lengths, slots.shape[1])
+        return heard(self.head, slots, slot_lengths, self.blank, limit)
+
     def read_prompts(
         self,
         slots: Tensor,
@@ -111,7 +135,7 @@ class DiffusionGemmaASR(nn.Module):
         written: Sequence[Sequence[int]] | None = None,
         context: str | Sequence[str] = "",
     ) -> tuple[Prefill, Tensor]:
-        """Reads prompts, the placeholders overwritten by audio tokens.
+        """Reads prompts, the placeholders overwritten by audio tokens (`read_slots`).
 
         Args:
             slots: (B, S, H); slot_lengths: (B,).
@@ -120,6 +144,7 @@ class DiffusionGemmaASR(nn.Module):
         Returns:
             the cache for the canvas, and the last hidden states (B, P, H); see `Backbone.prefill`.
         """
+        slots, slot_lengths = self.read_slots(slots, slot_lengths)
         prompt = self.prompts.build(slot_lengths.tolist(), languages, written, context)
         ids, slot_mask = prompt.ids.to(self.device), prompt.slot_mask.to(self.device)
         embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)

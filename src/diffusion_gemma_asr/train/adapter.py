@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..checkpoint.load import load_adapter, read_adapter
 from ..checkpoint.parts import load_backbone, load_encoder, load_tokenizer
 from ..checkpoint.save import save_checkpoint
-from ..data.augment import mask_bands
+from ..data.augment import log_uniform, mask_bands, warp_frequencies
 from ..data.context import drawn_context
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance
@@ -36,6 +36,7 @@ from .objective import SpeechBatch, losses, text_batch
 from .recipe import LossRecipe, Recipe
 from .shard import follow, leading, shard_experts
 from .speech import SpeechData
+from .teacher import Teacher
 from .workers import rank
 
 MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
@@ -135,6 +136,10 @@ class AdapterTrainer:
         self.targets = [model.prompts.target(text) for text in self.data.texts]
         if recipe.losses.ctc > 0:
             self._report_too_long()
+        self.teacher = None
+        if recipe.train.teacher is not None and recipe.train.teacher_frames is not None:
+            self.teacher = Teacher(recipe.train.teacher, recipe.train.teacher_frames, model, self.data.utterances)
+            self.console.print(f"imitates the audio tokens of {recipe.train.teacher}", markup=False)
         start = recipe.train.start_from
         silence = model.encoder.silence_s
         self.settings = fingerprint.of_recipe(recipe) | {
@@ -196,9 +201,14 @@ class AdapterTrainer:
         unnamed = [rng.random() < train.unnamed for _ in chosen]
         contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < train.context else "" for i in chosen]
         batch = self.batch(chosen, margin, unnamed, contexts)
-        masked = mask_bands(batch.frames, batch.frame_lengths, train.spec_augment)
+        frames = batch.frames
+        if train.warp != (1, 1):
+            frames = warp_frequencies(frames, log_uniform(train.warp, len(frames)))
+        masked = mask_bands(frames, batch.frame_lengths, train.spec_augment)
         batch = replace(batch, frames=masked).to(self.model.device)
         with computing_in(self.dtype, self.model.device):
+            if self.teacher is not None:
+                batch = replace(batch, wanted=self.teacher.slots([self.data.utterances[i] for i in chosen]))
             parts = losses(self.model, batch, self.recipe.losses)
             return parts.total(self.recipe.losses), parts.figures()
 

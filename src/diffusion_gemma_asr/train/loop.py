@@ -194,7 +194,7 @@ def _one_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     total = 0.0
-    figures: dict[str, float] = {}
+    figures: dict[str, list[float]] = {}
     share = range(rank(), options.accumulation, workers())  # micro-batches of this worker
     for micro in share:
         torch.manual_seed(step_seed(options.seed, step, micro))
@@ -202,14 +202,14 @@ def _one_step(
         (loss / options.accumulation).backward()
         total += loss.item() / len(share)
         for name, value in metrics.items():
-            figures[name] = figures.get(name, 0.0) + value / len(share)
+            figures.setdefault(name, []).append(value)
     sum_gradients(parameters)
     norm = float(nn.utils.clip_grad_norm_(parameters, options.clip))
     if math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     record: dict[str, Any] = {"step": step + 1, "loss": round(total, 5)}
-    record |= {name: round(value, 5) for name, value in figures.items()}
+    record |= {name: round(sum(values) / len(values), 5) for name, values in figures.items()}
     record |= {"lr": lr, "grad_norm": round(norm, 4), "seconds": round(time.perf_counter() - start, 3)}
     return _finite(record)
 

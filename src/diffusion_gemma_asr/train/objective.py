@@ -7,16 +7,17 @@ transcript on a corrupted canvas (diffusion loss); the head reads the audio toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..denoise.canvas import EditCanvases, edit_canvases, q_xt, sample_t, write_canvas
 from ..denoise.steps import accept, renoise, sample
 from ..model.backbone import Backbone, Prefill
-from ..model.ctc import ctc_loss
-from ..model.drafter import Encoded
+from ..model.ctc import ctc_loss, ctc_losses
+from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
 from .losses import autoregressive_loss, diffusion_loss
@@ -51,6 +52,22 @@ class TextBatch:
         """The tokens of each transcript."""
         return [row[:n] for row, n in zip(self.canvas.tolist(), self.counts.tolist(), strict=True)]
 
+    def with_slots(self, counts: Tensor) -> TextBatch:
+        """The same rows with fewer placeholders: `counts` (B,), at most as many as each row has."""
+        surplus = self.slot_mask & (self.slot_mask.cumsum(1) > counts[:, None])  # (B, P)
+        kept = self.mask & ~surplus
+        lengths = kept.sum(1)
+        order = torch.argsort((~kept).long(), dim=1, stable=True)[:, : int(lengths.max())]  # (B, P')
+        mask = length_mask(lengths, order.shape[1])
+        return replace(
+            self,
+            ids=self.ids.gather(1, order),
+            mask=mask,
+            slot_mask=self.slot_mask.gather(1, order) & mask,
+            target_mask=self.target_mask.gather(1, order) & mask,
+            lengths=self.lengths - surplus.sum(1),
+        )
+
     def to(self, device: torch.device) -> TextBatch:
         """A copy of the batch on another device."""
         return TextBatch(**{name: value.to(device) for name, value in self.__dict__.items()})
@@ -64,15 +81,18 @@ class SpeechBatch:
         frames: (B, F, D) of the frozen encoder, 20 ms each.
         frame_lengths: (B,) long, frames without padding.
         text: prompts and transcripts of the same rows.
+        wanted: (B, S', H) audio tokens of a teacher, zeros behind each end; None where nothing is imitated.
     """
 
     frames: Tensor
     frame_lengths: Tensor
     text: TextBatch
+    wanted: Tensor | None = None
 
     def to(self, device: torch.device) -> SpeechBatch:
         """A copy of the batch on another device."""
-        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device))
+        wanted = None if self.wanted is None else self.wanted.to(device)
+        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device), wanted)
 
 
 def text_batch(
@@ -123,6 +143,7 @@ class Losses:
         diffusion: mean cross-entropy of a canvas position, in nats.
         autoregressive: mean cross-entropy of a token behind the prompt, in nats.
         ctc: mean negative log-likelihood of a token, in nats.
+        imitation: mean of 1 - cosine between an audio token and the teacher's, times the trust in the teacher.
         canvas_accuracy: share of canvas positions with the target as arg-max.
         next_token_accuracy: share of tokens behind the prompt with the target as arg-max.
     """
@@ -130,12 +151,15 @@ class Losses:
     diffusion: Tensor | None = None
     autoregressive: Tensor | None = None
     ctc: Tensor | None = None
+    imitation: Tensor | None = None
     canvas_accuracy: Tensor | None = None
     next_token_accuracy: Tensor | None = None
 
     def total(self, weights: LossRecipe) -> Tensor:
         """The weighted sum of the computed losses."""
-        parts = ((weights.diffusion, self.diffusion), (weights.autoregressive, self.autoregressive), (weights.ctc, self.ctc))
+        parts = [
+            (getattr(weights, name), getattr(self, name)) for name in ("diffusion", "autoregressive", "ctc", "imitation")
+        ]
         return torch.stack([weight * loss for weight, loss in parts if loss is not None]).sum()
 
     def figures(self) -> dict[str, float]:
@@ -153,7 +177,44 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
         options: weights, and how canvases are corrupted.
     """
     slots, slot_lengths = model.projector(batch.frames, batch.frame_lengths)
-    text, ctc = batch.text, None
+    parts = losses_of_slots(model, slots, slot_lengths, batch.text, options)
+    if batch.wanted is None:
+        return parts
+    trust = trust_in(model, batch.wanted, batch.text)
+    return replace(parts, imitation=imitation_loss(slots, slot_lengths, batch.wanted, trust))
+
+
+@torch.no_grad()
+def trust_in(model: DiffusionGemmaASR, wanted: Tensor, text: TextBatch) -> Tensor:
+    """(B,) how well a teacher's audio tokens (B, S, H) spell the transcripts: a token's mean probability, geometrically."""
+    lengths = wanted.any(-1).sum(1)
+    with torch.autocast(wanted.device.type, enabled=False):
+        hidden = wanted.to(model.head.weight.dtype)
+        return (-ctc_losses(model.head, hidden, text.canvas, lengths, text.counts, model.blank)).exp()
+
+
+def imitation_loss(slots: Tensor, slot_lengths: Tensor, wanted: Tensor, trust: Tensor) -> Tensor:
+    """How far audio tokens are from a teacher's, as far as that is to be trusted.
+
+    Args:
+        slots: (B, S, H); slot_lengths: (B,).
+        wanted: (B, S', H), zeros behind each end; the two may differ by an audio token there, where strides round otherwise.
+        trust: (B,) weight of each row.
+
+    Returns:
+        scalar: the mean over all audio tokens of 1 - cosine, times the row's weight.
+    """
+    size = min(slots.shape[1], wanted.shape[1])
+    used = length_mask(slot_lengths, size) & wanted[:, :size].any(-1)
+    cosine = F.cosine_similarity(slots[:, :size].float(), wanted[:, :size].float(), dim=-1)  # (B, size)
+    return ((1 - cosine) * trust[:, None])[used].mean()
+
+
+def losses_of_slots(
+    model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, text: TextBatch, options: LossRecipe
+) -> Losses:
+    """As `losses`, from audio tokens (B, S, H) with slot_lengths (B,); `text` has a placeholder for each."""
+    ctc = None
     if options.ctc > 0:
         head = model.head
         with torch.autocast(slots.device.type, enabled=False):  # logits in the head's own precision
@@ -161,28 +222,28 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
             ctc = ctc_loss(head, hidden, text.canvas, slot_lengths, text.counts, model.blank)
     if not options.uses_backbone:
         return Losses(ctc=ctc)
-    drafts = None
-    if options.draft_share > 0:
-        drafts = draft_edits(model, Encoded(batch.frames, batch.frame_lengths, slots.detach(), slot_lengths), text)
+    drafts = draft_edits(model, slots.detach(), slot_lengths, text) if options.draft_share > 0 else None
+    slots, slot_lengths = model.read_slots(slots, slot_lengths)
+    text = text.with_slots(slot_lengths)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
     of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
 
 @torch.no_grad()
-def draft_edits(model: DiffusionGemmaASR, encoded: Encoded, text: TextBatch) -> EditCanvases:
+def draft_edits(model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> EditCanvases:
     """Canvases with the greedy CTC drafts, and their corrections.
 
     Args:
         model: whose head makes the drafts.
-        encoded: frames and audio tokens of the batch.
+        slots: (B, S, H) audio tokens; slot_lengths: (B,).
         text: the same rows.
 
     Returns:
         drafted and corrected canvases, on the model's device; see `edit_canvases`.
     """
     special = model.prompts.special
-    drafts = [[token.id for token in draft] for draft in model.greedy.drafts(encoded)]
+    drafts = [[token.id for token in draft] for draft in model.greedy.of_slots(slots, slot_lengths)]
     ending = special["end_of_turn"], special["eos"]
     canvases = edit_canvases(drafts, text.transcripts(), ending, model.blank, text.canvas.shape[1])
     return EditCanvases(*(part.to(model.device) for part in canvases))
@@ -210,7 +271,7 @@ def backbone_losses(
         generator: on the device of `embeds`; None is torch's default.
 
     Returns:
-        the losses; `ctc` is None.
+        the losses; `ctc` and `imitation` are None.
     """
     prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
     ar = ar_accuracy = diffusion = accuracy = None
@@ -222,7 +283,7 @@ def backbone_losses(
         hidden = backbone.denoise_hidden(noisy, prefill, signal)
         everywhere = torch.ones_like(noisy, dtype=torch.bool)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, everywhere)
-    return Losses(diffusion, ar, None, accuracy, ar_accuracy)
+    return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)
 
 
 def noisy_canvases(

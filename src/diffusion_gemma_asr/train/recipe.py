@@ -15,6 +15,7 @@ from ..checkpoint.quantization import QUANTIZATIONS
 from ..data.augment import Masking
 from ..errors import RecipeError
 from ..model.config import ModelConfig
+from ..model.mel_encoder import LOG_MEL
 from ..strict import require
 from .loop import LoopOptions
 from .recipe_files import SOURCE, load_recipe_as
@@ -27,13 +28,14 @@ class LossRecipe:
     diffusion: float = 1.0  # weight of denoising the transcript on the canvas
     autoregressive: float = 1.0  # weight of predicting the transcript's next token in the backbone's encoder
     ctc: float = 1.0  # weight of CTC on the audio tokens, through the backbone's head
+    imitation: float = 0.0  # weight of making the audio tokens of train.teacher
     self_conditioning: float = 0.5  # probability of a first pass whose logits condition the second
     full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1)
     draft_share: float = 0.0  # probability that a canvas starts from the CTC draft
     unroll: float = 0.0  # probability that the second pass continues from the canvas after the first
 
     def __post_init__(self) -> None:
-        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc")}
+        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc", "imitation")}
         for key, weight in weights.items():
             require(weight >= 0, f"losses.{key}", weight, "at least 0")
         require(any(weights.values()), "losses", "weights of 0 alone", "positive for at least one of them")
@@ -54,8 +56,11 @@ class TrainRecipe(LoopOptions):
     batch_frames: int | None = None  # encoder frames (20 ms) in one forward pass at most, with padding; None is no limit
     start_from: Path | None = None  # checkpoint folder with the initial adapter; None is a newly initialised one
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
+    warp: tuple[float, float] = (1.0, 1.0)  # range of the factor on an utterance's frequencies; with log-mel alone
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
+    teacher: Path | None = None  # checkpoint with the projector that losses.imitation learns from; see train/teacher.py
+    teacher_frames: Path | None = None  # its encoder's frames of all training utterances: a `data.cache_dir`
     monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
     shard: Literal["experts"] | None = None  # share the frozen experts among the workers (shard.py); None: each has all
     quantization: str | None = None  # pack the frozen experts in 4 or 8 bits (checkpoint/quantization.py); None: not
@@ -68,6 +73,7 @@ class TrainRecipe(LoopOptions):
             value = getattr(self.spec_augment, item.name)
             require(value >= 0, f"train.spec_augment.{item.name}", value, "at least 0")
         require(self.batch_frames is None or self.batch_frames >= 1, "train.batch_frames", self.batch_frames, "at least 1")
+        require(0 < self.warp[0] <= self.warp[1], "train.warp", self.warp, "two factors above 0, the smaller one first")
         require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
         require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")
         packings = (None, *QUANTIZATIONS)
@@ -117,7 +123,7 @@ class Recipe:
     train: TrainRecipe
     data: DataRecipe
     losses: LossRecipe = field(default_factory=LossRecipe)
-    stage: Literal["adapter", "reading"] = "adapter"  # what is trained: projector and LoRA, or projector and backbone
+    stage: Literal["adapter", "reading"] = "adapter"  # what is trained; of reading train/mini/reading.py has more keys
 
     def __post_init__(self) -> None:
         model, train, losses = self.model, self.train, self.losses
@@ -125,9 +131,13 @@ class Recipe:
         _agree(model.reads_context, "model.reads_context", train.context, "train.context")
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
+        if train.warp != (1, 1) and model.encoder.name != LOG_MEL:
+            raise RecipeError(
+                f"'train.warp' is {list(train.warp)}, but only the frames of the encoder {LOG_MEL} are spectrograms"
+            )
+        if len({train.teacher is None, train.teacher_frames is None, losses.imitation == 0}) > 1:
+            raise RecipeError("'train.teacher', 'train.teacher_frames' and 'losses.imitation' go together; give all or none")
         require(model.dtype == "float32", "model.dtype", model.dtype, "left out of a recipe, which has train.dtype")
-        if self.stage == "reading" and (train.shard or train.quantization):
-            raise RecipeError("'train.shard' and 'train.quantization' want frozen experts; the stage 'reading' trains them")
         require(model.drafter is None, "model.drafter", "a section", "left out of a recipe: no drafter can be trained")
 
     @property

@@ -13,8 +13,7 @@ from ..errors import RecipeError
 from ..strict import suggest
 from .adapter import train_adapter
 from .mini.bundle import BundleRecipe, bundle
-from .mini.distill import EncoderRecipe, train_encoder
-from .mini.reading import train_reading
+from .mini.reading import ReadingRecipe, train_reading
 from .mini.text import BackboneRecipe, train_backbone
 from .mini.tokenizer import TokenizerRecipe, train_tokenizer_stage
 from .recipe import Recipe
@@ -28,8 +27,7 @@ STAGES: dict[str, Stage] = {
     "adapter": (Recipe, train_adapter),
     "tokenizer": (TokenizerRecipe, train_tokenizer_stage),
     "backbone": (BackboneRecipe, train_backbone),
-    "encoder": (EncoderRecipe, train_encoder),
-    "reading": (Recipe, train_reading),
+    "reading": (ReadingRecipe, train_reading),
     "bundle": (BundleRecipe, bundle),
 }
 

@@ -39,7 +39,7 @@ def frame_cache(folder: Path, encoder: AcousticEncoder, utterances: Sequence[Utt
         DataError: the folder has frames of another encoder.
         AudioError: a sound file cannot be read.
     """
-    device = next(encoder.parameters()).device
+    device = encoder.device
 
     def compute(batch: list[Utterance]) -> list[np.ndarray]:
         mel, lengths = mel_of(encoder, batch)

@@ -5,8 +5,8 @@ Each stage is a recipe with the key `stage`, run by `diffusion-gemma-asr train`;
 1. tokenizer  tokenizer.py  byte-pair encoding of six languages
 2. backbone   text.py       pretrains a small DiffusionGemma on text, with imitated audio tokens (slots.py)
 3. adapter    ../adapter.py trains a projector by CTC, on Whisper's frames
-4. reading    reading.py    trains backbone and projector together, on real audio tokens
-5. encoder    distill.py    distils a smaller encoder from Whisper's frames, with CTC
+4. reading    reading.py    trains the backbone on that projector's audio tokens (slot_bank.py)
+5. adapter    ../adapter.py trains a projector that hears spectrograms, by CTC and by imitating the other one
 6. adapter    ../adapter.py trains projector and LoRA: the models `base` and `mini`
 7. bundle     bundle.py     packs all parts into one folder, to ship with the package
 """

@@ -1,44 +1,91 @@
-"""The stage `reading`: trains a small backbone together with the projector, so that it learns to read audio tokens.
+"""The stage `reading`: trains a small backbone to read the projector's audio tokens.
 
 LoRA is enough to teach DiffusionGemma audio tokens, but not a backbone of a few million parameters that has only been
 trained on imitated ones (figures in docs/training.md). Here all weights of the backbone, including its head, are trained by
-the adapter's three losses on the frozen encoder's frames; later stages freeze it.
+the adapter's three losses on the frozen encoder's frames, and on sentences that nobody has spoken (slot_bank.py); later
+stages freeze it.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ...checkpoint.load import load_adapter
 from ...checkpoint.save import save_projector
+from ...data.augment import mask_bands
+from ...errors import RecipeError
 from ...model.model import DiffusionGemmaASR
-from ..adapter import AdapterTrainer, build_model
-from ..loop import compute_dtype, run
+from ...strict import require
+from .. import fingerprint
+from ..adapter import MARGIN, AdapterTrainer, build_model, computing_in
+from ..loop import Metrics, compute_dtype, run, step_seed
+from ..objective import losses_of_slots, text_batch
 from ..recipe import Recipe
-from ..workers import rank
+from ..workers import rank, workers
+from .sentences import SentenceData, read_targets
+from .slot_bank import SlotBank
 from .text import save_backbone
 
 
-def readers(model: DiffusionGemmaASR) -> dict[str, nn.Parameter]:
+@dataclass(frozen=True, kw_only=True)
+class UnspokenData(SentenceData):
+    """Sentences without sound, whose audio tokens are put together from those of training utterances."""
+
+    share: float  # of the forward passes that read such sentences
+    batch_tokens: int  # transcript tokens in a forward pass at most, padding included
+    bank: int = 400  # batches of utterances that audio tokens are cut out of
+
+    def __post_init__(self) -> None:
+        require(0 < self.share < 1, "unspoken.share", self.share, "above 0 and below 1")
+        require(self.batch_tokens >= self.max_tokens, "unspoken.batch_tokens", self.batch_tokens, "at least max_tokens")
+        require(self.bank >= 1, "unspoken.bank", self.bank, "at least 1")
+
+
+@dataclass(frozen=True)
+class ReadingRecipe(Recipe):
+    """The stage `reading`; its LoRA settings are ignored."""
+
+    stage: Literal["reading"] = "reading"
+    frozen_projector: bool = False  # the projector stays as train.start_from has it
+    unspoken: UnspokenData | None = None  # None: speech alone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        train = self.train
+        if train.shard or train.quantization:
+            raise RecipeError("'train.shard' and 'train.quantization' want frozen experts; the stage 'reading' trains them")
+        if self.frozen_projector and train.start_from is None:
+            raise RecipeError("'frozen_projector' is set, but 'train.start_from' names no projector")
+        if self.unspoken is not None and not self.frozen_projector:
+            raise RecipeError("'unspoken' wants 'frozen_projector': what is cut out of utterances must stay what it was")
+
+
+def readers(model: DiffusionGemmaASR, frozen_projector: bool = False) -> dict[str, nn.Parameter]:
     """Unfreezes projector and backbone, without its vision tower; returns their parameters by name."""
+    trained = ("backbone.",) if frozen_projector else ("projector.", "backbone.")
     parameters = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.startswith(("projector.", "backbone.")) and "vision" not in name
+        name: parameter for name, parameter in model.named_parameters() if name.startswith(trained) and "vision" not in name
     }
+    model.projector.requires_grad_(not frozen_projector)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     return parameters
 
 
-def train_reading(recipe: Recipe, folder: Path, device: torch.device) -> Path:
-    """Trains backbone and projector, resuming an interrupted run.
+def train_reading(recipe: ReadingRecipe, folder: Path, device: torch.device) -> Path:
+    """Trains the backbone, and the projector unless it is frozen, resuming an interrupted run.
 
     Args:
-        recipe: its LoRA settings are ignored.
+        recipe: of the stage.
         folder: of the run; gets log.jsonl, state.pt, frames/, backbone/ in DiffusionGemma's layout, and projector/, an
             adapter without LoRA.
         device: to compute on.
@@ -53,9 +100,91 @@ def train_reading(recipe: Recipe, folder: Path, device: torch.device) -> Path:
     model.backbone.float()  # trained weights are float32
     if recipe.train.start_from is not None:
         load_adapter(model, recipe.train.start_from, projector_alone=True)
-    trainer = AdapterTrainer(recipe, model, folder)
-    run(readers(model), trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings)
+    trainer = ReadingTrainer(recipe, model, folder)
+    trained = readers(model, recipe.frozen_projector)
+    run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings)
     if rank() == 0:
         save_backbone(model.backbone, model.prompts, folder / "backbone")
         save_projector(model.projector, folder / "projector")
     return folder / "backbone"
+
+
+class ReadingTrainer(AdapterTrainer):
+    """As `AdapterTrainer`, with forward passes on sentences without sound among those on speech.
+
+    Args:
+        recipe: data and options.
+        model: see `build_model`; its projector has its final weights if the recipe freezes it.
+        folder: of the run.
+    """
+
+    def __init__(self, recipe: ReadingRecipe, model: DiffusionGemmaASR, folder: Path):
+        super().__init__(recipe, model, folder)
+        self.unspoken = recipe.unspoken
+        if self.unspoken is not None:
+            seed = recipe.train.seed
+            self.sentences = read_targets(self.unspoken, model.prompts, seed)
+            sizes = self.unspoken.batch_tokens, recipe.train.batch_size, seed
+            self.texts = self.sentences.mixture(self.unspoken, *sizes)
+            self.settings |= {"unspoken": fingerprint.of_lines(map(str, self.sentences.targets))}
+            self.bank = SlotBank(token_rows(model), seed)
+            self.console.print("cutting audio tokens out of utterances")
+            for utterance in self._spoken():
+                self.bank.add(*utterance)
+
+    @torch.no_grad()
+    def _spoken(self) -> Iterator[tuple[str, list[int], Tensor, list[int]]]:
+        """This worker's share of the bank: see `SlotBank.add`."""
+        assert self.unspoken is not None
+        model, train = self.model.eval(), self.recipe.train
+        for number in range(rank(), self.unspoken.bank, workers()):
+            torch.manual_seed(step_seed(train.seed, number))
+            chosen = self.data.mixture.at(number)
+            frames, lengths = self.data.cache.batch([self.data.utterances[i] for i in chosen])
+            frames = mask_bands(frames, lengths, train.spec_augment).to(model.device)
+            with computing_in(self.dtype, model.device):
+                slots, slot_lengths = model.projector(frames, lengths.to(model.device))
+            slots = slots.float()
+            kept = model.read_mask(slots, slot_lengths)
+            for row, i in enumerate(chosen):
+                count, tokens = int(slot_lengths[row]), self.targets[i][:-1]
+                spans = model.align(slots[row, :count], tokens)
+                if spans:
+                    before = kept[row, :count].cumsum(0).tolist()
+                    ends = [before[span.end - 1] for span in spans]
+                    heard = slots[row, :count][kept[row, :count]].cpu()
+                    yield self.data.utterances[i].language, tokens, heard, ends
+
+    def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
+        """The weighted loss of one micro-batch, and its parts."""
+        number = step * self.recipe.train.accumulation + micro
+        rng = random.Random(-1 - step_seed(self.recipe.train.seed, step, micro))
+        if self.unspoken is None or rng.random() >= self.unspoken.share:
+            return super().loss_of(step, micro)
+        self.model.train()
+        chosen = self.texts.at(number)
+        targets = [self.sentences.targets[i] for i in chosen]
+        languages = [self.sentences.languages[i] for i in chosen]
+        return self._unspoken_loss(targets, languages, rng)
+
+    def _unspoken_loss(
+        self, targets: Sequence[list[int]], languages: Sequence[str], rng: random.Random
+    ) -> tuple[Tensor, Metrics]:
+        """The loss of sentences, without CTC's."""
+        model, device = self.model, self.model.device
+        rows = [self.bank.draw(code, target[:-1], rng) for code, target in zip(languages, targets, strict=True)]
+        lengths = torch.tensor([len(row) for row in rows])
+        unnamed = [rng.random() < self.recipe.train.unnamed for _ in rows]
+        text = text_batch(model.prompts, lengths.tolist(), targets, languages, rng.randint(0, MARGIN), unnamed)
+        weights = replace(self.recipe.losses, ctc=0.0)
+        with computing_in(self.dtype, device):
+            slots = pad_sequence(rows, batch_first=True).to(device)
+            parts = losses_of_slots(model, slots, lengths.to(device), text.to(device), weights)
+            return parts.total(weights), {f"{name}_unspoken": value for name, value in parts.figures().items()}
+
+
+def token_rows(model: DiffusionGemmaASR) -> Tensor:
+    """(V, H) embeddings of all tokens at the scale of audio tokens."""
+    with torch.no_grad():
+        rows = model.backbone.embed(torch.arange(model.backbone.vocab_size, device=model.device)[None])[0].float()
+        return (F.rms_norm(rows, rows.shape[-1:]) * model.backbone.embedding_scale()).cpu()

@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaGenerationConfig, PreTrainedTokenizerBase
 
 from ...checkpoint.parts import load_backbone, load_tokenizer
-from ...data.batches import Mixture, tempered
 from ...denoise.canvas import EditCanvases, edit_canvases, uniform_canvas
 from ...denoise.steps import DenoiseOptions, cut_at_end, denoise
 from ...evaluate.metrics import error_rate
@@ -34,8 +33,9 @@ from ..objective import TextBatch, backbone_losses, text_batch
 from ..recipe import LossRecipe
 from ..workers import rank
 from .backbone_config import BackboneShape, small_config
+from .sentences import SentenceData, read_targets
 from .slots import SlotNoise, collapsed, imitate, lookalikes, slot_rows
-from .tokenizer import FIRST_WORD_TOKEN, kept_sentences, read_sentences
+from .tokenizer import FIRST_WORD_TOKEN, read_sentences
 
 # A small denoiser has high entropy, so samples at DiffusionGemma's temperatures are mostly wrong: 8 steps from the draft of
 # 80 dev sentences give 51 % WER with these options, 62 % with t_max 0.8, t_min 0.4 and a bound of 0.1.
@@ -70,17 +70,12 @@ class BackboneTrain(LoopOptions):
     unroll_from: int = 0  # first step with losses.unroll
 
 
-@dataclass(frozen=True)
-class TextData:
+@dataclass(frozen=True, kw_only=True)
+class TextData(SentenceData):
     """Training and dev sentences."""
 
-    text: tuple[Path, ...]  # files CODE.txt with a sentence of that language per line, or manifests
-    dev: dict[str, Path]  # such a file by language code, for evaluation
+    dev: dict[str, Path]  # a file of sentences by language code, for evaluation
     dev_count: int  # sentences of each language to evaluate on
-    max_tokens: int  # of a transcript; longer sentences are left out
-    exclude: tuple[Path, ...] = ()  # such files, whose sentences are left out
-    temperature: float = 1.0  # T: a language's sampling weight is its sentences ** (1 / T)
-    joined: float = 0.0  # share of the sentences that are joined with following ones
 
 
 @dataclass(frozen=True)
@@ -217,29 +212,6 @@ def scrambled(target: list[int], vocabulary: int, rng: random.Random) -> list[in
     return [*(rng.randrange(FIRST_WORD_TOKEN, vocabulary) for _ in target[:-1]), target[-1]]
 
 
-def joined(targets: Sequence[list[int]], share: float, most: int, rng: random.Random) -> list[list[int]]:
-    """Extends a share of the targets with following ones, since utterances may be longer than a sentence.
-
-    Args:
-        targets: sentences, each with its end of turn.
-        share: probability of extending a target, to a random length.
-        most: tokens of a result at most.
-        rng: of all draws.
-
-    Returns:
-        as many targets, in order.
-    """
-    rows = []
-    for first, target in enumerate(targets):
-        length, row = (rng.randint(1, most) if rng.random() < share else 0), target
-        for following in targets[first + 1 : first + 20]:
-            if len(row) >= length or len(row) + len(following) - 1 > most:
-                break
-            row = [*row[:-1], *following]
-        rows.append(row)
-    return rows
-
-
 def train_backbone(recipe: BackboneRecipe, folder: Path, device: torch.device) -> Path:
     """Trains a backbone, resuming an interrupted run.
 
@@ -281,28 +253,18 @@ class TextTrainer:
         prompts, data, train = PromptBuilder(tokenizer), recipe.data, recipe.train
         self.dtype = compute_dtype(train.dtype, device)
         self.dev = {code: read_sentences([path])[code][: data.dev_count] for code, path in data.dev.items()}
-        self.targets: list[list[int]] = []
-        self.languages: list[str] = []
-        sizes = []
-        for code, lines in kept_sentences(data.text, data.exclude).items():
-            targets = [prompts.target(line) for line in lines]
-            fitting = [target for target in targets if len(target) <= data.max_tokens]
-            self.targets += joined(fitting, data.joined, data.max_tokens, random.Random(train.seed))
-            self.languages += [code] * len(fitting)
-            sizes.append(len(fitting))
+        self.sentences = read_targets(data, prompts, train.seed)
         torch.manual_seed(train.seed)
         backbone = new_backbone(small_config(tokenizer, recipe.shape))
         if recipe.start_from is not None:
             shared = warm_start(backbone, tokenizer, recipe.start_from)
             self.console.print(f"{shared} of {len(tokenizer)} tokens are those of {recipe.start_from}")
         self.settings = fingerprint.of_recipe(recipe) | {
-            "data": fingerprint.of_lines(map(str, self.targets)),
+            "data": fingerprint.of_lines(map(str, self.sentences.targets)),
             "start_from": "nothing" if recipe.start_from is None else fingerprint.of_tensors(backbone.state_dict()),
         }
         self.reader = Reader(backbone.to(device), prompts, recipe.slots)
-        lengths = [len(target) for target in self.targets]
-        shares = tempered(sizes, data.temperature)
-        self.mixture = Mixture(sizes, shares, lengths, train.batch_tokens, train.batch_size, train.seed)
+        self.mixture = self.sentences.mixture(data, train.batch_tokens, train.batch_size, train.seed)
 
     def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
         """The weighted loss of one micro-batch, and its parts."""
@@ -311,9 +273,9 @@ class TextTrainer:
         rng = random.Random(step_seed(train.seed, step, micro))
         level = self.recipe.curriculum.level(step)
         chosen = self.mixture.at(step * train.accumulation + micro)
-        rows = [self.targets[i] for i in chosen]
+        rows = [self.sentences.targets[i] for i in chosen]
         rows = [scrambled(row, backbone.vocab_size, rng) if rng.random() < 1 - level else row for row in rows]
-        languages, margin = [self.languages[i] for i in chosen], rng.randint(0, MARGIN)
+        languages, margin = [self.sentences.languages[i] for i in chosen], rng.randint(0, MARGIN)
         embeds, batch, drafts = self.reader.batch(rows, languages, rng, margin, train.noise_only, level, train.unnamed)
         weights = self.recipe.losses if step >= train.unroll_from else replace(self.recipe.losses, unroll=0.0)
         with torch.autocast(backbone.device.type, self.dtype, enabled=self.dtype != torch.float32):

@@ -1,0 +1,214 @@
+"""The stage `reading` with a frozen projector: audio tokens of sentences that nobody has spoken, prompts without blanks."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sounds import tone, write
+from tiny_model import speech_batch, tiny_model
+
+from diffusion_gemma_asr.checkpoint.save import save_projector
+from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
+from diffusion_gemma_asr.errors import RecipeError
+from diffusion_gemma_asr.model.config import ProjectorConfig
+from diffusion_gemma_asr.model.ctc import only
+from diffusion_gemma_asr.train.mini.slot_bank import MOST, SlotBank
+from diffusion_gemma_asr.train.objective import losses
+from diffusion_gemma_asr.train.recipe import LossRecipe
+from diffusion_gemma_asr.train.run import train_from_recipe
+
+EMBEDDINGS = -torch.arange(20.0)[:, None]  # of 20 tokens; those of the utterances below are positive
+
+
+def said(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers)[:, None]
+
+
+def drawn(bank: SlotBank, language: str, tokens: list[int], seed: int = 0) -> list[float]:
+    return bank.draw(language, tokens, random.Random(seed)).flatten().tolist()
+
+
+# -- the bank ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bank() -> SlotBank:
+    bank = SlotBank(EMBEDDINGS)
+    bank.add("en", [5, 6, 7], said(1, 2, 3, 4, 5), [2, 3, 4])  # the last slot is behind the last token
+    bank.add("fr", [6, 8], said(6, 7), [1, 1])  # nothing of 8 is heard before its end
+    return bank
+
+
+def test_what_an_utterance_says_is_its_own_audio_tokens(bank: SlotBank) -> None:
+    assert len(bank) == 2
+    assert drawn(bank, "en", [5, 6, 7]) == [1, 2, 3, 4, 5]
+    assert drawn(bank, "en", [5, 6]) == [1, 2, 3]
+    assert drawn(bank, "fr", [6, 8]) == [6, 7]
+
+
+def test_pieces_follow_each_other(bank: SlotBank) -> None:
+    assert drawn(bank, "en", [7, 5]) == [4, 5, 1, 2]
+    assert drawn(bank, "en", [6, 6, 7]) == [3, 3, 4, 5]
+
+
+def test_the_same_language_comes_first(bank: SlotBank) -> None:
+    assert drawn(bank, "fr", [6]) == [6]
+    assert drawn(bank, "fr", [5]) == [1, 2]  # nobody says it in French
+    assert drawn(bank, "en", [8]) == [7]
+
+
+def test_what_nobody_says_is_an_embedding(bank: SlotBank) -> None:
+    assert drawn(bank, "en", [9, 5]) == [-9, 1, 2]
+    assert bank.draw("en", [], random.Random(0)).shape == (0, 1)
+
+
+def test_of_a_frequent_token_some_places_are_remembered() -> None:
+    bank = SlotBank(EMBEDDINGS)
+    for number in range(4 * MOST):
+        bank.add("en", [3], said(number + 1), [1])
+    found = {drawn(bank, "en", [3], seed)[0] for seed in range(400)}
+    assert len(found) == MOST and max(found) > 2 * MOST
+
+
+# -- prompts without blanks ------------------------------------------------------------------------------------
+
+
+def test_some_slots_of_each_row_in_order() -> None:
+    slots = torch.arange(1.0, 9.0).view(2, 4, 1).requires_grad_()
+    kept = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    shorter, lengths = only(slots, kept)
+    assert lengths.tolist() == [3, 1] and shorter[..., 0].tolist() == [[1, 3, 4], [6, 0, 0]]
+    shorter.sum().backward()
+    assert slots.grad is not None and torch.equal(slots.grad[..., 0], kept.float())
+    assert only(slots, torch.zeros_like(kept))[0].shape == (2, 0, 1)
+
+
+def test_a_batch_with_fewer_placeholders_is_one_built_so(whisper_folder: Path, backbone_folder: Path) -> None:
+    model = tiny_model(whisper_folder, backbone_folder)
+    whole, shorter = (speech_batch(model, ["the fox", "she"], frames).text for frames in ([150, 90], [80, 30]))
+    counts = shorter.slot_mask.sum(1)
+    assert (whole.slot_mask.sum(1) > counts).all()
+    cut = whole.with_slots(counts)
+    for name in ("mask", "slot_mask", "target_mask", "lengths", "canvas", "counts"):
+        assert torch.equal(getattr(cut, name), getattr(shorter, name)), name
+    assert torch.equal(cut.ids[cut.mask], shorter.ids[shorter.mask])
+    assert cut.transcripts() == whole.transcripts()
+
+
+def test_blanks_stay_out_of_prompts_and_in_drafts(whisper_folder: Path, backbone_folder: Path) -> None:
+    """Each blank's probability lies between 0 and 1: at the median of them half of the audio tokens are read."""
+    plain = tiny_model(whisper_folder, backbone_folder)
+    encoded = plain.encode([tone(300, 2.0), tone(500, 1.2)])
+    probability = plain.head.logits(encoded.slots).softmax(-1)[..., plain.blank]
+    used = plain.read_mask(encoded.slots, encoded.slot_lengths)
+    limit = float(probability[used].median())
+    model = tiny_model(whisper_folder, backbone_folder, projector=ProjectorConfig(hidden_size=24, skip_blanks=limit))
+    slots, lengths = model.read_slots(encoded.slots, encoded.slot_lengths)
+    expected = [row[keep & (p < limit)] for row, keep, p in zip(encoded.slots, used, probability, strict=True)]
+    assert lengths.tolist() == [len(row) for row in expected] and 0 < int(lengths.sum()) < int(used.sum())
+    for row, n, wanted in zip(slots, lengths.tolist(), expected, strict=True):
+        assert torch.equal(row[:n], wanted) and not row[n:].any()
+    prefill, _ = model.read_prompts(encoded.slots, encoded.slot_lengths, ["en", "en"])
+    longer, _ = plain.read_prompts(encoded.slots, encoded.slot_lengths, ["en", "en"])
+    assert torch.equal(longer.lengths - prefill.lengths, encoded.slot_lengths - lengths)
+    assert model.greedy.drafts(encoded) == plain.greedy.drafts(encoded)
+    batch = speech_batch(model, ["the fox", "she"], [150, 90])
+    parts = losses(model, batch, LossRecipe(draft_share=0.5))
+    assert all(value > 0 for name, value in parts.figures().items() if "accuracy" not in name)
+    parts.total(LossRecipe()).backward()
+    assert model.projector.linear.weight.grad is not None
+
+
+# -- the stage -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def content(tmp_path: Path, whisper_folder: Path, backbone_folder: Path) -> dict[str, Any]:
+    """A recipe of the stage, with a projector to start from."""
+    model = tiny_model(
+        whisper_folder, backbone_folder, lora=False, projector=ProjectorConfig(hidden_size=24, skip_blanks=0.9)
+    )
+    save_projector(model.projector, tmp_path / "projector")
+    rows = []
+    for i, text in enumerate(("the quick fox", "she sells", "by the sea")):
+        sound = write(tmp_path / f"{i}.wav", tone(300 + 100 * i, 2.0))
+        rows.append(Utterance(str(sound), text, "en", 2.0))
+    write_manifest(tmp_path / "speech.jsonl", rows)
+    (tmp_path / "en.txt").write_text("the sea sells\nquick by the fox\nshe\n", encoding="utf-8")
+    return {
+        "stage": "reading",
+        "model": {
+            "name": "tiny",
+            "encoder": {"name": str(whisper_folder)},
+            "backbone": {"name": str(backbone_folder)},
+            "projector": {"hidden_size": 24, "skip_blanks": 0.9},
+        },
+        "train": {
+            "steps": 4,
+            "batch_size": 3,
+            "lr": 0.01,
+            "dtype": "float32",
+            "eval_every": 4,
+            "save_every": 2,
+            "start_from": "projector",
+        },
+        "data": {"train": [{"manifest": "speech.jsonl"}], "dev": ["speech.jsonl"], "transcript": "plain"},
+        "frozen_projector": True,
+        "unspoken": {"share": 0.5, "batch_tokens": 90, "max_tokens": 40, "bank": 2, "text": ["en.txt"]},
+    }
+
+
+def written(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "reading.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_speech_and_unspoken_sentences_train_the_backbone_alone(tmp_path: Path, content: dict[str, Any]) -> None:
+    train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    kinds = [{name for name in record if name.startswith(("diffusion", "ctc"))} for record in records]
+    assert {frozenset(kind) for kind in kinds} == {frozenset({"diffusion", "ctc"}), frozenset({"diffusion_unspoken"})}
+    old, new = (load_file(folder / "projector/adapter.safetensors") for folder in (tmp_path, tmp_path / "run"))
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)["weights"]
+    assert all(name.startswith("backbone.") for name in state)
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, content: dict[str, Any]) -> None:
+    train_from_recipe(written(tmp_path, content), tmp_path / "whole", "cpu")
+    content["train"] |= {"steps": 2}
+    train_from_recipe(written(tmp_path, content), tmp_path / "parts", "cpu")
+    content["train"] |= {"steps": 4}
+    train_from_recipe(written(tmp_path, content), tmp_path / "parts", "cpu")
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("whole", "parts")]
+    assert [r["step"] for r in logs[1]] == [1, 2, 3, 4]
+    assert sorted(logs[0][2]) == sorted(logs[1][2])  # the same kinds of sentences
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"train": {"steps": 1, "batch_size": 1}}, "'frozen_projector' is set, but 'train.start_from' names no projector"),
+        ({"frozen_projector": False}, "'unspoken' wants 'frozen_projector'"),
+        ({"unspoken": {"share": 1.0, "batch_tokens": 9, "max_tokens": 9, "text": []}}, r"'unspoken\.share' must be"),
+        ({"unspoken": {"share": 0.5, "batch_tokens": 9, "max_tokens": 10, "text": []}}, r"'unspoken\.batch_tokens' must be"),
+        (
+            {"unspoken": {"share": 0.5, "batch_tokens": 9, "max_tokens": 9, "text": [], "bank": 0}},
+            r"'unspoken\.bank' must be",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    tmp_path: Path, content: dict[str, Any], change: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        train_from_recipe(written(tmp_path, content | change), tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
