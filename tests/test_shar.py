@@ -159,6 +159,13 @@ def test_training_gets_the_same_frames_as_from_files(shar: Path, tmp_path: Path,
     with (shar / "recording.000000.tar").open("ab") as tar:
         tar.write(bytes(512))
     assert [u in cache for u in ours.utterances] == [False, False, True, True, True]
+    second = shar / "recording.000001.tar"
+    content = bytearray(second.read_bytes())
+    second.write_bytes(content)  # a copy
+    assert [u in cache for u in ours.utterances] == [False, False, True, True, True]
+    content[1_000] ^= 1
+    second.write_bytes(content)
+    assert [u in cache for u in ours.utterances] == [False, False, False, False, True]
 
 
 @pytest.mark.parametrize("kind", ["flac", "wav", "opus"])
