@@ -2,8 +2,8 @@
 
 cuts.000000.jsonl.gz, recording.000000.tar, cuts.000001.jsonl.gz, ...
 
-lhotse itself reads a shard from beginning to end. Here each sound is read where it lies, like those of other sources, and has
-a path of its own, TAR/CUT, as if the tar file were a folder. Neither needs lhotse.
+lhotse itself reads a shard from beginning to end. Here each sound is read where it lies, like those of other sources, and
+has a path of its own, TAR/CUT, as if the tar file were a folder. Neither needs lhotse.
 """
 
 from __future__ import annotations
