@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from sounds import write
 from tiny_model import clips, tiny_model
 
-from diffusion_gemma_asr.data.manifest import Utterance
+from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FACTS = {"gpu": "a GPU", "torch": "2", "transformers": "5", "date": "today", "commit": "abc"}
@@ -112,3 +113,30 @@ def test_the_table_of_several_gpus_is_arithmetic(tmp_path: Path) -> None:
     (line,) = [line for line in text.splitlines() if line.startswith("| 4 × 30 s, 8 steps |")]
     assert line.split(" | ")[1:] == ["200", "1,600", "12,800", "50.0 h", "6.2 h", "0.8 h", "$15.00 |"]
     assert "Assumed: $3.00" in text and "arithmetic" in text and "a GPU, torch 2" in text
+
+
+def test_lora_of_all_kinds_is_trained_and_told(tmp_path: Path) -> None:
+    """On a bundled model; what is measured already is not trained again."""
+    import shared_lora
+
+    rows = []
+    for number, clip in enumerate(clips([16_000, 20_000, 24_000, 28_000])):
+        sound = write(tmp_path / f"{number}.wav", clip)
+        rows.append(Utterance(str(sound), f"the river {number}", "en", len(clip) / 16_000))
+    for name, some in {"train": rows[:3], "dev": rows[3:]}.items():
+        write_manifest(tmp_path / f"{name}.jsonl", some)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table shared -->\n<!-- end shared -->\n")
+    places = {"train": "train.jsonl", "dev": "dev.jsonl", "frames": "frames", "data": "data.json", "page": "page.md"}
+    arguments = [part for name, file in places.items() for part in (f"--{name}", str(tmp_path / file))]
+    shared_lora.main([*arguments, "--steps", "1", "--seeds", "1"])
+    (tmp_path / "train.jsonl").unlink()  # a second time nothing is trained
+    shared_lora.main([*arguments, "--steps", "1", "--seeds", "1"])
+    lines = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("|")][2:]
+    counts = [int(line[1].replace(",", "")) for line in lines]
+    assert counts[0] == 0 and counts[1] == 2 * counts[2] == counts[3] > 0
+    assert all(0 < float(line[2]) < 20 and line[3].endswith("%") for line in lines)
+    results = json.loads((tmp_path / "data.json").read_text())["runs"]
+    starts = [by_seed["0"]["before"] for by_seed in results.values()]
+    assert starts[0] == starts[1] == starts[2]  # new LoRA does nothing, and all see the same canvases
+    assert "1 steps of 8 utterances of " in page.read_text() and "one seed" in page.read_text()

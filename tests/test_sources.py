@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from sounds import tone, write
 
 from diffusion_gemma_asr.data import hub
-from diffusion_gemma_asr.data.hub import CORPORA, Corpus, store
+from diffusion_gemma_asr.data.hub import CORPORA, Corpus, Share, store
 from diffusion_gemma_asr.data.manifest import read_manifest
 from diffusion_gemma_asr.data.sources import corpus_parts, read_source
 from diffusion_gemma_asr.errors import AsrError, DataError
@@ -100,6 +102,38 @@ def test_what_a_kill_left_behind_is_stored_again(corpus: tuple[str, dict[str, Co
     stray.write_bytes(b"half")
     assert len(read_manifest(store(name, "clean", "test", tmp_path / "stored", corpora))) == 2
     assert not stray.exists()
+
+
+@pytest.mark.parametrize("corpus", ["librispeech"], indirect=True)
+@pytest.mark.parametrize("count", [2, 3])
+def test_workers_share_the_download(corpus: tuple[str, dict[str, Corpus]], tmp_path: Path, count: int) -> None:
+    """Of two rows in one file each worker takes some, a third one none, and all get the list that one alone makes."""
+    name, corpora = corpus
+    meeting, written = threading.Barrier(count, timeout=60), list[set[str]]()
+    sounds = tmp_path / "shared" / name / "clean" / "test" / "audio"
+
+    def wait() -> None:
+        if meeting.wait() == 0 and sounds.exists():
+            written.append({path.name for path in sounds.iterdir()})
+
+    def work(worker: int) -> Path:
+        return store(name, "clean", "test", tmp_path / "shared", corpora, Share(worker, count, wait))
+
+    with ThreadPoolExecutor(count) as pool:
+        (manifest,) = set(pool.map(work, range(count)))
+    assert {"000000.flac", "000001.flac", *(f"{worker}.jsonl" for worker in range(count))} in written
+    alone = read_manifest(store(name, "clean", "test", tmp_path / "alone", corpora))
+    assert [replace(u, audio_filepath=Path(u.audio_filepath).name) for u in read_manifest(manifest)] == [
+        replace(u, audio_filepath=Path(u.audio_filepath).name) for u in alone
+    ]
+    assert {path.name for path in sounds.iterdir()} == {"000000.flac", "000001.flac"}
+
+
+@pytest.mark.parametrize("corpus", ["librispeech"], indirect=True)
+def test_workers_that_do_not_see_each_other(corpus: tuple[str, dict[str, Corpus]], tmp_path: Path) -> None:
+    name, corpora = corpus
+    with pytest.raises(DataError, match="a worker has not written there; let XDG_CACHE_HOME be a folder that all"):
+        store(name, "clean", "test", tmp_path, corpora, Share(0, 2))
 
 
 @pytest.mark.parametrize("corpus", ["librispeech"], indirect=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..files import whole_file
 from .manifest import Utterance
+from .shar import tar_of
 
 FORMAT = 2  # of index.json
 
@@ -41,7 +42,7 @@ class _Span(NamedTuple):
         size, mtime_ns = _stamp(utterance)
         if size != self.size:
             return False
-        return mtime_ns == self.mtime_ns or self.digest == _digest(utterance.audio_filepath, mtime_ns)
+        return mtime_ns == self.mtime_ns or self.digest == _digest(_file(utterance), mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class FeatureCache:
                             raise ValueError(f"frames of shape {frames.shape}, not (n, {width})")
                         file.write(frames.astype(np.float16).tobytes())
                         stamp = _stamp(utterance)
-                        digest = _digest(utterance.audio_filepath, stamp[1])
+                        digest = _digest(_file(utterance), stamp[1])
                         spans[key] = _Span(key, *stamp, position, len(frames), digest)
                         position += len(frames)
                     if number % 50 == 0 or number == len(batches):
@@ -252,10 +253,15 @@ def _check(folder: Path, index: _Index, width: int | None, fingerprint: str | No
         raise DataError(f"{folder} holds frames of another encoder ({prints}); {remedy}")
 
 
+def _file(utterance: Utterance) -> str:
+    """The sound file, which of a Shar is the tar file with all sounds of the shard."""
+    return tar_of(utterance.audio_filepath) or utterance.audio_filepath
+
+
 def _stamp(utterance: Utterance) -> tuple[int, int]:
     """Size in bytes and modification time in ns of the sound file; (-1, -1) if it does not exist."""
     try:
-        status = Path(utterance.audio_filepath).stat()
+        status = Path(_file(utterance)).stat()
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Downloads speech corpora of the Hugging Face hub, once, as sound files with a manifest.
+"""Downloads speech corpora of the Hugging Face hub, once, as sound files with a manifest; several processes share the work.
 
 LibriSpeech (Panayotov et al. 2015), FLEURS (Conneau et al. 2022, arXiv 2205.12446), VoxPopuli (Wang et al. 2021,
 arXiv 2101.00390), through the library `datasets`. The encoded bytes of each sound are stored unchanged; audio/read.py
@@ -7,11 +7,12 @@ decodes them.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,22 @@ class Corpus:
     speaker: str | None = None
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes does of a common work.
+
+    Attributes:
+        worker: index of this process.
+        workers: their number.
+        wait: returns once all have called it.
+    """
+
+    worker: int = 0
+    workers: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+ALONE = Share()
 FLEURS = {"en_us": "en", "de_de": "de", "fr_fr": "fr", "es_419": "es", "hi_in": "hi", "cmn_hans_cn": "zh"}
 CORPORA = {
     "librispeech": Corpus("openslr/librispeech_asr", {"clean": "en", "other": "en"}, "text", "speaker_id"),
@@ -54,23 +71,33 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-gemma-asr"
 
 
-def store(name: str, part: str, split: str, folder: Path | None = None, corpora: Mapping[str, Corpus] = CORPORA) -> Path:
+def store(
+    name: str,
+    part: str,
+    split: str,
+    folder: Path | None = None,
+    corpora: Mapping[str, Corpus] = CORPORA,
+    share: Share = ALONE,
+) -> Path:
     """Downloads one split of one configuration, unless its manifest exists.
 
-    The manifest is written last, so that an interrupted download starts again.
+    Each process streams a share of the split: some of its files if their number is a multiple of the processes', else every
+    n-th row. The manifest is written last, so that an interrupted download starts again.
 
     Args:
         name: key of `corpora`.
         part: configuration of the corpus.
         split: name of the split in the corpus ("test", "train.100").
-        folder: of all downloaded corpora; None is `cache_folder()`.
+        folder: of all downloaded corpora, the same for all processes; None is `cache_folder()`.
         corpora: the known corpora by name.
+        share: of this process.
 
     Returns:
         path of the manifest, `folder/name/part/split/manifest.jsonl`, with the sounds beside it.
 
     Raises:
-        DataError: `datasets` is missing, the hub cannot be reached, it has no such split, or no utterance can be used.
+        DataError: `datasets` is missing, the hub cannot be reached, it has no such split, or no utterance can be used,
+            or the other processes have written to another folder.
     """
     corpus = corpora[name]
     place = (folder or cache_folder()) / name / part / split
@@ -78,15 +105,16 @@ def store(name: str, part: str, split: str, folder: Path | None = None, corpora:
         return place / MANIFEST
     sounds = place / "audio"
     shutil.rmtree(sounds, ignore_errors=True)
-    sounds.mkdir(parents=True)
+    share.wait()
+    sounds.mkdir(parents=True, exist_ok=True)
     rows, without_text = [], 0
-    for number, row in enumerate(_rows(corpus, part, split)):
+    for number, row in enumerate(_rows(corpus, part, split, share)):
         if missing := sorted({"audio", corpus.text} - row.keys()):
             raise DataError(f"{corpus.repository}: no column {missing[0]}, but {', '.join(sorted(row))}")
         sound = row["audio"]
         suffix = Path(sound.get("path") or "").suffix or ".wav"
         content = sound.get("bytes") or Path(sound["path"]).read_bytes()
-        file = sounds / f"{number:06d}{suffix}"
+        file = sounds / f"{number * share.workers + share.worker:06d}{suffix}"
         file.write_bytes(content)
         try:
             duration = len(load_audio(file)) / SAMPLE_RATE
@@ -101,16 +129,27 @@ def store(name: str, part: str, split: str, folder: Path | None = None, corpora:
     if without_text:
         message = "%s (%s, %s): %d utterances without a transcript left out"
         logger.warning(message, corpus.repository, part, split, without_text)
-    if not rows:
-        raise DataError(f"{corpus.repository} ({part}, {split}): no utterance with a transcript")
-    write_manifest(place / MANIFEST, rows)
+    parts = [sounds / f"{worker}.jsonl" for worker in range(share.workers)]
+    parts[share.worker].write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    share.wait()
+    if share.worker == 0:
+        if not all(path.exists() for path in parts):
+            raise DataError(f"{place}: a worker has not written there; let XDG_CACHE_HOME be a folder that all machines see")
+        rows = [Utterance(**json.loads(line)) for path in parts for line in path.read_text().splitlines()]
+        if not rows:
+            raise DataError(f"{corpus.repository} ({part}, {split}): no utterance with a transcript")
+        write_manifest(place / MANIFEST, sorted(rows, key=lambda row: row.audio_filepath))
+        for path in parts:
+            path.unlink()
+    share.wait()
     return place / MANIFEST
 
 
-def _rows(corpus: Corpus, part: str, split: str) -> Iterator[dict[str, Any]]:
-    """Streams the rows of a split; each sound is a dict with "bytes" and "path"."""
+def _rows(corpus: Corpus, part: str, split: str, share: Share) -> Iterator[dict[str, Any]]:
+    """Streams a share of the rows of a split; each sound is a dict with "bytes" and "path"."""
     try:
         import datasets
+        from datasets.distributed import split_dataset_by_node
     except ModuleNotFoundError:
         raise DataError("corpora by name need `datasets`: pip install 'diffusion-gemma-asr[datasets]'") from None
     where = f"{corpus.repository} ({part}, {split})"
@@ -124,7 +163,8 @@ def _rows(corpus: Corpus, part: str, split: str) -> Iterator[dict[str, Any]]:
             stream = datasets.load_dataset(
                 corpus.repository, part, split=split, streaming=True, revision="refs/convert/parquet"
             )
-        yield from stream.cast_column("audio", datasets.Audio(decode=False))
+        stream = stream.cast_column("audio", datasets.Audio(decode=False))
+        yield from split_dataset_by_node(stream, share.worker, share.workers)
     except Exception as error:  # network, hub and parsers raise many types
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(f"{where} cannot be loaded: {reason}") from error

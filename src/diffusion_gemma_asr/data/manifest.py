@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from ..audio.read import SAMPLE_RATE, duration_of, read_blocks
 from ..errors import AsrError, AudioError, DataError
@@ -75,27 +75,63 @@ def read_manifest(
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such manifest; check the recipe's data section or make the data first")
+    lines = Lines(path, read_text(path).split("\n"), path.parent)
+    return read_lines([lines], path, languages, max_duration_s, skipped)
+
+
+class Lines(NamedTuple):
+    """What `read_lines` reads.
+
+    Attributes:
+        path: of the file, for messages.
+        lines: its content.
+        place: folder from which relative paths start; of cuts of a Shar, the tar file with their sounds.
+        source: type of a cut's sound: a file of its own, or what lies in the tar file under the cut's name.
+        language: of lines that name none; None is an error.
+    """
+
+    path: Path
+    lines: list[str]
+    place: Path
+    source: Literal["file", "shar"] = "file"
+    language: str | None = None
+
+
+def read_lines(
+    files: Iterable[Lines], name: Path, languages: Iterable[str], max_duration_s: float, skipped: list[str] | None
+) -> list[Utterance]:
+    """The utterances of one or several files of lines.
+
+    Args:
+        files: in order.
+        name: what to call them together.
+        languages, max_duration_s, skipped: see `read_manifest`.
+
+    Raises:
+        DataError: see `read_manifest`.
+    """
     keep = frozenset(map(known_language, languages))
     rows, left_out = [], []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            utterance = _utterance(path.parent, line)
-        except DataError as error:
-            message = f"{path}, line {number}: {error}"
-            if skipped is None:
-                raise DataError(message) from None
-            skipped.append(message)
-            continue
-        if why := why_left_out(utterance, keep, max_duration_s):
-            left_out.append(f"{path}, line {number}: {why}")
-        else:
-            rows.append(utterance)
+    for file in files:
+        for number, line in enumerate(file.lines, 1):
+            if not line.strip():
+                continue
+            try:
+                utterance = _utterance(file, line)
+            except DataError as error:
+                message = f"{file.path}, line {number}: {error}"
+                if skipped is None:
+                    raise DataError(message) from None
+                skipped.append(message)
+                continue
+            if why := why_left_out(utterance, keep, max_duration_s):
+                left_out.append(f"{file.path}, line {number}: {why}")
+            else:
+                rows.append(utterance)
     report(left_out, skipped)
     if not rows and not skipped:
         hint = f" ({left_out[0]})" if left_out else ""
-        raise DataError(f"{path}: no utterance of at most {max_duration_s} s in {sorted(keep) or 'any language'}{hint}")
+        raise DataError(f"{name}: no utterance of at most {max_duration_s} s in {sorted(keep) or 'any language'}{hint}")
     return rows
 
 
@@ -182,26 +218,28 @@ def read_sounds(text: str, name: str) -> list[Sound]:
     return sounds
 
 
-def _row(line: str) -> dict[str, Any]:
-    """The fields of a line."""
+def _row(line: str, source: str = "file") -> dict[str, Any]:
+    """The fields of a line; `source` is the type of a cut's sound."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(row, dict):
         raise DataError(f"expected an object, found {type(row).__name__}")
-    return _of_cut(row) if "recording" in row and "supervisions" in row else row
+    return _of_cut(row, source) if "recording" in row and "supervisions" in row else row
 
 
-def _utterance(folder: Path, line: str) -> Utterance:
+def _utterance(file: Lines, line: str) -> Utterance:
     """Parses one line; a DataError does not name file and line."""
-    row = _row(line)
+    row = _row(line, file.source)
     language: Any = row.get("language", row.get("lang"))
+    if language is None:
+        language = file.language
     for name, value in (("audio_filepath", row.get("audio_filepath")), ("text", row.get("text")), ("language", language)):
         if not isinstance(value, str) or (not value and name == "audio_filepath"):
             problem = f"missing or wrong field {name}: {json.dumps(value)[:60]}"
             raise DataError(f"{problem}; each line needs {FIELDS}")
-    path = os.path.abspath(os.path.join(folder, row["audio_filepath"]))
+    path = os.path.abspath(os.path.join(file.place, row["audio_filepath"]))
     offset, duration = _seconds(row, "offset") or 0.0, _seconds(row, "duration")
     if not duration:
         try:
@@ -228,16 +266,17 @@ def _seconds(row: dict[str, Any], name: str) -> float | None:
     return seconds
 
 
-def _of_cut(cut: dict[str, Any]) -> dict[str, Any]:
+def _of_cut(cut: dict[str, Any], kind: str) -> dict[str, Any]:
     """Converts a lhotse MonoCut to our fields: texts joined in order, language and speaker of the first supervision."""
     try:
         (source,) = cut["recording"]["sources"]
-        if source["type"] != "file" or len(source["channels"]) != 1:
+        if source["type"] != kind or len(source["channels"]) != 1:
             raise DataError("a cut of one channel of several, or of no file; save it as a mono file first")
         supervisions = sorted(cut["supervisions"], key=lambda part: part["start"])
         first = supervisions[0] if supervisions else {}
         return {
-            "audio_filepath": source["source"], "offset": cut["start"], "duration": cut["duration"],
+            "audio_filepath": source["source"] if kind == "file" else f"./{cut['id']}",
+            "offset": cut["start"], "duration": cut["duration"],
             "text": " ".join(part["text"] for part in supervisions if part.get("text")) if supervisions else None,
             "language": first.get("language"), "speaker": first.get("speaker"),
         }  # fmt: skip

@@ -1,7 +1,8 @@
-"""Reads the sound of utterances: whole files, or the part of a file that a manifest names."""
+"""Reads the sound of utterances: whole files, the part of a file that a manifest names, or what lies in a Shar."""
 
 from __future__ import annotations
 
+import io
 import os
 import wave
 from contextlib import closing, suppress
@@ -11,6 +12,7 @@ import numpy as np
 from ..audio.read import MIN_DURATION_S, SAMPLE_RATE, Samples, load_audio, read_blocks
 from ..errors import AudioError
 from .manifest import Utterance
+from .shar import read_from, tar_of
 
 ROUNDING = SAMPLE_RATE // 1000  # samples; manifests round durations to 1 ms, which must not cut off the end of a file
 
@@ -29,9 +31,12 @@ def read_utterance(utterance: Utterance) -> Samples:
     """
     start = round(utterance.offset * SAMPLE_RATE)
     end = round((utterance.offset + utterance.duration) * SAMPLE_RATE)
-    samples = _part_of_wav(utterance.audio_filepath, start, end + ROUNDING)
-    if samples is None:
-        samples = _decoded_part(utterance.audio_filepath, start, end + ROUNDING)
+    path = utterance.audio_filepath
+    if tar := tar_of(path):
+        samples = _decoded_part(_Named(read_from(tar, path), path), start, end + ROUNDING)
+    else:
+        part = _part_of_wav(path, start, end + ROUNDING)
+        samples = _decoded_part(path, start, end + ROUNDING) if part is None else part
     if len(samples) >= end - start + ROUNDING:  # the file goes on
         samples = samples[: end - start]
     if len(samples) < MIN_DURATION_S * SAMPLE_RATE:
@@ -71,10 +76,18 @@ def _part_of_wav(path: str, start: int, end: int | None) -> Samples | None:
     return None
 
 
-def _decoded_part(path: str, start: int, end: int) -> Samples:
+class _Named(io.BytesIO):
+    """A file in memory that has a name in messages."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
+def _decoded_part(source: str | _Named, start: int, end: int) -> Samples:
     """Samples start to end of a file in any format, decoded as a stream."""
     parts, position = [np.zeros(0, np.float32)], 0
-    with closing(read_blocks(path)) as blocks:  # type: ignore[type-var]
+    with closing(read_blocks(source)) as blocks:  # type: ignore[type-var]
         for block in blocks:
             if position + len(block) > start:
                 parts.append(block[max(0, start - position) : end - position])

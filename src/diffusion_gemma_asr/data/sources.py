@@ -1,7 +1,8 @@
-"""Sources of utterances: a manifest, a folder of sounds with transcripts, or a corpus by name.
+"""Sources of utterances: a manifest, a folder of sounds with transcripts, a Shar, or a corpus by name.
 
 path/to/manifest.jsonl          see data/manifest.py
 path/to/folder                  sound files, each with its transcript in NAME.txt beside it
+path/to/shar                    shards of cuts and sounds, as lhotse writes them; see data/shar.py
 librispeech                     all configurations, split "test"
 librispeech:clean               a single configuration
 fleurs:de                       the configuration of a language
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from ..errors import AudioError, DataError
 from ..languages import language_code
-from .hub import CORPORA, store
-from .manifest import Utterance, file_seconds, known_language, read_manifest, report, why_left_out
+from .hub import ALONE, CORPORA, Share, store
+from .manifest import Utterance, file_seconds, known_language, read_lines, read_manifest, report, why_left_out
+from .shar import cuts_of, is_shar
 from .text import read_text
 
 _ENDINGS = ".wav .flac .mp3 .m4a .ogg .opus .oga .aac .wma .aif .aiff .amr .ac3 .caf .au .mka .mp4 .mkv .mov .webm .avi"
@@ -33,6 +35,7 @@ def read_source(
     skipped: list[str] | None = None,
     folder_language: str = "en",
     split: str = "test",
+    share: Share = ALONE,
 ) -> list[Utterance]:
     """Reads the utterances of a source.
 
@@ -41,8 +44,9 @@ def read_source(
         languages: see `read_manifest`.
         max_duration_s: see `read_manifest`.
         skipped: see `read_manifest`.
-        folder_language: code or name of the language of a folder of sounds.
+        folder_language: code or name of the language of a folder of sounds, and of cuts of a Shar that name none.
         split: of a corpus whose name does not give one.
+        share: of this process in downloading a corpus.
 
     Returns:
         utterances, in the order of the source.
@@ -52,11 +56,14 @@ def read_source(
         AsrError: `folder_language` is not one of the six languages.
     """
     path = Path(source)
+    if path.is_dir() and is_shar(path):
+        cuts = cuts_of(path.resolve(), language_code(folder_language))
+        return read_lines(cuts, path, languages, max_duration_s, skipped)
     if path.is_dir():
         return _of_folder(path, languages, max_duration_s, skipped, folder_language)
     if path.is_file() or path.suffix in (".jsonl", ".json"):
         return read_manifest(path, languages, max_duration_s, skipped)
-    manifests = [store(*part) for part in corpus_parts(str(source), split)]
+    manifests = [store(*part, share=share) for part in corpus_parts(str(source), split)]
     return [row for manifest in manifests for row in read_manifest(manifest, languages, max_duration_s, skipped)]
 
 

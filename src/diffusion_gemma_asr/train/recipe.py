@@ -86,7 +86,7 @@ class TrainRecipe(LoopOptions):
 class TrainList:
     """A list of utterances to train on, and its sampling weight."""
 
-    manifest: Path = field(metadata=SOURCE)  # JSONL, folder of sounds, or corpus by name (data/sources.py)
+    manifest: Path = field(metadata=SOURCE)  # JSONL, folder of sounds, Shar, or corpus by name (data/sources.py)
     weight: float = 1.0  # its share of the sampled utterances is weight / sum of all weights; see data.temperature
     first: int | None = None  # use only so many utterances, the first after a shuffle with a fixed seed
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.batches import UNLIMITED, Mixture, tempered
 from ..data.features import FeatureCache, fingerprint
+from ..data.hub import Share
 from ..data.manifest import Utterance
 from ..data.sound import read_utterance
 from ..data.sources import read_source
@@ -86,7 +87,8 @@ class SpeechData:
         self, data: DataRecipe, train: TrainRecipe, languages: Sequence[str], encoder: AcousticEncoder, folder: Path
     ):
         def read(source: Path, split: str) -> list[Utterance]:
-            return read_source(source, languages, data.max_duration_s, None, languages[0], split)
+            share = Share(rank(), workers(), wait_for_all)
+            return read_source(source, languages, data.max_duration_s, None, languages[0], split, share)
 
         lists = [first_of(read(item.manifest, "train"), item.first) for item in data.train]
         self.dev = {
