@@ -248,7 +248,7 @@ class Backbone(nn.Module):
         ]
 
     def causal(self, embeds: Tensor) -> Tensor:
-        """As `prefill`, without a cache: rows (B, P, H), padded on the right → the encoder's last hidden states (B, P, H)."""
+        """As `prefill`, without a cache: rows (B, P, H), padded on the right → the last hidden states (B, P, H)."""
         encoder = self.model.model.encoder.language_model
         positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
         rotary = {kind: encoder.rotary_emb(embeds, positions, kind) for kind in encoder.unique_layer_types}
