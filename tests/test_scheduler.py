@@ -343,12 +343,12 @@ def test_a_chunk_is_decoded_as_it_is_elsewhere(model: DiffusionGemmaASR, schedul
     crowd = [Client() for _ in range(8)]
     for client in crowd:
         scheduler.submit(recording([2.0] * 3), DENOISED, client.on_event)
-    ours = scheduler.decode_chunk(chunk, options)
+    ours = scheduler.decode_chunk(chunk, options).result(PATIENCE_S)
     assert ours is not None and expected is not None
     assert (ours.text, ours.id, ours.start, ours.end) == (expected.text, 0, 3.0, 4.8)
     assert [(w.word, w.start) for w in ours.words or ()] == [(w.word, w.start) for w in expected.words or ()]
     with pytest.raises(AudioError):
-        scheduler.decode_chunk(replace(chunk, samples=np.zeros(40 * 16_000, np.float32)), options)
+        scheduler.decode_chunk(replace(chunk, samples=np.zeros(40 * 16_000, np.float32)), options).result(PATIENCE_S)
     assert all(client.transcript.segments for client in crowd)
 
 

@@ -14,7 +14,7 @@ from ..errors import AsrError
 from ..languages import AUTO
 from ..transcribe.recordings import TranscribeOptions
 from .errors import ApiError
-from .realtime_session import Block, LiveSettings
+from .realtime_inbox import Block, LiveSettings
 from .scheduler import Scheduler
 
 TELEPHONE_RATE = 8000  # of G.711
