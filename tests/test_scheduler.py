@@ -352,6 +352,14 @@ def test_a_chunk_is_decoded_as_it_is_elsewhere(model: DiffusionGemmaASR, schedul
     assert all(client.transcript.segments for client in crowd)
 
 
+def test_a_chunk_that_nobody_waits_for_frees_its_rows(scheduler: Scheduler) -> None:
+    endless = replace(DENOISED, decode=replace(DENOISED.decode, steps=10**6))
+    decoding = scheduler.decode_chunk(Chunk(0.0, clips([30_000])[0], 0.0, 1.8, 0.9), endless)
+    until(lambda: scheduler.busy_rows)
+    assert decoding.cancel()
+    until(lambda: scheduler.depth == 0 and scheduler.busy_rows == 0)
+
+
 @pytest.mark.parametrize("start", [None, "draft", "noise"])
 def test_whoever_watches_sees_the_draft_and_every_step(bundled: DiffusionGemmaASR, start: str | None) -> None:
     scheduler, client = Scheduler(bundled), Client()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -237,6 +238,37 @@ def test_a_setting_that_cannot_be_used_is_named(change: Any, param: str) -> None
     with pytest.raises(ApiError) as caught:
         Session().updated(change)
     assert caught.value.param == param
+
+
+def test_a_session_that_is_closed_gives_up_its_decoding() -> None:
+    asked: list[Future[Any]] = []
+
+    def decode(*args: Any) -> Future[Any]:
+        asked.append(Future())
+        return asked[-1]
+
+    options = TranscribeOptions(vad_method="energy", sampling_rate=RATE)
+    with session(LiveSettings(decode, options)) as (live, told):
+        say(live, said(WORDS))
+        wait_until(lambda: bool(asked))
+        live.inbox.close()
+        assert told.ended.wait(10)
+    assert [decoding.cancelled() for decoding in asked] == [True] and not told.events
+
+
+def test_what_cannot_be_chosen_is_told_as_it_is() -> None:
+    turns = {"threshold": 0.3, "prefix_padding_ms": 10, "silence_duration_ms": 2000, "idle_timeout_ms": 5000}
+    chosen = Session().updated({"audio": {"input": {"turn_detection": turns, "transcription": {"delay": "low"}}}})
+    told = chosen.shown("sess_1", "mini")["audio"]["input"]
+    assert told["transcription"]["delay"] is None and told["transcription"]["model"] == "mini"
+    assert {name: value for name, value in told["turn_detection"].items() if value is not None} == {
+        "type": "server_vad",
+        "threshold": 0.3,
+        "prefix_padding_ms": 400,
+        "silence_duration_ms": 500,
+    }
+    scheduler: Any = SimpleNamespace(model=WordModel(), decode_chunk=None)
+    assert chosen.settings(scheduler).options.vad_onset == 0.3
 
 
 def test_an_update_changes_what_it_names() -> None:
