@@ -105,10 +105,10 @@ def test_the_server_is_measured_part_by_part(monkeypatch: pytest.MonkeyPatch) ->
     import serve
 
     results = {
-        "load": {"requests": 9, "clients": 3, "lost": 0, "as_in_batch": 9, "speed": 8, "batch_speed": 10, "p50_s": 1, "p95_s": 2},
-        "beside": {"long_s": 120.0, "long_one_whole": True, "idle_s": 0.5, "beside_s": 0.75, "beside_p95_s": 1, "count": 7},
-        "memory": {"many": 100, "brief_s": 1.0, "memory_mb": [500.0, 501.0, 502.0]},
-    }  # fmt: skip
+        "load": dict(requests=9, clients=3, lost=0, as_in_batch=9, speed=8.0, batch_speed=10.0, p50_s=1.0, p95_s=2.0),
+        "beside": dict(long_s=120.0, long_one_whole=True, idle_s=0.5, beside_s=0.75, beside_p95_s=1.0, count=7),
+        "memory": dict(many=100, brief_s=1.0, memory_mb=[500.0, 501.0, 502.0]),
+    }
     monkeypatch.setattr(serve, "PARTS", {name: lambda size, part=part: part for name, part in results.items()})
     monkeypatch.setattr(serve, "circumstances", lambda: FACTS)
     stored: list[list[str]] = []

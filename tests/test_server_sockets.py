@@ -1,4 +1,4 @@
-"""Live sockets that die in the middle of a decoding, how far they are behind, and two thousand of them."""
+"""Live sockets that are killed in the middle of a decoding, how far they are behind, and two thousand of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from server_runs import EXAMPLE, TEXT, die, form, httpx, serving, until
+from server_runs import EXAMPLE, TEXT, form, httpx, serving, until
 from spoken import Sound, WordModel
 from test_server_realtime import append, audio_input, connect, connect_async, pcm, sessions_left, socket_url, update
 from tiny_model import tiny_model
@@ -71,9 +71,18 @@ def test_how_far_a_session_is_behind_is_counted() -> None:
     assert not sessions_left()
 
 
-@pytest.mark.parametrize("reset", [True, False], ids=["reset", "closed"])
-def test_a_socket_that_dies_gives_up_its_decoding(
-    whisper_folder: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch, reset: bool
+CLIENT = """
+import sys, time
+from websockets.sync.client import connect
+client = connect(sys.argv[1])
+for event in sys.stdin:
+    client.send(event)
+time.sleep(3600)
+"""
+
+
+def test_a_client_that_is_killed_gives_up_its_decoding(
+    whisper_folder: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decodings: list[Future[Any]] = []
     decode_chunk = Scheduler.decode_chunk
@@ -85,16 +94,18 @@ def test_a_socket_that_dies_gives_up_its_decoding(
     monkeypatch.setattr(Scheduler, "decode_chunk", watched)
     model = tiny_model(whisper_folder, backbone_folder, languages=("en",))
     settings = ServerSettings(models=("tiny",), device="cpu", load_wait_s=PATIENCE_S)
+    how = {"language": "en", "start": "noise", "steps": 1000}
+    chosen = update(format={"type": "audio/pcm", "rate": 16000}, transcription=how)
     with serving(settings, lambda name: model, ready=False) as server:
-        client = connect(socket_url(server)).__enter__()
-        how = {"language": "en", "start": "noise", "steps": 1000}
-        client.send(update(format={"type": "audio/pcm", "rate": 16000}, transcription=how))
-        client.send(append(pcm(16000, times=3)))
-        until(lambda: any(scheduler.busy_rows for scheduler in server.models.schedulers.values()))
-        if reset:  # as the kernel does for a killed process that had not read everything, ...
-            die(client.socket)
-        else:  # ... and for one that had
-            client.socket.shutdown(socket.SHUT_RDWR)
+        client = subprocess.Popen([sys.executable, "-c", CLIENT, socket_url(server)], stdin=subprocess.PIPE, text=True)
+        try:
+            assert client.stdin is not None
+            client.stdin.write(f"{chosen}\n{append(pcm(16000, times=3))}\n")
+            client.stdin.close()
+            until(lambda: any(scheduler.busy_rows for scheduler in server.models.schedulers.values()))
+        finally:
+            client.kill()  # -9
+            client.wait()
         until(lambda: not server.models.sockets and not server.models.sessions and server.quiet)
         assert decodings[-1].cancelled()
     assert not sessions_left()
