@@ -102,7 +102,7 @@ def test_a_client_that_is_killed_gives_up_its_decoding(
             assert client.stdin is not None
             client.stdin.write(f"{chosen}\n{append(pcm(16000, times=3))}\n")
             client.stdin.close()
-            until(lambda: any(scheduler.busy_rows for scheduler in server.models.schedulers.values()))
+            wait(lambda: any(scheduler.busy_rows for scheduler in server.models.schedulers.values()))
         finally:
             client.kill()  # -9
             client.wait()
