@@ -102,6 +102,27 @@ def test_languages_are_measured_by_list(whisper_folder: Path, backbone_folder: P
     assert "| `tiny`, synthetic: draft | – | " in short and "Whisper's normaliser" in short
 
 
+def test_the_server_is_measured_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    import serve
+
+    results = {
+        "load": dict(requests=9, clients=3, lost=0, as_in_batch=9, speed=8.0, batch_speed=10.0, p50_s=1.0, p95_s=2.0),
+        "beside": dict(long_s=120.0, long_one_whole=True, idle_s=0.5, beside_s=0.75, beside_p95_s=1.0, count=7),
+        "memory": dict(many=100, brief_s=1.0, memory_mb=[500.0, 501.0, 502.0]),
+    }
+    monkeypatch.setattr(serve, "PARTS", {name: lambda size, part=part: part for name, part in results.items()})
+    monkeypatch.setattr(serve, "circumstances", lambda: FACTS)
+    stored: list[list[str]] = []
+    measured: dict[str, object] = {}
+    serve.measure(["memory", "load"], serve.SMALL, measured, lambda now: stored.append(list(now)))
+    assert stored == [["memory"], ["memory", "load"]]
+    text = serve.table(measured)
+    assert "| of that of `transcribe_many` | 0.80 |" in text and "beside" not in text
+    assert "| memory, 10 and 100 requests later | 500 MB, 502 MB |" in text and text.count("a GPU, torch 2") == 1
+    serve.measure(["beside"], serve.SMALL, measured, lambda now: None)
+    assert "| the same beside 2 minutes, 7 times | 750 ms (1.5 ×) |" in serve.table(measured)
+
+
 def test_the_table_of_several_gpus_is_arithmetic(tmp_path: Path) -> None:
     import scale
 

@@ -343,13 +343,21 @@ def test_a_chunk_is_decoded_as_it_is_elsewhere(model: DiffusionGemmaASR, schedul
     crowd = [Client() for _ in range(8)]
     for client in crowd:
         scheduler.submit(recording([2.0] * 3), DENOISED, client.on_event)
-    ours = scheduler.decode_chunk(chunk, options)
+    ours = scheduler.decode_chunk(chunk, options).result(PATIENCE_S)
     assert ours is not None and expected is not None
     assert (ours.text, ours.id, ours.start, ours.end) == (expected.text, 0, 3.0, 4.8)
     assert [(w.word, w.start) for w in ours.words or ()] == [(w.word, w.start) for w in expected.words or ()]
     with pytest.raises(AudioError):
-        scheduler.decode_chunk(replace(chunk, samples=np.zeros(40 * 16_000, np.float32)), options)
+        scheduler.decode_chunk(replace(chunk, samples=np.zeros(40 * 16_000, np.float32)), options).result(PATIENCE_S)
     assert all(client.transcript.segments for client in crowd)
+
+
+def test_a_chunk_that_nobody_waits_for_frees_its_rows(scheduler: Scheduler) -> None:
+    endless = replace(DENOISED, decode=replace(DENOISED.decode, steps=10**6))
+    decoding = scheduler.decode_chunk(Chunk(0.0, clips([30_000])[0], 0.0, 1.8, 0.9), endless)
+    until(lambda: scheduler.busy_rows)
+    assert decoding.cancel()
+    until(lambda: scheduler.depth == 0 and scheduler.busy_rows == 0)
 
 
 @pytest.mark.parametrize("start", [None, "draft", "noise"])

@@ -6,8 +6,10 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -21,7 +23,8 @@ from diffusion_gemma_asr.transcribe.recordings import TranscribeOptions, transcr
 pytest.importorskip("fastapi", reason="needs the extra [server]")
 
 from diffusion_gemma_asr.server.errors import ApiError
-from diffusion_gemma_asr.server.realtime_session import LiveSession, LiveSettings
+from diffusion_gemma_asr.server.realtime_inbox import LiveSettings
+from diffusion_gemma_asr.server.realtime_session import LiveSession
 from diffusion_gemma_asr.server.realtime_settings import DECODERS, Session
 
 DELTA, COMPLETED = (f"conversation.item.input_audio_transcription.{kind}" for kind in ("delta", "completed"))
@@ -49,12 +52,26 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.002)
 
 
+def future_of(decode: Callable[..., Any]) -> Callable[..., Future[Any]]:
+    """As the scheduler decodes: what it gives becomes the segment, here at once."""
+
+    def begin(*args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(decode(*args))
+        except AsrError as error:
+            future.set_exception(error)
+        return future
+
+    return begin
+
+
 def settings(model: WordModel, slow_s: float = 0.0, **more: Any) -> LiveSettings:
     def decode(*args: Any) -> Any:
         time.sleep(slow_s)
         return transcribe_chunk(model, *args)  # type: ignore[arg-type]
 
-    return LiveSettings(decode, TranscribeOptions(vad_method="energy", sampling_rate=RATE), **more)
+    return LiveSettings(future_of(decode), TranscribeOptions(vad_method="energy", sampling_rate=RATE), **more)
 
 
 @contextmanager
@@ -171,7 +188,7 @@ def test_a_session_that_is_behind_leaves_out_decodings_and_says_how_far_it_is_be
         say(live, sound)
         told.wait(COMPLETED)
         assert check_items(told) == transcript == [written(WORDS * 3)]
-        assert live.lag_s == 0.0
+        wait_until(lambda: live.inbox.lag_s == 0.0)
     assert late.calls <= 4 < prompt.calls
     lags = [event["lag_s"] for event in told.of("transcript.lag")]
     assert lags[-1] == 0.0 and max(lags) <= len(sound) / RATE
@@ -186,7 +203,7 @@ def test_sound_that_cannot_be_decoded_fails_alone() -> None:
         return transcribe_chunk(model, *args)  # type: ignore[arg-type]
 
     options = TranscribeOptions(vad_method="energy", sampling_rate=RATE)
-    with session(LiveSettings(decode, options)) as (live, told):
+    with session(LiveSettings(future_of(decode), options)) as (live, told):
         speak(live, said(WORDS[:8]))
         told.wait("conversation.item.input_audio_transcription.failed")
         say(live, np.concatenate([pause(1.0), said(WORDS[:2]), pause(1.0)]))
@@ -221,6 +238,37 @@ def test_a_setting_that_cannot_be_used_is_named(change: Any, param: str) -> None
     with pytest.raises(ApiError) as caught:
         Session().updated(change)
     assert caught.value.param == param
+
+
+def test_a_session_that_is_closed_gives_up_its_decoding() -> None:
+    asked: list[Future[Any]] = []
+
+    def decode(*args: Any) -> Future[Any]:
+        asked.append(Future())
+        return asked[-1]
+
+    options = TranscribeOptions(vad_method="energy", sampling_rate=RATE)
+    with session(LiveSettings(decode, options)) as (live, told):
+        say(live, said(WORDS))
+        wait_until(lambda: bool(asked))
+        live.inbox.close()
+        assert told.ended.wait(10)
+    assert [decoding.cancelled() for decoding in asked] == [True] and not told.events
+
+
+def test_what_cannot_be_chosen_is_told_as_it_is() -> None:
+    turns = {"threshold": 0.3, "prefix_padding_ms": 10, "silence_duration_ms": 2000, "idle_timeout_ms": 5000}
+    chosen = Session().updated({"audio": {"input": {"turn_detection": turns, "transcription": {"delay": "low"}}}})
+    told = chosen.shown("sess_1", "mini")["audio"]["input"]
+    assert told["transcription"]["delay"] is None and told["transcription"]["model"] == "mini"
+    assert {name: value for name, value in told["turn_detection"].items() if value is not None} == {
+        "type": "server_vad",
+        "threshold": 0.3,
+        "prefix_padding_ms": 400,
+        "silence_duration_ms": 500,
+    }
+    scheduler: Any = SimpleNamespace(model=WordModel(), decode_chunk=None)
+    assert chosen.settings(scheduler).options.vad_onset == 0.3
 
 
 def test_an_update_changes_what_it_names() -> None:

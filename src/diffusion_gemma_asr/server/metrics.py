@@ -33,6 +33,10 @@ class Metrics:
             "busy_rows": ("Canvases under way.", lambda: sum(s.busy_rows for s in models.schedulers.values())),
             "models_loaded": ("Models in memory.", lambda: len(models.schedulers)),
             "live_sessions": ("Open sockets.", lambda: models.sockets),
+            "live_lag_seconds": (
+                "Sound that came and is not transcribed yet, of the socket that is furthest behind.",
+                lambda: max((session.inbox.lag_s for session in models.sessions), default=0.0),
+            ),
         }
         for name, (text, value) in gauges.items():
             Gauge(f"{PREFIX}_{name}", text, registry=self._registry).set_function(value)

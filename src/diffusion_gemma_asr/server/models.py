@@ -23,6 +23,7 @@ from ..model.model import DiffusionGemmaASR
 from ..strict import suggest
 from ..transcribe.memory import give_back_memory
 from .errors import ApiError, unavailable
+from .realtime_session import LiveSession
 from .scheduler import Scheduler
 from .settings import ServerSettings
 
@@ -58,6 +59,7 @@ class Models:
         draining: it takes no more requests.
         was_loaded: the default model was loaded once.
         sockets: live transcriptions that are open, or about to be: models stay loaded meanwhile.
+        sessions: of these, such as transcribe.
         under_way: transcriptions that are uploaded, wait or run.
     """
 
@@ -65,6 +67,7 @@ class Models:
         self.settings, self.created, self.draining = settings, int(time.time()), False
         self.was_loaded = False
         self.sockets = self.under_way = 0
+        self.sessions: set[LiveSession] = set()
         self._load = load or partial(
             load_checkpoint, device=settings.device, dtype=settings.dtype, quantization=settings.quantization
         )

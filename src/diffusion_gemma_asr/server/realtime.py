@@ -75,6 +75,10 @@ class LiveModels(Protocol):
     def max_sockets(self) -> int:
         """Live sessions at once."""
 
+    @property
+    def sessions(self) -> set[LiveSession]:
+        """Those that are open."""
+
     async def live(self, name: str | None) -> tuple[str, Scheduler]:
         """The name of a model, by its name or an alias or None for the default one, and its scheduler; raises ApiError."""
 
@@ -170,6 +174,7 @@ class _Socket:
                 loop.call_soon_threadsafe(function, *values)
 
         live = LiveSession(self._settings, partial(later, self._tell), partial(later, self._thread_ended))
+        self._models.sessions.add(live)
         tasks = [asyncio.create_task(task) for task in (self._receive(live), self._send(), self._over.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -179,9 +184,10 @@ class _Socket:
                 task.cancel()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
             await self._part(REFUSED if self._too_slow else ENDED, "")
-            with suppress(TimeoutError):  # a decoding under way is waited for: the session counts until it has ended
+            with suppress(TimeoutError):  # a step under way is waited for: the session counts until it has ended
                 async with asyncio.timeout(self._limits.send_s):
                     await self._freed.wait()
+            self._models.sessions.discard(live)
         for end in ends:
             if isinstance(end, Exception) and not isinstance(end, GONE):
                 raise end

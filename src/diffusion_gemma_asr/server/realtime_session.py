@@ -1,6 +1,6 @@
 """One live transcription: sound goes in on one side, OpenAI's realtime events come out on the other.
 
-A thread of its own runs `transcribe.live` on what `Inbox` hands it, and lets the scheduler decode. Committed words are
+A thread of its own runs `transcribe.live` on what an `Inbox` hands it, and lets the scheduler decode. Committed words are
 `delta` events, which are never taken back; an item is a stretch of speech between two pauses, or, without turn detection,
 what lies between two commits.
 """
@@ -11,19 +11,18 @@ import logging
 import math
 import secrets
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..audio.vad import Chunk
 from ..errors import AsrError, first_line
-from ..transcribe.live import DecodeChunk, LiveUpdate, live_updates
+from ..transcribe.live import LiveUpdate, live_updates
 from ..transcribe.recordings import TranscribeOptions
 from ..transcribe.results import Segment, Word, joiner
+from .realtime_inbox import Block, Gone, Inbox, LiveSettings, Order
 from .requests import Closed
 
 EVERY_S = 1.0  # of speech between two decodings of it
@@ -35,124 +34,9 @@ logger = logging.getLogger(__name__)
 Emit = Callable[[dict[str, Any]], None]
 """Takes an event without its id; is called from the session's thread."""
 
-Block: TypeAlias = NDArray[np.int16]
-
-
-@dataclass(frozen=True)
-class LiveSettings:
-    """How sound is transcribed from some moment on.
-
-    Attributes:
-        decode: a chunk to its segment.
-        options: of the transcription; `sampling_rate` is that of the sound.
-        turns: whether pauses end items; else commits alone do.
-        partial, lag, logprobs: which of the optional events and fields are wanted.
-    """
-
-    decode: DecodeChunk
-    options: TranscribeOptions
-    turns: bool = True
-    partial: bool = False
-    lag: bool = False
-    logprobs: bool = False
-
-    @property
-    def rate(self) -> int:
-        """Samples per second."""
-        assert self.options.sampling_rate is not None
-        return self.options.sampling_rate
-
-
-class Sound(NamedTuple):
-    """Samples and how long they last."""
-
-    block: Block
-    seconds: float
-
-
-Order: TypeAlias = "Literal['commit', 'clear'] | LiveSettings"
-
-
-class Gone(Exception):
-    """Nobody waits for results any more."""
-
 
 class Cleared(Exception):
     """The client takes back the sound that it has not committed."""
-
-
-class Inbox:
-    """Sound and orders on their way to a session's thread, in the order in which they came; safe between threads."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Sound | Order] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._waiting_s = 0.0
-        self.taken_s = 0.0  # seconds of sound that the thread has taken or that were cleared
-
-    def __len__(self) -> int:
-        """Blocks of sound and orders that nobody has taken yet."""
-        return len(self._waiting)
-
-    @property
-    def waiting_s(self) -> float:
-        """Seconds of sound that nobody has taken yet."""
-        return self._waiting_s
-
-    def put(self, block: Block, seconds: float) -> None:
-        """Adds sound."""
-        with self._changed:
-            self._waiting.append(Sound(block, seconds))
-            self._waiting_s += seconds
-            self._changed.notify()
-
-    def order(self, order: Order) -> None:
-        """Adds an order; "clear" takes back what waits behind the last commit."""
-        with self._changed:
-            while order == "clear" and self._waiting and isinstance(last := self._waiting[-1], Sound):
-                self._waiting.pop()
-                self._waiting_s -= last.seconds
-                self.taken_s += last.seconds
-            self._waiting.append(order)
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Nobody waits for results any more."""
-        with self._changed:
-            self._closed = True
-            self._waiting.clear()
-            self._changed.notify()
-
-    def check(self) -> None:
-        """Raises Gone if it is."""
-        if self._closed:
-            raise Gone
-
-    def take(self) -> Block | Order:
-        """Waits for the next order, or for sound: all that has gathered before the next order, as one block.
-
-        Raises:
-            Gone: see there.
-        """
-        with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            self.check()
-            sounds: list[Sound] = []
-            while self._waiting:
-                first = self._waiting[0]
-                if not isinstance(first, Sound):
-                    if not sounds:
-                        self._waiting.popleft()
-                        return first
-                    break
-                sounds.append(first)
-                self._waiting.popleft()
-            seconds = sum(sound.seconds for sound in sounds)
-            self._waiting_s -= seconds
-            self.taken_s += seconds
-            return np.concatenate([sound.block for sound in sounds])
 
 
 @dataclass
@@ -189,12 +73,10 @@ class LiveSession:
 
     Attributes:
         inbox: where sound and orders go.
-        lag_s: seconds of sound that had come but were not looked at yet, when that was last counted.
     """
 
     def __init__(self, settings: LiveSettings, emit: Emit, on_end: Callable[[], None]):
         self.inbox = Inbox()
-        self.lag_s = 0.0
         self._settings, self._emit, self._on_end = settings, emit, on_end
         self._item: _Item | None = None
         self._last_item: str | None = None
@@ -230,7 +112,7 @@ class LiveSession:
             nonlocal order, items
             while isinstance(taken, np.ndarray):
                 yield taken
-                self._count_lag()
+                self._tell_lag()
                 taken = self.inbox.take()
             order, items = taken, self._items
             if order == "clear":
@@ -272,8 +154,7 @@ class LiveSession:
 
     def _decode(self, chunk: Chunk, options: TranscribeOptions) -> Segment | None:
         self.inbox.check()
-        segment = self._settings.decode(chunk, options)
-        self.inbox.check()
+        segment = self.inbox.wait_for(self._settings.decode(chunk, options))
         if segment is not None and segment.words:
             if self._item is None:
                 begins = self._stream_s + chunk.start
@@ -344,11 +225,12 @@ class LiveSession:
         told = {"type": "server_error", "code": "transcription_failed", "message": first_line(error), "param": None}
         self._emit(_about(item, "failed", error=told))
 
-    def _count_lag(self) -> None:
-        self.lag_s = self.inbox.waiting_s
-        if self._settings.lag and self.inbox.taken_s - self._lag_told_s >= LAG_EVERY_S:
-            self._lag_told_s = self.inbox.taken_s
-            self._emit({"type": "transcript.lag", "lag_s": round(self.lag_s, 3), "heard_s": round(self.inbox.taken_s, 3)})
+    def _tell_lag(self) -> None:
+        heard_s = self.inbox.taken_s
+        if self._settings.lag and heard_s - self._lag_told_s >= LAG_EVERY_S:
+            self._lag_told_s = heard_s
+            lag_s = self.inbox.waiting_s
+            self._emit({"type": "transcript.lag", "lag_s": round(lag_s, 3), "heard_s": round(heard_s, 3)})
 
 
 def error_event(

@@ -14,7 +14,7 @@ from ..errors import AsrError
 from ..languages import AUTO
 from ..transcribe.recordings import TranscribeOptions
 from .errors import ApiError
-from .realtime_session import Block, LiveSettings
+from .realtime_inbox import Block, LiveSettings
 from .scheduler import Scheduler
 
 TELEPHONE_RATE = 8000  # of G.711
@@ -57,7 +57,7 @@ class Transcription(_Strict):
 
 
 class TurnDetection(_Strict):
-    """When an item ends. The durations are ours whatever is asked for; `session.updated` tells them."""
+    """When an item ends. `threshold` alone can be chosen; `session.updated` tells what holds in place of the others."""
 
     type: Literal["server_vad"] = "server_vad"
     threshold: float = Field(default=0.5, gt=0, lt=1)
@@ -144,9 +144,10 @@ class Session(_Strict):
         sound = told["audio"]["input"]
         sound["format"]["rate"] = self.rate
         sound["noise_reduction"] = None
-        sound["transcription"]["model"] = model
+        sound["transcription"] |= {"model": model, "delay": None}
         if (turns := sound["turn_detection"]) is not None:
             turns |= {"prefix_padding_ms": round(1000 * PADDING_S), "silence_duration_ms": round(1000 * MIN_PAUSE_S)}
+            turns |= {"create_response": None, "interrupt_response": None, "idle_timeout_ms": None}
         return {"id": session_id, "object": "realtime.transcription_session", **told}
 
     def settings(self, scheduler: Scheduler) -> LiveSettings:

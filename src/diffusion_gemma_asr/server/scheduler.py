@@ -130,16 +130,20 @@ class Scheduler:
         with self._changed:
             self._changed.notify_all()
 
-    def decode_chunk(self, chunk: Chunk, options: TranscribeOptions) -> Segment | None:
-        """The segment of one chunk, as `recordings.transcribe_chunk`; waits until it is there.
+    def decode_chunk(self, chunk: Chunk, options: TranscribeOptions) -> Future[Segment | None]:
+        """Begins to decode one chunk, as `recordings.transcribe_chunk`.
+
+        Returns:
+            what becomes its segment, or AsrError where it cannot be decoded. Cancelled, it frees its rows before the next
+                step.
 
         Raises:
-            AsrError: as `submit`, but never Busy; or the chunk cannot be decoded.
+            AsrError: as `submit`, but never Busy.
         """
         result: Future[Segment | None] = Future()
 
         def on_event(event: Event) -> None:
-            if result.done():  # its end
+            if result.done() or not result.set_running_or_notify_cancel():  # it is there already, or nobody waits for it
                 return
             if isinstance(event, AsrError):
                 result.set_exception(event)
@@ -147,8 +151,10 @@ class Scheduler:
                 result.set_result(event if isinstance(event, Segment) else None)
 
         self._check(options)
-        self._add(chunk_request(chunk, options, on_event), None)
-        return result.result()
+        request = chunk_request(chunk, options, on_event)
+        self._add(request, None)
+        result.add_done_callback(lambda done: self.cancel(request) if done.cancelled() else None)
+        return result
 
     def close(self, drain: bool = True, timeout: float | None = None) -> None:
         """Takes no more requests, and returns when those there are have ended.
