@@ -3,7 +3,7 @@
 The prompt has a sentence as imitated audio tokens (slots.py); the clean sentence is the target, on the canvas and, for the
 autoregressive loss, behind the prompt. A share of the batches has noise in place of the audio tokens, to train a language
 model. Languages are sampled by a temperature, and some prompts do not name the language. A curriculum starts with clean
-audio tokens of random sentences, which cannot be guessed from context, and moves to noisy ones of real sentences.
+audio tokens of random tokens, which cannot be guessed from context, and moves to noisy ones of real sentences.
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ MARGIN = 8  # canvases are up to this many tokens longer than the longest transc
 
 @dataclass(frozen=True)
 class Curriculum:
-    """From clean slots and random tokens to noisy slots and real sentences."""
+    """From clean slots and random tokens to noisy slots and real sentences, in prompts that have slots to read."""
 
     clean: int  # first steps, with clean slots and random tokens alone
     until: int  # step from which slots have full noise, and all sentences are real
+    length: int = 16  # random tokens in a row at most: what to read is found soonest where there is little
 
     def __post_init__(self) -> None:
         require(0 <= self.clean < self.until, "curriculum.clean", self.clean, "at least 0 and below curriculum.until")
+        require(self.length >= 1, "curriculum.length", self.length, "at least 1")
 
     def level(self, step: int) -> float:
         """Factor on the noise of slots, and share of real sentences: 0 up to `clean`, then linear to 1 at `until`."""
@@ -121,7 +123,7 @@ class Reader:
         languages: Sequence[str],
         rng: random.Random,
         margin: int,
-        noise_only: float = 0.0,
+        noise_only: bool = False,
         level: float = 1.0,
         unnamed: float = 0.0,
     ) -> tuple[Tensor, TextBatch, EditCanvases]:
@@ -132,7 +134,7 @@ class Reader:
             languages: code of each row.
             rng: of all draws but torch's.
             margin: canvas positions beyond the longest target.
-            noise_only: probability that all rows have a single slot of noise; such a batch takes half the time.
+            noise_only: whether all rows have a single slot of noise; such a batch takes half the time.
             level: factor on the noise of the slots.
             unnamed: share of rows whose prompt does not name the language; see `text_batch`.
 
@@ -142,7 +144,7 @@ class Reader:
         """
         special, device = self.prompts.special, self.backbone.device
         noise = SlotNoise(**{name: level * value for name, value in asdict(self.noise).items()})
-        if rng.random() < noise_only:
+        if noise_only:
             rows = [([special["pad"]], [special["pad"]], 0.0, NOISE_ALONE) for _ in targets]
         else:
             rows = [imitate(target[:-1], self.similar, special["pad"], noise, rng) for target in targets]
@@ -210,9 +212,10 @@ def warm_start(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: s
     return len(shared)
 
 
-def scrambled(target: list[int], vocabulary: int, rng: random.Random) -> list[int]:
-    """Replaces the tokens of a target, except its end, by random ordinary ones."""
-    return [*(rng.randrange(FIRST_WORD_TOKEN, vocabulary) for _ in target[:-1]), target[-1]]
+def random_targets(count: int, length: int, vocabulary: int, end: int, rng: random.Random) -> list[list[int]]:
+    """So many rows of 1 to `length` random ordinary tokens, each with the token `end` behind it."""
+    lengths = [rng.randint(1, length) for _ in range(count)]
+    return [[*(rng.randrange(FIRST_WORD_TOKEN, vocabulary) for _ in range(n)), end] for n in lengths]
 
 
 def train_backbone(recipe: BackboneRecipe, folder: Path, device: torch.device) -> Path:
@@ -279,14 +282,18 @@ class TextTrainer:
         level = self.recipe.curriculum.level(step)
         chosen = self.mixture.at(step * train.accumulation + micro)
         rows = [self.sentences.targets[i] for i in chosen]
-        rows = [scrambled(row, backbone.vocab_size, rng) if rng.random() < 1 - level else row for row in rows]
         languages, margin = [self.sentences.languages[i] for i in chosen], rng.randint(0, MARGIN)
-        embeds, batch, drafts = self.reader.batch(rows, languages, rng, margin, train.noise_only, level, train.unnamed)
+        read = rng.random() >= train.noise_only
+        if read and rng.random() >= level:
+            length, end = self.recipe.curriculum.length, self.reader.prompts.special["end_of_turn"]
+            rows = random_targets(max(1, train.batch_tokens // (2 * length)), length, backbone.vocab_size, end, rng)
+            languages = rng.choices(languages, k=len(rows))
+        embeds, batch, drafts = self.reader.batch(rows, languages, rng, margin, not read, level, train.unnamed)
         weights = self.recipe.losses if step >= train.unroll_from else replace(self.recipe.losses, unroll=0.0)
         with torch.autocast(backbone.device.type, self.dtype, enabled=self.dtype != torch.float32):
             losses = backbone_losses(backbone, embeds, batch, weights, drafts)
-        read = "" if int(batch.slot_mask.sum(1).max()) > 1 else "_without_sound"
-        return losses.total(weights), {f"{name}{read}": value for name, value in losses.figures().items()}
+        kind = "" if read else "_without_sound"
+        return losses.total(weights), {f"{name}{kind}": value for name, value in losses.figures().items()}
 
     @torch.no_grad()
     def evaluate(self, step: int) -> Metrics:
