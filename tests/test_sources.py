@@ -109,12 +109,17 @@ def test_what_a_kill_left_behind_is_stored_again(corpus: tuple[str, dict[str, Co
 def test_workers_share_the_download(corpus: tuple[str, dict[str, Corpus]], tmp_path: Path, count: int) -> None:
     """Of two rows in one file each worker takes some, a third one none, and all get the list that one alone makes."""
     name, corpora = corpus
-    meeting, written = threading.Barrier(count, timeout=60), list[set[str]]()
+    written = list[set[str]]()
     sounds = tmp_path / "shared" / name / "clean" / "test" / "audio"
 
-    def wait() -> None:
-        if meeting.wait() == 0 and sounds.exists():
+    def look() -> None:
+        if sounds.exists():
             written.append({path.name for path in sounds.iterdir()})
+
+    meeting = threading.Barrier(count, look, timeout=60)  # it looks before anybody goes on
+
+    def wait() -> None:
+        meeting.wait()
 
     def work(worker: int) -> Path:
         return store(name, "clean", "test", tmp_path / "shared", corpora, Share(worker, count, wait))
