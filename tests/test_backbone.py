@@ -354,9 +354,3 @@ def test_the_generation_config_says_how_to_denoise(backbone_folder: Path, tmp_pa
     assert DecodeOptions(steps=5, t_max=0.9).denoising(settings).t_max == 0.9, "what is asked for goes before"
     silent = Backbone.from_config(backbone.model.config).sampler_settings()
     assert DecodeOptions(steps=4).denoising(silent) == DenoiseOptions(steps=4)
-
-
-def test_without_a_cache_rows_are_read_as_with_one(backbone: Backbone) -> None:
-    ids = draw(2, 9)
-    with torch.no_grad():
-        torch.testing.assert_close(backbone.causal(backbone.embed(ids)), read(backbone, ids)[1])

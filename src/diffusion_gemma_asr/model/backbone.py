@@ -90,7 +90,6 @@ class Backbone(nn.Module):
         self.model = model
         self.config = model.config.text_config
         model.set_experts_implementation(implementation(self.config.num_experts, self.config.top_k_experts))
-        self._causal_layers: list[Any] | None = None  # compiled
         self.recorded: dict[Any, Any] = {}  # steps that an engine recorded, for the next one (denoise/static_engine.py)
 
     @classmethod
@@ -239,23 +238,6 @@ class Backbone(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         """(B, P) ids → (B, P, H) rows, scaled as the layers expect them."""
         return self.model.model.decoder.embed_tokens(ids)
-
-    def compile_causal(self) -> None:
-        """Compiles the layers that `causal` runs: minutes at first, then two thirds of the time on a CPU."""
-        torch._dynamo.config.recompile_limit = 64
-        self._causal_layers = [
-            torch.compile(layer, dynamic=True) for layer in self.model.model.encoder.language_model.layers
-        ]
-
-    def causal(self, embeds: Tensor) -> Tensor:
-        """As `prefill`, without a cache: rows (B, P, H), padded on the right → the last hidden states (B, P, H)."""
-        encoder = self.model.model.encoder.language_model
-        positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
-        rotary = {kind: encoder.rotary_emb(embeds, positions, kind) for kind in encoder.unique_layer_types}
-        hidden = embeds
-        for layer, kind in zip(self._causal_layers or encoder.layers, self.config.layer_types, strict=True):
-            hidden = layer(hidden, position_embeddings=rotary[kind], attention_mask=None, position_ids=positions)
-        return encoder.norm(hidden)
 
     def prefill(self, embeds: Tensor, mask: Tensor, lengths: Tensor | None = None) -> tuple[Prefill, Tensor]:
         """Reads prompts causally.

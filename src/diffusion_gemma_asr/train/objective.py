@@ -273,10 +273,7 @@ def backbone_losses(
     Returns:
         the losses; `ctc` and `imitation` are None.
     """
-    if options.diffusion > 0:
-        prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
-    else:
-        hidden = backbone.causal(embeds)
+    prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
     ar = ar_accuracy = diffusion = accuracy = None
     if options.autoregressive > 0:
         ar, ar_accuracy = autoregressive_loss(backbone.head, hidden, batch.ids, batch.target_mask)

@@ -28,6 +28,7 @@ from ...model.config import BackboneConfig
 from ...model.prompt import PromptBuilder
 from ...strict import require
 from .. import fingerprint
+from ..compiled import compile_layers
 from ..loop import LoopOptions, Metrics, compute_dtype, load_weights, run, step_seed
 from ..objective import TextBatch, backbone_losses, text_batch
 from ..recipe import LossRecipe
@@ -70,7 +71,7 @@ class BackboneTrain(LoopOptions):
     noise_only: float = 0.0  # share of batches whose prompts have a single slot of noise, to train a language model
     unnamed: float = 0.0  # share of prompts that do not name the language
     unroll_from: int = 0  # first step with losses.unroll
-    compile: bool = False  # where losses.diffusion is 0: compile the layers
+    compile: bool = False  # compile the layers, see train/compiled.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +100,6 @@ class BackboneRecipe:
     def __post_init__(self) -> None:
         require(self.losses.ctc == 0, "losses.ctc", self.losses.ctc, "0: there is no sound in this stage")
         require(self.losses.uses_backbone, "losses", "weights of 0", "positive for diffusion or autoregressive")
-        alone = self.losses.diffusion == 0 or not self.train.compile
-        require(alone, "train.compile", True, "left out where losses.diffusion is not 0: canvases are not compiled")
 
 
 class Reader:
@@ -270,7 +269,7 @@ class TextTrainer:
             "start_from": "nothing" if recipe.start_from is None else fingerprint.of_tensors(backbone.state_dict()),
         }
         if train.compile:
-            backbone.compile_causal()
+            compile_layers(backbone)
         self.reader = Reader(backbone.to(device), prompts, recipe.slots)
         self.mixture = self.sentences.mixture(data, train.batch_tokens, train.batch_size, train.seed)
 
