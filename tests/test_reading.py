@@ -19,6 +19,7 @@ from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.errors import RecipeError
 from diffusion_gemma_asr.model.config import ProjectorConfig
 from diffusion_gemma_asr.model.ctc import only
+from diffusion_gemma_asr.train.mini.reading import random_rows
 from diffusion_gemma_asr.train.mini.slot_bank import MOST, SlotBank
 from diffusion_gemma_asr.train.objective import losses
 from diffusion_gemma_asr.train.recipe import LossRecipe
@@ -67,6 +68,13 @@ def test_the_same_language_comes_first(bank: SlotBank) -> None:
 def test_what_nobody_says_is_an_embedding(bank: SlotBank) -> None:
     assert drawn(bank, "en", [9, 5]) == [-9, 1, 2]
     assert bank.draw("en", [], random.Random(0)).shape == (0, 1)
+
+
+def test_it_knows_what_somebody_says(bank: SlotBank) -> None:
+    assert bank.known == [5, 6, 7, 8]
+    rows = random_rows(300, 3, bank.known, random.Random(0))
+    assert {len(row) for row in rows} == {1, 2, 3} and {token for row in rows for token in row} == {5, 6, 7, 8}
+    assert len(random_rows(0, 3, [5], random.Random(0))) == 1
 
 
 def test_of_a_frequent_token_some_places_are_remembered() -> None:
@@ -175,11 +183,19 @@ def test_speech_and_unspoken_sentences_train_the_backbone_alone(tmp_path: Path, 
     train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
     kinds = [{name for name in record if name.startswith(("diffusion", "ctc"))} for record in records]
-    assert {frozenset(kind) for kind in kinds} == {frozenset({"diffusion", "ctc"}), frozenset({"diffusion_unspoken"})}
+    assert {frozenset(kind) for kind in kinds} == {frozenset({"diffusion", "ctc"}), frozenset({"diffusion_unspoken", "ctc_unspoken"})}
     old, new = (load_file(folder / "projector/adapter.safetensors") for folder in (tmp_path, tmp_path / "run"))
     assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)["weights"]
     assert all(name.startswith("backbone.") for name in state)
+
+
+def test_random_rows_come_first(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["unspoken"] |= {"curriculum": {"clean": 2, "until": 3, "length": 4}}
+    train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert ["diffusion_random" in record for record in records[:2]] == [True, True] and "ctc" not in records[0]
+    assert "diffusion_random" not in records[3]
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, content: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ from ..recipe import Recipe
 from ..workers import rank, workers
 from .sentences import SentenceData, read_targets
 from .slot_bank import SlotBank
-from .text import save_backbone
+from .text import Curriculum, save_backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class UnspokenData(SentenceData):
     share: float  # of the forward passes that read such sentences
     batch_tokens: int  # transcript tokens in a forward pass at most, padding included
     bank: int = 400  # batches of utterances that audio tokens are cut out of
+    curriculum: Curriculum | None = None  # random tokens first, in rows that grow; real speech and sentences come in later
 
     def __post_init__(self) -> None:
         require(0 < self.share < 1, "unspoken.share", self.share, "above 0 and below 1")
@@ -159,7 +160,19 @@ class ReadingTrainer(AdapterTrainer):
         """The weighted loss of one micro-batch, and its parts."""
         number = step * self.recipe.train.accumulation + micro
         rng = random.Random(-1 - step_seed(self.recipe.train.seed, step, micro))
-        if self.unspoken is None or rng.random() >= self.unspoken.share:
+        if self.unspoken is None:
+            return super().loss_of(step, micro)
+        curriculum = self.unspoken.curriculum
+        level = 1.0 if curriculum is None else curriculum.level(step)
+        if curriculum is not None and rng.random() >= level:
+            length = curriculum.length + round(level * (self.unspoken.max_tokens - curriculum.length))
+            rows = random_rows(self.unspoken.batch_tokens // length, length, self.bank.known, rng)
+            end = self.model.prompts.special["end_of_turn"]
+            languages = rng.choices(self.recipe.model.languages, k=len(rows))
+            self.model.train()
+            loss, figures = self._unspoken_loss([[*row, end] for row in rows], languages, rng)
+            return loss, {name.replace("_unspoken", "_random"): value for name, value in figures.items()}
+        if rng.random() >= self.unspoken.share:
             return super().loss_of(step, micro)
         self.model.train()
         chosen = self.texts.at(number)
@@ -170,17 +183,22 @@ class ReadingTrainer(AdapterTrainer):
     def _unspoken_loss(
         self, targets: Sequence[list[int]], languages: Sequence[str], rng: random.Random
     ) -> tuple[Tensor, Metrics]:
-        """The loss of sentences, without CTC's."""
+        """The loss of sentences; CTC keeps the head in step with the projector here as well."""
         model, device = self.model, self.model.device
         rows = [self.bank.draw(code, target[:-1], rng) for code, target in zip(languages, targets, strict=True)]
         lengths = torch.tensor([len(row) for row in rows])
         unnamed = [rng.random() < self.recipe.train.unnamed for _ in rows]
         text = text_batch(model.prompts, lengths.tolist(), targets, languages, rng.randint(0, MARGIN), unnamed)
-        weights = replace(self.recipe.losses, ctc=0.0)
+        weights = self.recipe.losses
         with computing_in(self.dtype, device):
             slots = pad_sequence(rows, batch_first=True).to(device)
             parts = losses_of_slots(model, slots, lengths.to(device), text.to(device), weights)
             return parts.total(weights), {f"{name}_unspoken": value for name, value in parts.figures().items()}
+
+
+def random_rows(count: int, length: int, tokens: Sequence[int], rng: random.Random) -> list[list[int]]:
+    """So many rows, at least one, of 1 to `length` of these tokens."""
+    return [rng.choices(tokens, k=rng.randint(1, length)) for _ in range(max(1, count))]
 
 
 def token_rows(model: DiffusionGemmaASR) -> Tensor:

@@ -39,6 +39,11 @@ class SlotBank:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    @property
+    def known(self) -> list[int]:
+        """The tokens that somebody says."""
+        return sorted(key[0] for key in self._places if len(key) == 1)  # type: ignore[misc]
+
     def add(self, language: str, tokens: Sequence[int], slots: Tensor, ends: Sequence[int]) -> None:
         """Remembers an utterance.
 
