@@ -183,7 +183,10 @@ def test_speech_and_unspoken_sentences_train_the_backbone_alone(tmp_path: Path, 
     train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
     kinds = [{name for name in record if name.startswith(("diffusion", "ctc"))} for record in records]
-    assert {frozenset(kind) for kind in kinds} == {frozenset({"diffusion", "ctc"}), frozenset({"diffusion_unspoken", "ctc_unspoken"})}
+    assert {frozenset(kind) for kind in kinds} == {
+        frozenset({"diffusion", "ctc"}),
+        frozenset({"diffusion_unspoken", "ctc_unspoken"}),
+    }
     old, new = (load_file(folder / "projector/adapter.safetensors") for folder in (tmp_path, tmp_path / "run"))
     assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)["weights"]
