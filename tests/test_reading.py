@@ -19,7 +19,7 @@ from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.errors import RecipeError
 from diffusion_gemma_asr.model.config import ProjectorConfig
 from diffusion_gemma_asr.model.ctc import only
-from diffusion_gemma_asr.train.mini.reading import random_rows
+from diffusion_gemma_asr.train.mini.sentences import random_rows
 from diffusion_gemma_asr.train.mini.slot_bank import MOST, SlotBank
 from diffusion_gemma_asr.train.objective import losses
 from diffusion_gemma_asr.train.recipe import LossRecipe
@@ -72,9 +72,9 @@ def test_what_nobody_says_is_an_embedding(bank: SlotBank) -> None:
 
 def test_it_knows_what_somebody_says(bank: SlotBank) -> None:
     assert bank.known == [5, 6, 7, 8]
-    rows = random_rows(300, 3, bank.known, random.Random(0))
-    assert {len(row) for row in rows} == {1, 2, 3} and {token for row in rows for token in row} == {5, 6, 7, 8}
-    assert len(random_rows(0, 3, [5], random.Random(0))) == 1
+    rows = random_rows(300, 3, bank.known, 1, random.Random(0))
+    assert {len(row) - 1 for row in rows} == {1, 2, 3} and {token for row in rows for token in row[:-1]} == {5, 6, 7, 8}
+    assert len(random_rows(0, 3, [5], 1, random.Random(0))) == 1
 
 
 def test_of_a_frequent_token_some_places_are_remembered() -> None:

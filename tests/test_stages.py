@@ -23,13 +23,12 @@ from diffusion_gemma_asr.model.config import BackboneConfig
 from diffusion_gemma_asr.model.mel_encoder import LOG_MEL
 from diffusion_gemma_asr.train.loop import run
 from diffusion_gemma_asr.train.mini.backbone_config import BackboneShape, small_config
-from diffusion_gemma_asr.train.mini.sentences import joined
+from diffusion_gemma_asr.train.mini.sentences import joined, random_rows
 from diffusion_gemma_asr.train.mini.text import (
     BackboneRecipe,
     Curriculum,
     TextTrainer,
     new_backbone,
-    random_targets,
     warm_start,
 )
 from diffusion_gemma_asr.train.mini.tokenizer import FIRST_WORD_TOKEN, train_tokenizer
@@ -161,7 +160,7 @@ def test_a_backbone_goes_on_from_one_with_another_tokenizer(corpus: Path, text_r
 
 
 def test_random_targets_are_ordinary_tokens_before_their_end() -> None:
-    rows = random_targets(200, 5, 300, 4, random.Random(0))
+    rows = random_rows(200, 5, range(FIRST_WORD_TOKEN, 300), 4, random.Random(0))
     assert {len(row) - 1 for row in rows} == {1, 2, 3, 4, 5} and all(row[-1] == 4 for row in rows)
     assert {token for row in rows for token in row[:-1]} == set(range(FIRST_WORD_TOKEN, 300))
 

@@ -31,7 +31,7 @@ from ..loop import Metrics, compute_dtype, run, step_seed
 from ..objective import losses_of_slots, text_batch
 from ..recipe import Recipe
 from ..workers import rank, workers
-from .sentences import SentenceData, read_targets
+from .sentences import SentenceData, random_rows, read_targets
 from .slot_bank import SlotBank
 from .text import Curriculum, save_backbone
 
@@ -158,33 +158,29 @@ class ReadingTrainer(AdapterTrainer):
 
     def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
         """The weighted loss of one micro-batch, and its parts."""
-        number = step * self.recipe.train.accumulation + micro
-        rng = random.Random(-1 - step_seed(self.recipe.train.seed, step, micro))
-        if self.unspoken is None:
+        unspoken = self.unspoken
+        if unspoken is None:
             return super().loss_of(step, micro)
-        curriculum = self.unspoken.curriculum
+        rng = random.Random(-1 - step_seed(self.recipe.train.seed, step, micro))
+        curriculum = unspoken.curriculum
         level = 1.0 if curriculum is None else curriculum.level(step)
         if curriculum is not None and rng.random() >= level:
-            length = curriculum.length + round(level * (self.unspoken.max_tokens - curriculum.length))
-            rows = random_rows(self.unspoken.batch_tokens // length, length, self.bank.known, rng)
+            length = curriculum.length + round(level * (unspoken.max_tokens - curriculum.length))
             end = self.model.prompts.special["end_of_turn"]
-            languages = rng.choices(self.recipe.model.languages, k=len(rows))
-            self.model.train()
-            loss, figures = self._unspoken_loss([[*row, end] for row in rows], languages, rng)
-            return loss, {name.replace("_unspoken", "_random"): value for name, value in figures.items()}
-        if rng.random() >= self.unspoken.share:
+            targets = random_rows(unspoken.batch_tokens // length, length, self.bank.known, end, rng)
+            languages = rng.choices(self.recipe.model.languages, k=len(targets))
+            return self._unspoken_loss(targets, languages, rng, "random")
+        if rng.random() >= unspoken.share:
             return super().loss_of(step, micro)
-        self.model.train()
-        chosen = self.texts.at(number)
+        chosen = self.texts.at(step * self.recipe.train.accumulation + micro)
         targets = [self.sentences.targets[i] for i in chosen]
-        languages = [self.sentences.languages[i] for i in chosen]
-        return self._unspoken_loss(targets, languages, rng)
+        return self._unspoken_loss(targets, [self.sentences.languages[i] for i in chosen], rng, "unspoken")
 
     def _unspoken_loss(
-        self, targets: Sequence[list[int]], languages: Sequence[str], rng: random.Random
+        self, targets: Sequence[list[int]], languages: Sequence[str], rng: random.Random, kind: str
     ) -> tuple[Tensor, Metrics]:
-        """The loss of sentences; CTC keeps the head in step with the projector here as well."""
-        model, device = self.model, self.model.device
+        """The loss of sentences, its parts named by `kind`; CTC keeps the head in step with the projector here as well."""
+        model, device = self.model.train(), self.model.device
         rows = [self.bank.draw(code, target[:-1], rng) for code, target in zip(languages, targets, strict=True)]
         lengths = torch.tensor([len(row) for row in rows])
         unnamed = [rng.random() < self.recipe.train.unnamed for _ in rows]
@@ -193,12 +189,7 @@ class ReadingTrainer(AdapterTrainer):
         with computing_in(self.dtype, device):
             slots = pad_sequence(rows, batch_first=True).to(device)
             parts = losses_of_slots(model, slots, lengths.to(device), text.to(device), weights)
-            return parts.total(weights), {f"{name}_unspoken": value for name, value in parts.figures().items()}
-
-
-def random_rows(count: int, length: int, tokens: Sequence[int], rng: random.Random) -> list[list[int]]:
-    """So many rows, at least one, of 1 to `length` of these tokens."""
-    return [rng.choices(tokens, k=rng.randint(1, length)) for _ in range(max(1, count))]
+            return parts.total(weights), {f"{name}_{kind}": value for name, value in parts.figures().items()}
 
 
 def token_rows(model: DiffusionGemmaASR) -> Tensor:

@@ -85,3 +85,8 @@ def joined(targets: Sequence[list[int]], share: float, most: int, rng: random.Ra
             row = [*row[:-1], *following]
         rows.append(row)
     return rows
+
+
+def random_rows(count: int, length: int, tokens: Sequence[int], end: int, rng: random.Random) -> list[list[int]]:
+    """So many rows, at least one, of 1 to `length` of these tokens, each with the token `end` behind it."""
+    return [[*rng.choices(tokens, k=rng.randint(1, length)), end] for _ in range(max(1, count))]

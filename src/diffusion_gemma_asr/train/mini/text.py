@@ -34,7 +34,7 @@ from ..objective import TextBatch, backbone_losses, text_batch
 from ..recipe import LossRecipe
 from ..workers import rank
 from .backbone_config import BackboneShape, small_config
-from .sentences import SentenceData, read_targets
+from .sentences import SentenceData, random_rows, read_targets
 from .slots import SlotNoise, collapsed, imitate, lookalikes, slot_rows
 from .tokenizer import FIRST_WORD_TOKEN, read_sentences
 
@@ -211,12 +211,6 @@ def warm_start(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: s
     return len(shared)
 
 
-def random_targets(count: int, length: int, vocabulary: int, end: int, rng: random.Random) -> list[list[int]]:
-    """So many rows of 1 to `length` random ordinary tokens, each with the token `end` behind it."""
-    lengths = [rng.randint(1, length) for _ in range(count)]
-    return [[*(rng.randrange(FIRST_WORD_TOKEN, vocabulary) for _ in range(n)), end] for n in lengths]
-
-
 def train_backbone(recipe: BackboneRecipe, folder: Path, device: torch.device) -> Path:
     """Trains a backbone, resuming an interrupted run.
 
@@ -271,6 +265,7 @@ class TextTrainer:
         if train.compile:
             compile_layers(backbone)
         self.reader = Reader(backbone.to(device), prompts, recipe.slots)
+        self.ordinary = range(FIRST_WORD_TOKEN, backbone.vocab_size)  # tokens
         self.mixture = self.sentences.mixture(data, train.batch_tokens, train.batch_size, train.seed)
 
     def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
@@ -285,7 +280,7 @@ class TextTrainer:
         read = rng.random() >= train.noise_only
         if read and rng.random() >= level:
             length, end = self.recipe.curriculum.length, self.reader.prompts.special["end_of_turn"]
-            rows = random_targets(max(1, train.batch_tokens // (2 * length)), length, backbone.vocab_size, end, rng)
+            rows = random_rows(train.batch_tokens // (2 * length), length, self.ordinary, end, rng)
             languages = rng.choices(languages, k=len(rows))
         embeds, batch, drafts = self.reader.batch(rows, languages, rng, margin, not read, level, train.unnamed)
         weights = self.recipe.losses if step >= train.unroll_from else replace(self.recipe.losses, unroll=0.0)
