@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -101,6 +103,24 @@ def die(sock: socket.socket) -> None:
     """As the kernel closes the socket of a process that was killed while data waited for it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
+
+
+def start_process(settings: str = "", stderr: int = subprocess.DEVNULL) -> tuple[subprocess.Popen[str], str]:
+    """A server of the model mini in a process of its own, which may not answer yet, and its address.
+
+    Args:
+        settings: more arguments of `ServeOptions`, as Python has them.
+        stderr: of the process.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from diffusion_gemma_asr.server.command import ServeOptions, serve\n"
+        f"serve(ServeOptions(model=('mini',), device='cpu', {settings}).settings(), '127.0.0.1', {port})"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=stderr, text=True), f"http://127.0.0.1:{port}"
 
 
 def until(holds: Any) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +34,7 @@ from server_runs import (  # noqa: F401  fixtures; it skips where an extra is ab
     server,
     serving,
     speech,
+    start_process,
     until,
     uploads_on_disk,
 )
@@ -116,17 +115,8 @@ def test_a_server_that_ends_takes_no_more(model: DiffusionGemmaASR) -> None:
 
 
 def test_sigterm_lets_what_is_under_way_end(minutes: bytes) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from diffusion_gemma_asr.server.command import ServeOptions, serve\n"
-        f"serve(ServeOptions(model=('mini',), device='cpu').settings(), '127.0.0.1', {port})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process, url = start_process(stderr=subprocess.PIPE)
     try:
-        url = f"http://127.0.0.1:{port}"
         until(lambda: process.poll() is None and responds(f"{url}/ready"))
         with httpx.stream("POST", f"{url}/v1/audio/transcriptions", **form(minutes, stream="true")) as answer:
             lines = answer.iter_lines()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from server_runs import EXAMPLE, TEXT, form, httpx, serving, until
+from server_runs import EXAMPLE, TEXT, form, httpx, serving, start_process, until
 from spoken import Sound, WordModel
 from test_server_realtime import append, audio_input, connect, connect_async, pcm, sessions_left, socket_url, update
 from tiny_model import tiny_model
@@ -130,16 +130,7 @@ def many_files(count: int) -> Iterator[None]:
 @contextmanager
 def server_process() -> Iterator[tuple[str, psutil.Process]]:
     """A server of its own: where it is, and its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from diffusion_gemma_asr.server.command import ServeOptions, serve\n"
-        f"serve(ServeOptions(model=('mini',), device='cpu', max_sockets={SESSIONS}).settings(), '127.0.0.1', {port})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
+    process, url = start_process(f"max_sockets={SESSIONS}")
 
     def ready() -> bool:
         assert process.poll() is None, "the server does not start"
