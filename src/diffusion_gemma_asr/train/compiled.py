@@ -1,4 +1,4 @@
-"""The backbone's layers compiled, for training: fused elementwise operations save a CPU two fifths of the time.
+"""Layers of backbone and projector compiled, for training: fused elementwise operations save a CPU a third of the time.
 
 Compiling takes minutes, once for each kind of shape, so that it is for runs of an hour or more.
 """
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..model.backbone import CACHE, Backbone, CacheLayer, FilledCache, Prefill
+from ..model.projector import AudioProjector
+from ..model.slot_layers import SlotLayer
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 KINDS = 64  # graphs of one function at most: layers differ in their attention, calls in shapes of 1, masks and gradients
@@ -57,16 +59,33 @@ def _write(
     return layer(hidden, position_embeddings=rotary, attention_mask=mask, position_ids=positions, **{CACHE: cache})
 
 
+def default_compiler() -> Compiler:
+    """torch's, with shapes that may change."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)
+    return partial(torch.compile, dynamic=True)
+
+
+def compile_projector(projector: AudioProjector, compiler: Compiler | None = None) -> None:
+    """Lets the layers over audio tokens, if there are any, run compiled.
+
+    Args:
+        projector: to be trained.
+        compiler: of a function; None is `default_compiler`.
+    """
+    if projector.deep is not None:
+        forward = (compiler or default_compiler())(SlotLayer.forward)
+        for layer in projector.deep.layers:
+            layer.forward = partial(forward, layer)
+
+
 def compile_layers(backbone: Backbone, compiler: Compiler | None = None) -> None:
     """Lets `prefill` and `denoise_hidden` of this backbone run compiled layers.
 
     Args:
         backbone: to be trained.
-        compiler: of a function; None is torch's, with shapes that may change.
+        compiler: of a function; None is `default_compiler`.
     """
-    if compiler is None:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KINDS)
-        compiler = partial(torch.compile, dynamic=True)
+    compiler = compiler or default_compiler()
     read, write = compiler(_read), compiler(_write)
     encoder, decoder = backbone.model.model.encoder.language_model, backbone.model.model.decoder
     kinds = backbone.config.layer_types

@@ -64,6 +64,7 @@ class TrainRecipe(LoopOptions):
     monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
     shard: Literal["experts"] | None = None  # share the frozen experts among the workers (shard.py); None: each has all
     quantization: str | None = None  # pack the frozen experts in 4 or 8 bits (checkpoint/quantization.py); None: not
+    compile: bool = False  # compile the trained layers (compiled.py)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +81,8 @@ class TrainRecipe(LoopOptions):
         require(self.quantization in packings, "train.quantization", self.quantization, f"one of {', '.join(QUANTIZATIONS)}")
         if self.shard and self.quantization:
             raise RecipeError("'train.shard' and 'train.quantization' are both set, but packed experts cannot be shared")
+        if self.compile and (self.shard or self.quantization):
+            raise RecipeError("'train.compile' wants whole experts: leave out 'train.shard' and 'train.quantization'")
 
 
 @dataclass(frozen=True)
