@@ -105,9 +105,11 @@ def test_the_backward_pass_unpacks_a_layer_at_a_time(backbone_folder: Path) -> N
     assert few <= all_layers - (2 * 2 * layers - 2)
 
 
-@pytest.mark.parametrize(("name", "error_bound"), [("4", 0.12), ("8", 0.02)])
+@pytest.mark.parametrize(("name", "error_bound", "bound_of_logits"), [("4", 0.12, 0.6), ("8", 0.02, 0.2)])
 @pytest.mark.parametrize("library", ["bitsandbytes", "torchao"])
-def test_packing_loses_little(backbone_folder: Path, library: str, name: str, error_bound: float) -> None:
+def test_packing_loses_little(
+    backbone_folder: Path, library: str, name: str, error_bound: float, bound_of_logits: float
+) -> None:
     pytest.importorskip(library)
     quantizer = find_quantizer(next(q for q in QUANTIZATIONS if q[0] == library[0] and name in q))
     weight = torch.randn(4, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -119,7 +121,7 @@ def test_packing_loses_little(backbone_folder: Path, library: str, name: str, er
     before = logits(backbone)
     quantize_experts(backbone.model, quantizer, "cpu")
     after = logits(backbone)
-    assert ((after - before).pow(2).mean() / before.var()).sqrt() < 5 * error_bound
+    assert ((after - before).pow(2).mean() / before.var()).sqrt() < bound_of_logits
 
 
 @pytest.mark.parametrize("name", ["bnb-4bit", "torchao-int8"])

@@ -100,18 +100,19 @@ class _BitsAndBytesUnpack(nn.Module):
     @torch.no_grad()
     def forward(self, packed: Tensor) -> Tensor:
         state = self.functions.QuantState(
-            absmax=self.absmax, code=self.code, shape=self.shape, dtype=self.dtype, blocksize=BNB_BLOCK_SIZE,
-            quant_type="nf4",
+            absmax=self.absmax, code=self.code, shape=torch.Size([self.shape.numel()]), dtype=self.dtype,
+            blocksize=BNB_BLOCK_SIZE, quant_type="nf4",
         )  # fmt: skip
         unpack = self.functions.dequantize_4bit if self.bits == 4 else self.functions.dequantize_blockwise
-        return unpack(packed, state)
+        return unpack(packed, state).view(self.shape)
 
 
 def _pack_bitsandbytes(functions: ModuleType, weight: Tensor, bits: int) -> Packed:
+    flat = weight.flatten()  # version 0.50 unpacks wrongly on CPUs where a block goes on from one row into the next
     if bits == 4:
-        packed, state = functions.quantize_4bit(weight, blocksize=BNB_BLOCK_SIZE, quant_type="nf4")
+        packed, state = functions.quantize_4bit(flat, blocksize=BNB_BLOCK_SIZE, quant_type="nf4")
     else:
-        packed, state = functions.quantize_blockwise(weight, blocksize=BNB_BLOCK_SIZE)
+        packed, state = functions.quantize_blockwise(flat, blocksize=BNB_BLOCK_SIZE)
     return packed, _BitsAndBytesUnpack(functions, state.absmax, state.code, weight, bits)
 
 
