@@ -27,8 +27,10 @@ from diffusion_gemma_asr.errors import AudioError, CheckpointError, DataError, R
 from diffusion_gemma_asr.model.config import EncoderConfig, LoraConfig, ProjectorConfig
 from diffusion_gemma_asr.model.encoder import log_mel
 from diffusion_gemma_asr.model.mel_encoder import LOG_MEL
+from diffusion_gemma_asr.model.projector import AudioProjector
 from diffusion_gemma_asr.train.objective import imitation_loss, trust_in
 from diffusion_gemma_asr.train.run import train_from_recipe
+from diffusion_gemma_asr.train.teacher import Teacher
 
 EIGHT = ProjectorConfig(24, (2, 2, 2), kernels=(7, 5, 5))
 
@@ -88,6 +90,29 @@ def test_the_loss_of_imitation_is_the_angle() -> None:
     assert float(imitation_loss(turned[:, :1], lengths, wanted, trust)) == pytest.approx(0, abs=1e-6)  # rounded otherwise
     longer = torch.cat([turned, torch.ones(2, 1, 2)], 1)
     assert float(imitation_loss(longer, lengths + 1, wanted, trust)) == pytest.approx(0.25)
+
+
+def test_a_new_projector_begins_with_the_teachers_upper_part(whisper_folder: Path, backbone_folder: Path) -> None:
+    model = tiny_model(whisper_folder, backbone_folder)
+    width = model.backbone.hidden_size
+    torch.manual_seed(0)
+    deep = {"layers": 2, "layer_width": 64}
+    projector = AudioProjector(replace(EIGHT, **deep), 80, width)
+    teacher = Teacher.__new__(Teacher)
+    teacher.projector = AudioProjector(ProjectorConfig(24, (2, 2), layers=1, layer_width=64), 16, width, 2.0)
+    before = {name: value.clone() for name, value in projector.state_dict().items()}
+    theirs = teacher.projector.state_dict()
+    teacher.lend(projector)
+    after = projector.state_dict()
+    lent = {name for name in after if not torch.equal(after[name], before[name])}
+    assert not any(name.startswith(("conv", "deep.layers.0.")) for name in lent) and "scale" not in lent
+    assert torch.equal(after["linear.weight"], theirs["linear.weight"])
+    assert torch.equal(after["deep.in_proj.weight"], theirs["deep.in_proj.weight"])
+    assert torch.equal(after["deep.layers.1.qkv.weight"], theirs["deep.layers.0.qkv.weight"])
+    other = AudioProjector(ProjectorConfig(16, (2, 2, 2), kernels=(7, 5, 5)), 80, width)  # narrower, and without layers
+    kept = other.linear.weight.clone()
+    teacher.lend(other)
+    assert torch.equal(other.linear.weight, kept)
 
 
 def test_a_teacher_is_trusted_as_far_as_it_spells_what_was_said(whisper_folder: Path, backbone_folder: Path) -> None:

@@ -143,6 +143,8 @@ class AdapterTrainer:
         self.teacher = None
         if recipe.train.teacher is not None and recipe.train.teacher_frames is not None:
             self.teacher = Teacher(recipe.train.teacher, recipe.train.teacher_frames, model, self.data.utterances)
+            if recipe.train.start_from is None:
+                self.teacher.lend(model.projector)
             self.console.print(f"imitates the audio tokens of {recipe.train.teacher}", markup=False)
         start = recipe.train.start_from
         silence = model.encoder.silence_s

@@ -54,7 +54,29 @@ class Teacher:
             )
 
     @torch.no_grad()
+    def lend(self, projector: AudioProjector) -> None:
+        """Lets a new projector begin with the teacher's upper part: what writes audio tokens, and the last layers over them,
+        where shapes agree. Its convolutions and first layers stay its own."""
+        theirs, own = self.projector.state_dict(), projector.state_dict()
+        if self.projector.deep is not None and projector.deep is not None:
+            above = len(projector.deep.layers) - len(self.projector.deep.layers)
+            theirs = {_moved(name, above): value for name, value in theirs.items()}
+        for name, value in own.items():
+            lent = theirs.get(name)
+            if lent is not None and not name.startswith("conv") and name != "scale" and lent.shape == value.shape:
+                value.copy_(lent)
+
+    @torch.no_grad()
     def slots(self, utterances: Sequence[Utterance]) -> Tensor:
         """(B, S, H) audio tokens of the unmasked sound, zeros behind each end, on the model's device."""
         frames, lengths = (part.to(self.projector.linear.weight.device) for part in self.cache.batch(utterances))
         return self.projector(frames, lengths)[0]
+
+
+def _moved(name: str, layers: int) -> str:
+    """The name of a projector's tensor so many layers higher up."""
+    first, found, rest = name.partition("deep.layers.")
+    if not found:
+        return name
+    number, _, tensor = rest.partition(".")
+    return f"{first}{found}{int(number) + layers}.{tensor}"
