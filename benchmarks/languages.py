@@ -37,10 +37,11 @@ from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 DATA, PAGE, README = RESULTS / "languages.json", ROOT / "docs/results/languages.md", ROOT / "README.md"
 DOMAINS = {"synthetic": "runs/mini/heldout-{}/manifest.jsonl", "real": "../shared/speech/{}-dev.jsonl"}
-COUNT, BATCH, EXAMPLES = 300, 16, 3
+COUNT, BATCH, EXAMPLES, CANDIDATES = 300, 16, 3, 8
 SYSTEMS = {
     "draft": "draft",
     "denoised": f"denoised from it, {DEFAULT_STEPS} steps",
+    "candidates": f"the same, of {CANDIDATES} drafts the one that the backbone chooses",
     "noise": f"from noise, {DEFAULT_STEPS} steps",
     "ctc": "greedy CTC",
     "autoregressive": "token after token",
@@ -88,9 +89,10 @@ def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Wri
     def spelled(drafts: Sequence[Sequence[DraftToken]]) -> list[str]:
         return [model.text([token.id for token in row]) for row in drafts]
 
-    noise = DecodeOptions(start="noise")
+    noise, chosen = DecodeOptions(start="noise"), DecodeOptions(start="draft", candidates=CANDIDATES)
     add("draft", lambda: spelled(model.drafter.drafts(encoded)))
     add("denoised", lambda: denoised(draft_clips(model, encoded, options), options))
+    add("candidates", lambda: denoised(draft_clips(model, encoded, chosen), chosen))
     add("noise", lambda: denoised(draft_clips(model, encoded, noise), noise))
     add("ctc", lambda: spelled(model.greedy.drafts(encoded)))
     add("autoregressive", lambda: [model.text(row) for row in greedy(model, encoded, languages)])
