@@ -160,7 +160,7 @@ def test_a_known_start_is_right_up_to_some_place_in_the_transcript(recorded: Rec
     right = recorded.calls[0][0] == many.canvas
     known = right.cumprod(1).sum(1)  # positions before the first that is wrong
     length = int((many.canvas[0] != many.canvas[0, -1]).sum())
-    assert len(known.unique()) > 4 and known.max() <= length + 2  # noise may be right by chance
+    assert len(known.unique()) > 3 and known.max() <= length + 2  # noise may be right by chance
     behind = torch.arange(right.shape[1]) > known[:, None]
     assert right[behind].float().mean() < 0.05
     of_backbone(recorded, many, autoregressive=0.0, known_start=0.5, full_noise=1.0)
