@@ -154,6 +154,20 @@ def test_noise_levels_differ_by_row(recorded: Recorded, batch: TextBatch) -> Non
     assert kept.max() > 0.8
 
 
+def test_a_known_start_is_right_up_to_some_place_in_the_transcript(recorded: Recorded, batch: TextBatch) -> None:
+    many = TextBatch(**{f.name: getattr(batch, f.name)[[1] * 40] for f in fields(batch)})
+    of_backbone(recorded, many, autoregressive=0.0, known_start=1.0)
+    right = recorded.calls[0][0] == many.canvas
+    known = right.cumprod(1).sum(1)  # positions before the first that is wrong
+    length = int((many.canvas[0] != many.canvas[0, -1]).sum())
+    assert len(known.unique()) > 3 and known.max() <= length + 2  # noise may be right by chance
+    behind = torch.arange(right.shape[1]) > known[:, None]
+    assert right[behind].float().mean() < 0.05
+    of_backbone(recorded, many, autoregressive=0.0, known_start=0.5, full_noise=1.0)
+    started = (recorded.calls[0][0] == many.canvas)[:, 0]
+    assert 0.2 < started.float().mean() < 0.7
+
+
 def test_a_share_of_the_rows_starts_from_drafts(recorded: Recorded, batch: TextBatch) -> None:
     """A drafted row is corrupted at t / 4: most of its draft stays, whatever full noise says of the others."""
     many = TextBatch(**{f.name: getattr(batch, f.name)[[1] * 60] for f in fields(batch)})

@@ -86,7 +86,7 @@ def q_xt(x0: Tensor, t: Tensor, vocab_size: int, generator: torch.Generator | No
 
     Args:
         x0: (B, C) long, clean ids.
-        t: (B,) in [0, 1], the noise level of each row.
+        t: (B,) or (B, C) in [0, 1], the noise level of each row or position.
         vocab_size: replacements are drawn from [0, vocab_size).
         generator: on the device of x0.
         mask: (B, C) bool, the positions that may change; all when None.
@@ -94,7 +94,7 @@ def q_xt(x0: Tensor, t: Tensor, vocab_size: int, generator: torch.Generator | No
     Returns:
         (B, C) long.
     """
-    replaced = torch.rand(x0.shape, generator=generator, device=x0.device) < t[:, None]  # (B, C)
+    replaced = torch.rand(x0.shape, generator=generator, device=x0.device) < (t[:, None] if t.ndim == 1 else t)  # (B, C)
     if mask is not None:
         replaced &= mask
     noise = uniform_canvas(len(x0), x0.shape[1], vocab_size, generator, x0.device)

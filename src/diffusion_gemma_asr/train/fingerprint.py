@@ -22,7 +22,17 @@ from ..model.config import BackboneConfig, EncoderConfig
 FREE = {"stage", "name", "steps", "minutes", "save_every", "eval_every", "monitor_samples", "dev", "dev_count"}
 FREE |= {"cache_dir", "shard", "compile"}
 # Settings that came later: at their default they are not named, so that older runs go on.
-LATER = {"kernels", "quantization", "rotary", "shared", "skip_blanks", "frozen_projector", "imitation", "warp"}
+LATER = {
+    "kernels",
+    "quantization",
+    "rotary",
+    "shared",
+    "skip_blanks",
+    "frozen_projector",
+    "imitation",
+    "warp",
+    "known_start",
+}
 SAMPLES = 64  # hashed values of each tensor, about
 
 

@@ -295,8 +295,9 @@ def noisy_canvases(
 ) -> tuple[Tensor, Tensor]:
     """Draws the corrupted canvases of a batch, and their targets.
 
-    A row is the transcript at a noise level t ~ U(eps, 1), or pure noise with probability `full_noise`. With probability
-    `draft_share` it is instead the draft, if that is usable, corrupted at level t / 4.
+    A row is the transcript at a noise level t ~ U(eps, 1), or pure noise with probability `full_noise`, or with probability
+    `known_start` clean up to a random place and noise behind it, as canvases are while they settle from their beginning on.
+    With probability `draft_share` it is instead the draft, if that is usable, corrupted at level t / 4.
 
     Args:
         clean: (B, C) long, transcripts.
@@ -310,15 +311,27 @@ def noisy_canvases(
     """
     t = sample_t(len(clean), generator, device=clean.device)
     pure = torch.rand(t.shape, generator=generator, device=t.device) < options.full_noise
+    levels = torch.where(pure, 1.0, t)
     if drafts is None:
-        return q_xt(clean, torch.where(pure, 1.0, t), vocab_size, generator), clean
+        return q_xt(clean, _with_starts(levels, clean, options.known_start, generator), vocab_size, generator), clean
     shown, corrected, usable = drafts
     filling = corrected[:, -1:].expand(-1, corrected.shape[1] - clean.shape[1])
     clean = torch.cat([clean, filling], dim=1)  # (B, C')
-    noisy = q_xt(clean, torch.where(pure, 1.0, t), vocab_size, generator)
+    noisy = q_xt(clean, _with_starts(levels, clean, options.known_start, generator), vocab_size, generator)
     drafted = (torch.rand(t.shape, generator=generator, device=t.device) < options.draft_share) & usable
     noisy = torch.where(drafted[:, None], q_xt(shown, t / 4, vocab_size, generator), noisy)
     return noisy, torch.where(drafted[:, None], corrected, clean)
+
+
+def _with_starts(levels: Tensor, clean: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Noise levels (B,), or where a share of the rows has a known start, (B, C); see `noisy_canvases`."""
+    if share == 0:
+        return levels
+    chosen = torch.rand(levels.shape, generator=generator, device=levels.device) < share
+    lengths = (clean != clean[:, -1:]).sum(1)  # without the filling
+    known = torch.rand(levels.shape, generator=generator, device=levels.device) * lengths
+    behind = torch.arange(clean.shape[1], device=clean.device) >= known[:, None]  # (B, C)
+    return torch.where(chosen[:, None], behind.to(levels.dtype), levels[:, None])
 
 
 @torch.no_grad()

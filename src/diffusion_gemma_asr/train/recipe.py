@@ -31,6 +31,7 @@ class LossRecipe:
     imitation: float = 0.0  # weight of making the audio tokens of train.teacher
     self_conditioning: float = 0.5  # probability of a first pass whose logits condition the second
     full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1)
+    known_start: float = 0.0  # probability of a clean beginning, of random length, and pure noise behind it
     draft_share: float = 0.0  # probability that a canvas starts from the CTC draft
     unroll: float = 0.0  # probability that the second pass continues from the canvas after the first
 
@@ -39,7 +40,7 @@ class LossRecipe:
         for key, weight in weights.items():
             require(weight >= 0, f"losses.{key}", weight, "at least 0")
         require(any(weights.values()), "losses", "weights of 0 alone", "positive for at least one of them")
-        for key in ("self_conditioning", "full_noise", "draft_share", "unroll"):
+        for key in ("self_conditioning", "full_noise", "known_start", "draft_share", "unroll"):
             require(0 <= getattr(self, key) <= 1, f"losses.{key}", getattr(self, key), "from 0 to 1")
 
     @property
