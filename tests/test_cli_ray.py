@@ -146,7 +146,11 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the workers have to find the models of the tests
-        cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
+        head = {**size, "include_dashboard": False}
+        try:
+            cluster = Cluster(initialize_head=True, head_node_args=head)
+        except Exception:  # Ray gives a head 30 s to start, which a busy computer may need once more
+            cluster = Cluster(initialize_head=True, head_node_args=head)
         cluster.add_node(**size)
         yield cluster
         cluster.shutdown()
