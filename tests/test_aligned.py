@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from tiny_model import clips, speech_batch, tiny_model
 
 from diffusion_gemma_asr.denoise.canvas import aligned_layout
-from diffusion_gemma_asr.denoise.clip import ClipDecoding, draft_places
+from diffusion_gemma_asr.denoise.clip import ClipDecoding, kept_spans
 from diffusion_gemma_asr.denoise.decode import decode_clips, draft_clips
 from diffusion_gemma_asr.denoise.engine import Engine
 from diffusion_gemma_asr.denoise.options import DecodeOptions
@@ -36,12 +37,18 @@ def audio() -> list[np.ndarray]:
     return clips([24_000, 40_000, 9_000])
 
 
+def said(row: list[int], blank: int) -> list[int]:
+    """As CTC reads a path: runs collapsed, blanks dropped."""
+    return [token for token, _ in itertools.groupby(row) if token != blank]
+
+
 def test_tokens_stand_where_they_are_heard() -> None:
-    assert aligned_layout([0, 3], [7, 8], 5, 0) == [7, 0, 0, 8, 0]
+    assert aligned_layout([7, 8], [(0, 1), (3, 5)], 5, 0) == [7, 0, 0, 8, 8]
     assert aligned_layout([], [], 2, 0) == [0, 0]
     draft = [DraftToken(7, 1, 2, 1.0), DraftToken(8, 2, 4, 1.0), DraftToken(9, 5, 6, 0.5)]
     kept = torch.tensor([False, True, True, True, False, False])
-    assert draft_places(draft, kept) == ([0, 1], [7, 8])  # the last one is heard where the prompt holds nothing
+    spans = [(0, 1), (1, 3), (3, 3)]  # the last one is heard where the prompt holds nothing
+    assert kept_spans(draft, kept) == ([7, 8, 9], spans)
 
 
 def test_canvases_have_the_positions_of_their_audio_tokens(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
@@ -76,8 +83,7 @@ def test_a_canvas_has_room_for_all_audio_tokens_and_an_end(model: DiffusionGemma
         draft = ClipDecoding(model, clip, OPTIONS, "en").job().canvas
         assert len(noise) == len(draft) == -(-(size + 1) // 8) * 8
         assert int(draft[size]) == model.prompts.special["end_of_turn"]
-        written = [token for token in draft[:size].tolist() if token != model.blank]
-        assert written == [token.id for token in clip.draft]
+        assert said(draft[:size].tolist(), model.blank) == [token.id for token in clip.draft]
 
 
 def test_steps_of_fixed_shapes_write_the_same(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
@@ -109,9 +115,10 @@ def test_what_training_wants_is_the_transcript_where_ctc_aligns_it(model: Diffus
         size = int(model.read_mask(slots, lengths)[row].sum())
         spans = model.align(slots[row][model.read_mask(slots, lengths)[row]], tokens)
         assert spans is not None
-        assert [wanted[row, span.start].item() for span in spans] == tokens
-        assert [token for token in wanted[row, :size].tolist() if token != model.blank] == tokens
-        assert [token for token in shown[row, :size].tolist() if token != model.blank] == [token.id for token in draft]
+        for span, token in zip(spans, tokens, strict=True):
+            assert set(wanted[row, span.start : span.end].tolist()) == {token}
+        assert said(wanted[row, :size].tolist(), model.blank) == tokens
+        assert said(shown[row, :size].tolist(), model.blank) == [token.id for token in draft]
         for canvas in (shown, wanted):
             assert int(canvas[row, size]) == special["end_of_turn"]
             assert set(canvas[row, size + 1 :].tolist()) <= {special["eos"]}

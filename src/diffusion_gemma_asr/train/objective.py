@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..denoise.canvas import EditCanvases, aligned_layout, edit_canvases, q_xt, sample_t, write_canvas
-from ..denoise.clip import draft_places
+from ..denoise.clip import kept_spans
 from ..denoise.steps import accept, renoise, sample
 from ..model.backbone import Backbone, Prefill
 from ..model.ctc import ctc_loss, ctc_losses
@@ -271,9 +271,11 @@ def aligned_edits(model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor,
         size, heard = int(kept[row].sum()), slots[row][kept[row]]
         spans = model.align(heard, tokens) if size else None
         usable.append(spans is not None)
-        right = aligned_layout([span.start for span in spans or ()], tokens if spans else [], size, model.blank)
+        places = [(span.start, span.end) for span in spans or ()]
+        right = aligned_layout(tokens if spans else [], places, size, model.blank)
         wanted.append([*right, special["end_of_turn"]])
-        shown.append([*aligned_layout(*draft_places(draft, kept[row].cpu()), size, model.blank), special["end_of_turn"]])
+        heard_at = kept_spans(draft, kept[row].cpu())
+        shown.append([*aligned_layout(*heard_at, size, model.blank), special["end_of_turn"]])
     length = max(map(len, wanted)) + int(torch.randint(ALIGNED_MARGIN, ()))
     canvases = [write_canvas(rows, length, special["eos"]) for rows in (shown, wanted)]
     return EditCanvases(*(part.to(model.device) for part in (*canvases, torch.tensor(usable))))
