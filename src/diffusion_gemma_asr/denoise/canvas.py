@@ -8,6 +8,13 @@ A denoiser predicts all positions at once. If a draft stood on the canvas withou
 all that follows, each position would be torn between two tokens, and words would come twice. So every token of a draft has
 its position, and between them there is room: a token that is too many becomes a blank, a missing one is written into a gap,
 and nothing moves. Editing a CTC hypothesis with slots for insertions is the idea of NLE (arXiv 2603.08397).
+
+Those canvases are packed: they hold the transcript, one token behind another, and only what the backbone has understood
+so far tells it which audio token a position belongs to. An aligned canvas has a position for each audio token of the prompt,
+under that audio token's own position: it holds the token heard there, or a blank, and as in CTC a token at several
+neighbouring positions is one. Noise then has to become text where the sound is.
+The idea of denoising alignments is that of Imputer (Chan et al. 2020, arXiv 2002.08926) and Align-Refine (Chi et al. 2021,
+arXiv 2010.14233). A model is trained for one of the two (`ModelConfig.canvas`).
 """
 
 from __future__ import annotations
@@ -99,6 +106,14 @@ def q_xt(x0: Tensor, t: Tensor, vocab_size: int, generator: torch.Generator | No
         replaced &= mask
     noise = uniform_canvas(len(x0), x0.shape[1], vocab_size, generator, x0.device)
     return torch.where(replaced, noise, x0)
+
+
+def aligned_layout(tokens: Sequence[int], spans: Sequence[tuple[int, int]], slots: int, blank: int) -> list[int]:
+    """A canvas with a position for each audio token of the prompt: tokens at all places of their spans, blanks elsewhere."""
+    row = [blank] * slots
+    for token, (start, end) in zip(tokens, spans, strict=True):
+        row[start:end] = [token] * (end - start)
+    return row
 
 
 def write_canvas(rows: Sequence[Sequence[int]], length: int, eos: int) -> Tensor:

@@ -15,7 +15,7 @@ from ..model.backbone import Prefill
 from ..model.ctc import DraftToken, TokenSpan
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import token_pieces
-from .canvas import edit_layout, uniform_canvas, write_canvas
+from .canvas import aligned_layout, edit_layout, uniform_canvas, write_canvas
 from .engine import Finished, Job
 from .options import DecodeOptions
 from .steps import cut_at_end
@@ -42,11 +42,13 @@ class DraftedClip(NamedTuple):
         slots: (S, H) audio tokens.
         draft: of the clip.
         trusted: whether the draft is the transcript.
+        kept: (S,) bool, audio tokens that the prompt holds; None where the model's canvases are packed.
     """
 
     slots: Tensor
     draft: list[DraftToken]
     trusted: bool
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class ClipDecoding:
     def job(self) -> Job:
         """The next canvas to denoise."""
         draft, blank = [token.id for token in self.clip.draft], self.model.blank
+        if self.clip.kept is not None:
+            return Job(self._aligned(self.clip.kept).to(self.model.device), self._generator)
         if self._canvases or starts_from_noise(self.model, self.options):
             written = len(self.written)
             left = max(0, len(draft) - written) if self.model.config.ctc else None
@@ -140,12 +144,21 @@ class ClipDecoding:
             canvas = write_canvas([layout], self.options.canvas_length or rounded(len(layout)), special["eos"])
         return Job(canvas[0].to(self.model.device), self._generator)
 
+    def _aligned(self, kept: Tensor) -> Tensor:
+        """The canvas (C,) with a position for each audio token that the prompt holds."""
+        slots, special = int(kept.sum()), self.model.prompts.special
+        length = self.options.canvas_length or rounded(slots + 1)
+        if starts_from_noise(self.model, self.options):
+            return uniform_canvas(1, length, self.model.backbone.vocab_size, self._generator, self.model.device)[0]
+        layout = [*aligned_layout(*kept_spans(self.clip.draft, kept), slots, self.model.blank), special["end_of_turn"]]
+        return write_canvas([layout], length, special["eos"])[0]
+
     def take(self, finished: Finished) -> None:
         """What became of the last job."""
         (written,) = cut_at_end(finished.canvas[None], self.model.prompts.end_ids)
-        kept = [place for place, token in enumerate(written) if token != self.model.blank]
+        kept = self._said(written)
         logprobs = finished.logprobs.tolist()
-        full = 0 < len(written) == len(finished.canvas) and written[-1] != self.model.blank
+        full = 0 < len(written) == len(finished.canvas) and written[-1] != self.model.blank and self.clip.kept is None
         canvas = _Canvas([written[i] for i in kept], [logprobs[i] for i in kept], finished.steps, full)
         self._canvases.append(canvas)
 
@@ -165,18 +178,29 @@ class ClipDecoding:
 
     def shown_draft(self) -> list[Shown]:
         """What a canvas would show that holds the draft, as sure as CTC is of it."""
-        return self._pieces([token.id for token in self.clip.draft], [token.probability for token in self.clip.draft])
+        draft = self.clip.draft
+        return self._pieces([token.id for token in draft], [token.probability for token in draft], range(len(draft)))
 
     def shown(self, canvas: Tensor, entropy: Tensor) -> list[Shown]:
         """What is on a canvas (C,) before its end, with the entropy (C,) of its positions."""
         (tokens,) = cut_at_end(canvas[None], self.model.prompts.end_ids)
-        return self._pieces(tokens, (-entropy).exp().tolist())
+        return self._pieces(tokens, (-entropy).exp().tolist(), self._said(tokens))
 
-    def _pieces(self, tokens: Sequence[int], confidence: Sequence[float]) -> list[Shown]:
-        """Pieces of text; a gap in the layout of a draft is nothing."""
-        kept = [place for place, token in enumerate(tokens) if token != self.model.blank]
+    def _said(self, tokens: Sequence[int]) -> list[int]:
+        """The places of tokens on a canvas that are text: no blanks, and on an aligned canvas one place of each token."""
+        aligned, blank = self.clip.kept is not None, self.model.blank
+        return [i for i, token in enumerate(tokens) if token != blank and not (aligned and i and token == tokens[i - 1])]
+
+    def _pieces(self, tokens: Sequence[int], confidence: Sequence[float], kept: Sequence[int]) -> list[Shown]:
+        """Pieces of the text that the tokens at these places make."""
         pieces = token_pieces([tokens[i] for i in kept], self.model.text)
         return [Shown(text, min(confidence[kept[i]] for i in places)) for text, places in pieces]
+
+
+def kept_spans(draft: Sequence[DraftToken], kept: Tensor) -> tuple[list[int], list[tuple[int, int]]]:
+    """The tokens of a draft, and their places [start, end) on an aligned canvas; `kept` (S,) bool, see `DraftedClip`."""
+    before = [0, *kept.cumsum(0).tolist()]  # kept ones before each
+    return [token.id for token in draft], [(before[token.start], before[token.end]) for token in draft]
 
 
 def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:

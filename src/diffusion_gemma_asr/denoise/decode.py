@@ -67,7 +67,11 @@ def draft_clips(model: DiffusionGemmaASR, encoded: Encoded, options: DecodeOptio
     drafter = model.greedy if starts_from_noise(model, options) else model.drafter
     trusted = drafter.trusted and options.start is None
     rows = zip(encoded.slots, encoded.slot_lengths.tolist(), drafter.drafts(encoded), strict=True)
-    return [DraftedClip(slots[:n], draft, trusted) for slots, n, draft in rows]
+    clips = [DraftedClip(slots[:n], draft, trusted) for slots, n, draft in rows]
+    if model.config.canvas == "packed":
+        return clips
+    kept = model.read_mask(encoded.slots, encoded.slot_lengths).cpu()
+    return [clip._replace(kept=row[: len(clip.slots)]) for clip, row in zip(clips, kept, strict=True)]
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ class Rows:
         size = min(prefill.visible.shape[1], self.visible.shape[1])  # what the bucket cuts off is padding
         self.visible[row] = False
         self.visible[row, :size] = prefill.visible[of, :size]
-        self.prompt[row] = prefill.lengths[of]
+        self.prompt[row] = prefill.first[of]
         for mine, (keys, values) in zip(self.cache.layers, prefill.layers(), strict=True):
             mine.keys[row, :, :size] = keys[of, :, :size]
             mine.values[row, :, :size] = values[of, :, :size]

@@ -34,17 +34,24 @@ class Prefill:
     """What the encoder leaves behind for the canvas.
 
     cache: keys and values (B, kv_heads, P, head_dim) of every layer; visible (B, P) bool: cache positions the canvas
-    may read; lengths (B,) long: prompt tokens, the canvas continues at this position.
+    may read; lengths (B,) long: prompt tokens; at (B,) long: position of the canvas's first token, None where it continues
+    behind the prompt.
     """
 
     cache: Cache | FilledCache
     visible: Tensor
     lengths: Tensor
+    at: Tensor | None = None
+
+    @property
+    def first(self) -> Tensor:
+        """(B,) long, the position of the canvas's first token."""
+        return self.lengths if self.at is None else self.at
 
     def keep(self, rows: Tensor, size: int) -> Prefill:
         """Some rows (k,) long, the first `size` positions of the cache."""
         layers = [(keys[rows, :, :size], values[rows, :, :size]) for keys, values in self.layers()]
-        return Prefill(FilledCache(layers), self.visible[rows, :size], self.lengths[rows])
+        return Prefill(FilledCache(layers), self.visible[rows, :size], self.lengths[rows], self.first[rows])
 
     def join(self, other: Prefill) -> Prefill:
         """The rows of both; the shorter cache is padded."""
@@ -56,7 +63,9 @@ class Prefill:
         pairs = zip(self.layers(), other.layers(), strict=True)
         layers = [(joined(k, k2), joined(v, v2)) for (k, v), (k2, v2) in pairs]
         visible = torch.cat([F.pad(x, (0, size - x.shape[1])) for x in (self.visible, other.visible)])
-        return Prefill(FilledCache(layers), visible, torch.cat([self.lengths, other.lengths]))
+        return Prefill(
+            FilledCache(layers), visible, torch.cat([self.lengths, other.lengths]), torch.cat([self.first, other.first])
+        )
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every layer."""
@@ -326,7 +335,7 @@ class Backbone(nn.Module):
             self_conditioning_logits=self_conditioning,
             self_conditioning_mask=self_conditioning_mask,
             decoder_attention_mask={"full_attention": attention_mask, "sliding_attention": attention_mask},
-            decoder_position_ids=prefill.lengths[:, None] + torch.arange(length, device=canvas.device),
+            decoder_position_ids=prefill.first[:, None] + torch.arange(length, device=canvas.device),
         ).last_hidden_state
 
     def denoise_hidden_from_soft(self, canvas: Tensor, canvas_lengths: Tensor, prefill: Prefill, soft: Tensor) -> Tensor:
@@ -357,7 +366,7 @@ class Backbone(nn.Module):
         scale = decoder.embed_tokens.embed_scale.to(soft.dtype)
         hidden = decoder.self_conditioning(decoder.embed_tokens(canvas), soft * scale)
         mask = None if seen is None else seen[:, None, None, :].expand(-1, 1, canvas.shape[1], -1)
-        positions = prefill.lengths[:, None] + torch.arange(canvas.shape[1], device=canvas.device)
+        positions = prefill.first[:, None] + torch.arange(canvas.shape[1], device=canvas.device)
         rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
         for layer, kind in zip(decoder.layers, self.config.layer_types, strict=True):
             hidden = layer(

@@ -10,6 +10,7 @@ from ..errors import RecipeError
 from ..strict import require
 
 Start = Literal["noise", "draft"]
+Canvas = Literal["packed", "aligned"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -95,6 +96,7 @@ class ModelConfig:
     finds_language: bool = False  # trained with prompts that do not name the language, so that "auto" works
     reads_context: bool = False  # trained with context in the prompt: text that came before, words that may occur
     ctc: bool = True  # CTC trained the projector, so that its slots spell a draft
+    canvas: Canvas = "packed"  # the transcript, or a position for each audio token; see denoise/canvas.py
     start: Start = "noise"  # what a canvas holds at first, where the caller does not say
     dtype: Dtype = "float32"  # of the frozen parts in training, and where loading names none
     drafter: dict[str, Any] | None = None  # a search for drafts (drafts/); None is greedy CTC

@@ -4,6 +4,7 @@ how a canvas is denoised is in denoise/, how recordings are read in transcribe/,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -148,7 +149,10 @@ class DiffusionGemmaASR(nn.Module):
         prompt = self.prompts.build(slot_lengths.tolist(), languages, written, context)
         ids, slot_mask = prompt.ids.to(self.device), prompt.slot_mask.to(self.device)
         embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)
-        return self.backbone.prefill(embeds, prompt.mask.to(self.device))
+        prefill, hidden = self.backbone.prefill(embeds, prompt.mask.to(self.device))
+        if self.config.canvas == "aligned":
+            prefill = replace(prefill, at=slot_mask.int().argmax(1))
+        return prefill, hidden
 
     def align(self, slots: Tensor, tokens: Sequence[int]) -> list[TokenSpan] | None:
         """Where CTC places tokens in the audio tokens (S, H) of one clip; None where they do not fit."""

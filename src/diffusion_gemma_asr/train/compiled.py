@@ -114,7 +114,7 @@ def compile_layers(backbone: Backbone, compiler: Compiler | None = None) -> None
         batch, length = canvas.shape
         seen = torch.cat([prefill.visible, prefill.visible.new_ones(batch, length)], 1)  # (B, P + C)
         mask = None if bool(seen.all()) else seen[:, None, None, :].expand(-1, 1, length, -1)
-        positions = prefill.lengths[:, None] + torch.arange(length, device=canvas.device)
+        positions = prefill.first[:, None] + torch.arange(length, device=canvas.device)
         rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
         for layer, kind, (keys, values) in zip(decoder.layers, kinds, prefill.layers(), strict=True):
             hidden = write(layer, hidden, rotary[kind], mask, positions, keys, values)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..denoise.canvas import EditCanvases, edit_canvases, q_xt, sample_t, write_canvas
+from ..denoise.canvas import EditCanvases, aligned_layout, edit_canvases, q_xt, sample_t, write_canvas
+from ..denoise.clip import kept_spans
 from ..denoise.steps import accept, renoise, sample
 from ..model.backbone import Backbone, Prefill
 from ..model.ctc import ctc_loss, ctc_losses
@@ -23,6 +24,8 @@ from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
 from .losses import autoregressive_loss, diffusion_loss
 from .recipe import LossRecipe
 from .shard import skip_pass
+
+ALIGNED_MARGIN = 12  # aligned canvases are up to this many positions longer than the longest row
 
 
 @dataclass(frozen=True)
@@ -222,11 +225,15 @@ def losses_of_slots(
             ctc = ctc_loss(head, hidden, text.canvas, slot_lengths, text.counts, model.blank)
     if not options.uses_backbone:
         return Losses(ctc=ctc)
-    drafts = draft_edits(model, slots.detach(), slot_lengths, text) if options.draft_share > 0 else None
+    aligned, drafts = model.config.canvas == "aligned" and options.diffusion > 0, None
+    if aligned:
+        drafts = aligned_edits(model, slots.detach(), slot_lengths, text)
+    elif options.draft_share > 0:
+        drafts = draft_edits(model, slots.detach(), slot_lengths, text)
     slots, slot_lengths = model.read_slots(slots, slot_lengths)
     text = text.with_slots(slot_lengths)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
-    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts)
+    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
 
@@ -249,6 +256,31 @@ def draft_edits(model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, t
     return EditCanvases(*(part.to(model.device) for part in canvases))
 
 
+@torch.no_grad()
+def aligned_edits(model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> EditCanvases:
+    """As `draft_edits`, with a position for each audio token that the prompt holds.
+
+    A token of the transcript stands where CTC aligns it, one of the draft where it is heard. Rows whose transcripts need
+    more audio tokens than their prompts hold are not usable.
+    """
+    kept = model.read_mask(slots, slot_lengths)
+    special = model.prompts.special
+    shown, wanted, usable = [], [], []
+    drafts = model.greedy.of_slots(slots, slot_lengths)
+    for row, (draft, tokens) in enumerate(zip(drafts, text.transcripts(), strict=True)):
+        size, heard = int(kept[row].sum()), slots[row][kept[row]]
+        spans = model.align(heard, tokens) if size else None
+        usable.append(spans is not None)
+        places = [(span.start, span.end) for span in spans or ()]
+        right = aligned_layout(tokens if spans else [], places, size, model.blank)
+        wanted.append([*right, special["end_of_turn"]])
+        heard_at = kept_spans(draft, kept[row].cpu())
+        shown.append([*aligned_layout(*heard_at, size, model.blank), special["end_of_turn"]])
+    length = max(map(len, wanted)) + int(torch.randint(ALIGNED_MARGIN, ()))
+    canvases = [write_canvas(rows, length, special["eos"]) for rows in (shown, wanted)]
+    return EditCanvases(*(part.to(model.device) for part in (*canvases, torch.tensor(usable))))
+
+
 def backbone_losses(
     backbone: Backbone,
     embeds: Tensor,
@@ -256,6 +288,7 @@ def backbone_losses(
     options: LossRecipe,
     drafts: EditCanvases | None = None,
     generator: torch.Generator | None = None,
+    aligned: bool = False,
 ) -> Losses:
     """Computes the diffusion and the autoregressive loss of a batch.
 
@@ -269,6 +302,7 @@ def backbone_losses(
         options: weights, and how canvases are corrupted.
         drafts: canvases of C' >= C positions with drafts of the same rows, with which a share of the rows start.
         generator: on the device of `embeds`; None is torch's default.
+        aligned: canvases have a position for each audio token, and the positions of these; `drafts` then holds all canvases.
 
     Returns:
         the losses; `ctc` and `imitation` are None.
@@ -278,11 +312,16 @@ def backbone_losses(
     if options.autoregressive > 0:
         ar, ar_accuracy = autoregressive_loss(backbone.head, hidden, batch.ids, batch.target_mask)
     if options.diffusion > 0:
-        noisy, clean = noisy_canvases(batch.canvas, backbone.vocab_size, options, drafts, generator)
+        canvas, counted = batch.canvas, torch.ones_like(batch.lengths, dtype=torch.bool)
+        if aligned:
+            assert drafts is not None
+            canvas, counted = drafts.corrected, drafts.usable
+            prefill = replace(prefill, at=batch.slot_mask.int().argmax(1))
+            drafts = drafts if options.draft_share > 0 else None
+        noisy, clean = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
         noisy, signal = first_pass(backbone, noisy, prefill, options, generator)
         hidden = backbone.denoise_hidden(noisy, prefill, signal)
-        everywhere = torch.ones_like(noisy, dtype=torch.bool)
-        diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, everywhere)
+        diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))
     return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)
 
 

@@ -1,0 +1,143 @@
+"""Aligned canvases: a position for each audio token of the prompt, in training and in decoding."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import clips, speech_batch, tiny_model
+
+from diffusion_gemma_asr.denoise.canvas import aligned_layout
+from diffusion_gemma_asr.denoise.clip import ClipDecoding, kept_spans
+from diffusion_gemma_asr.denoise.decode import decode_clips, draft_clips
+from diffusion_gemma_asr.denoise.engine import Engine
+from diffusion_gemma_asr.denoise.options import DecodeOptions
+from diffusion_gemma_asr.denoise.queue import run_queue
+from diffusion_gemma_asr.denoise.static_engine import StaticEngine
+from diffusion_gemma_asr.model.ctc import DraftToken
+from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.train.objective import aligned_edits, losses
+from diffusion_gemma_asr.train.recipe import LossRecipe
+
+OPTIONS = DecodeOptions(language="en", steps=3, start="draft")
+TEXTS = ["the quick fox", "she sells"]
+
+
+@pytest.fixture(scope="module")
+def model(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaASR:
+    return tiny_model(whisper_folder, backbone_folder, canvas="aligned", start="draft")
+
+
+@pytest.fixture(scope="module")
+def audio() -> list[np.ndarray]:
+    return clips([24_000, 40_000, 9_000])
+
+
+def said(row: list[int], blank: int) -> list[int]:
+    """As CTC reads a path: runs collapsed, blanks dropped."""
+    return [token for token, _ in itertools.groupby(row) if token != blank]
+
+
+def test_tokens_stand_where_they_are_heard() -> None:
+    assert aligned_layout([7, 8], [(0, 1), (3, 5)], 5, 0) == [7, 0, 0, 8, 8]
+    assert aligned_layout([], [], 2, 0) == [0, 0]
+    draft = [DraftToken(7, 1, 2, 1.0), DraftToken(8, 2, 4, 1.0), DraftToken(9, 5, 6, 0.5)]
+    kept = torch.tensor([False, True, True, True, False, False])
+    spans = [(0, 1), (1, 3), (3, 3)]  # the last one is heard where the prompt holds nothing
+    assert kept_spans(draft, kept) == ([7, 8, 9], spans)
+
+
+def test_canvases_have_the_positions_of_their_audio_tokens(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    encoded = model.encode(audio)
+    prefill, _ = model.read_prompts(encoded.slots, encoded.slot_lengths, ["en", "de", "en"])
+    for row, code in enumerate(("en", "de", "en")):
+        assert int(prefill.first[row]) == model.prompts.row(1, code).index(model.prompts.special["audio"])
+    one, two = (prefill.keep(torch.tensor([row]), int(prefill.lengths[row])) for row in (0, 1))
+    assert torch.equal(one.join(two).first, prefill.first[:2])
+    behind = replace(prefill, at=None)
+    assert torch.equal(behind.first, prefill.lengths)
+    canvas = torch.full((3, 4), 5)
+    moved = model.backbone.denoise_hidden(canvas, prefill) - model.backbone.denoise_hidden(canvas, behind)
+    assert moved.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("start", ["noise", "draft"])
+def test_a_transcript_does_not_depend_on_the_batch(model: DiffusionGemmaASR, audio: list[np.ndarray], start: str) -> None:
+    options = replace(OPTIONS, start=start)
+    together = decode_clips(model, audio, options)
+    for clip, row in zip(audio, together, strict=True):
+        (alone,) = decode_clips(model, [clip], options)
+        assert (alone.tokens, alone.steps, alone.draft) == (row.tokens, row.steps, row.draft)
+        assert model.blank not in row.tokens and len(row.tokens) == len(row.logprobs) > 0
+
+
+def test_a_canvas_has_room_for_all_audio_tokens_and_an_end(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    for clip in draft_clips(model, model.encode(audio), OPTIONS):
+        assert clip.kept is not None and len(clip.kept) == len(clip.slots)
+        size = int(clip.kept.sum())
+        noise = ClipDecoding(model, clip, replace(OPTIONS, start="noise"), "en").job().canvas
+        draft = ClipDecoding(model, clip, OPTIONS, "en").job().canvas
+        assert len(noise) == len(draft) == -(-(size + 1) // 8) * 8
+        assert int(draft[size]) == model.prompts.special["end_of_turn"]
+        assert said(draft[:size].tolist(), model.blank) == [token.id for token in clip.draft]
+
+
+def test_steps_of_fixed_shapes_write_the_same(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    drafted = draft_clips(model, model.encode(audio), OPTIONS)
+    written = []
+    for engine in (Engine(model.backbone), StaticEngine(model.backbone)):
+        decodings = [ClipDecoding(model, clip, OPTIONS, "en") for clip in drafted]
+
+        def read(numbers: object, decodings: list[ClipDecoding] = decodings) -> object:
+            from diffusion_gemma_asr.denoise.clip import read_prompts
+
+            return read_prompts([decodings[n] for n in numbers])  # type: ignore[attr-defined]
+
+        jobs = [decoding.job() for decoding in decodings]
+        how = OPTIONS.denoising({})
+        done = dict(run_queue(model.backbone, jobs, read, how, 2, engine=engine))  # type: ignore[arg-type]
+        written.append([done[n].canvas.tolist() for n in range(len(jobs))])
+    assert written[0] == written[1]
+
+
+@torch.no_grad()
+def test_what_training_wants_is_the_transcript_where_ctc_aligns_it(model: DiffusionGemmaASR) -> None:
+    batch = speech_batch(model, TEXTS, [300, 180])
+    slots, lengths = model.projector(batch.frames, batch.frame_lengths)
+    shown, wanted, usable = aligned_edits(model, slots, lengths, batch.text)
+    special = model.prompts.special
+    assert shown.shape == wanted.shape and usable.all()
+    for row, (tokens, draft) in enumerate(zip(batch.text.transcripts(), model.greedy.of_slots(slots, lengths), strict=True)):
+        size = int(model.read_mask(slots, lengths)[row].sum())
+        spans = model.align(slots[row][model.read_mask(slots, lengths)[row]], tokens)
+        assert spans is not None
+        for span, token in zip(spans, tokens, strict=True):
+            assert set(wanted[row, span.start : span.end].tolist()) == {token}
+        assert said(wanted[row, :size].tolist(), model.blank) == tokens
+        assert said(shown[row, :size].tolist(), model.blank) == [token.id for token in draft]
+        for canvas in (shown, wanted):
+            assert int(canvas[row, size]) == special["end_of_turn"]
+            assert set(canvas[row, size + 1 :].tolist()) <= {special["eos"]}
+
+
+def test_transcripts_that_do_not_fit_do_not_count(model: DiffusionGemmaASR) -> None:
+    long = speech_batch(model, [TEXTS[0], "by the sea shore she sells many shells and the quick fox jumps"], [300, 20])
+    options = LossRecipe(self_conditioning=0.0, draft_share=0.5, ctc=0.0)
+    with torch.no_grad():
+        slots, lengths = model.projector(long.frames, long.frame_lengths)
+        assert aligned_edits(model, slots, lengths, long.text).usable.tolist() == [True, False]
+        torch.manual_seed(0)
+        parts = losses(model, long, options)
+    assert parts.diffusion is not None and torch.isfinite(parts.diffusion)
+
+
+def test_all_losses_reach_what_is_trained(whisper_folder: Path, backbone_folder: Path) -> None:
+    fresh = tiny_model(whisper_folder, backbone_folder, canvas="aligned", start="draft")
+    options = LossRecipe(self_conditioning=1.0, unroll=0.5, draft_share=0.5, known_start=0.3, full_noise=0.3)
+    losses(fresh, speech_batch(fresh, TEXTS, [300, 180]), options).total(options).backward()
+    missing = [name for name, p in fresh.trained().items() if p.grad is None or not bool(p.grad.any())]
+    assert [name for name in missing if "lora_A" not in name] == []
