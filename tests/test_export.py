@@ -128,7 +128,11 @@ def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(
     model = load_checkpoint(source, device="cpu")
     with pytest.raises(CheckpointError, match=r"full exists; give --out another name"):
         export_checkpoint(model, tmp_path / "full", untied=True)
-    model.config = replace(model.config, backbone=replace(model.config.backbone, name="owner/nowhere"))
+    plain = model.config
+    model.config = replace(plain, canvas="aligned")
+    with pytest.raises(CheckpointError, match="tiny writes on aligned canvases"):
+        export_checkpoint(model, tmp_path / "exported", untied=True)
+    model.config = replace(plain, backbone=replace(plain.backbone, name="owner/nowhere"))
     with pytest.raises(CheckpointError, match="cannot write"):
         export_checkpoint(model, tmp_path / "exported", untied=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "full"]

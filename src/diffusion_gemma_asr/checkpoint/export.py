@@ -37,7 +37,13 @@ KEPT = (".json", ".jinja", ".model", ".txt")  # of the backbone's files, but for
 
 
 def check_exportable(config: ModelConfig, untied: bool) -> None:
-    """Raises CheckpointError where merging LoRA leaves the stacks different, and nobody said that this is wanted."""
+    """Raises CheckpointError where no other program could decode the model as it was trained, or where merging LoRA leaves
+    the stacks different, and nobody said that this is wanted."""
+    if config.canvas == "aligned":
+        raise CheckpointError(
+            f"{config.name} writes on aligned canvases, whose positions are those of the audio tokens; other programs put "
+            "canvases behind the prompt; train with canvas: packed to export"
+        )
     if not config.lora.shared and not untied:
         raise CheckpointError(
             f"{config.name} has LoRA of its own in each stack: merged, encoder and decoder are no longer one set of "
@@ -58,7 +64,7 @@ def export_checkpoint(model: DiffusionGemmaASR, folder: str | Path, untied: bool
         the folder, absolute.
 
     Raises:
-        CheckpointError: the stacks differ, the folder is in use or not writable.
+        CheckpointError: canvases are aligned, the stacks differ, or the folder is in use or not writable.
     """
     check_exportable(model.config, untied)
     folder = Path(folder).expanduser().resolve()
