@@ -56,7 +56,7 @@ def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
         ModelConfig("plain", ENCODER, BACKBONE),
         ModelConfig("other", replace(ENCODER, revision="v1", silence_s=0.5), BACKBONE,
                     ProjectorConfig(8, (8,), False, 2, 64, 2, True, (16,)), LoraConfig(2, 3, 0.5, True),
-                    ("hi", "zh"), True, True, True, "draft", "bfloat16", {"kind": "beam", "x": [1]}),
+                    ("hi", "zh"), True, True, True, "aligned", "draft", "bfloat16", {"kind": "beam", "x": [1]}),
     ]  # fmt: skip
     for config in configs:
         write_config(config, tmp_path)
