@@ -130,9 +130,9 @@ class ClipDecoding:
 
     def job(self) -> Job:
         """The next canvas to denoise."""
-        draft, blank = [token.id for token in self.clip.draft], self.model.blank
         if self.clip.kept is not None:
             return Job(self._aligned(self.clip.kept).to(self.model.device), self._generator)
+        draft, blank = [token.id for token in self.clip.draft], self.model.blank
         if self._canvases or starts_from_noise(self.model, self.options):
             written = len(self.written)
             left = max(0, len(draft) - written) if self.model.config.ctc else None

@@ -6,7 +6,7 @@ key/value cache; the decoder sees a canvas in both directions and reads that cac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature, unwrap
 from typing import Any, NamedTuple
@@ -47,6 +47,10 @@ class Prefill:
     def first(self) -> Tensor:
         """(B,) long, the position of the canvas's first token."""
         return self.lengths if self.at is None else self.at
+
+    def under_slots(self, slot_mask: Tensor) -> Prefill:
+        """The same for aligned canvases, which have the positions of the audio tokens; slot_mask (B, P) bool."""
+        return replace(self, at=slot_mask.int().argmax(1))
 
     def keep(self, rows: Tensor, size: int) -> Prefill:
         """Some rows (k,) long, the first `size` positions of the cache."""

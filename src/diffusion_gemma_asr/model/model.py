@@ -4,7 +4,6 @@ how a canvas is denoised is in denoise/, how recordings are read in transcribe/,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -151,7 +150,7 @@ class DiffusionGemmaASR(nn.Module):
         embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)
         prefill, hidden = self.backbone.prefill(embeds, prompt.mask.to(self.device))
         if self.config.canvas == "aligned":
-            prefill = replace(prefill, at=slot_mask.int().argmax(1))
+            prefill = prefill.under_slots(slot_mask)
         return prefill, hidden
 
     def align(self, slots: Tensor, tokens: Sequence[int]) -> list[TokenSpan] | None:

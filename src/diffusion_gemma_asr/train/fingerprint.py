@@ -32,6 +32,7 @@ LATER = {
     "imitation",
     "warp",
     "known_start",
+    "canvas",
 }
 SAMPLES = 64  # hashed values of each tensor, about
 

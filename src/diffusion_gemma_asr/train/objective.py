@@ -16,7 +16,7 @@ from torch import Tensor
 from ..denoise.canvas import EditCanvases, aligned_layout, edit_canvases, write_canvas
 from ..denoise.clip import kept_spans
 from ..model.backbone import Backbone, Prefill
-from ..model.ctc import ctc_loss, ctc_losses
+from ..model.ctc import ctc_loss, ctc_losses, only
 from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
@@ -226,11 +226,12 @@ def losses_of_slots(
     if not options.uses_backbone:
         return Losses(ctc=ctc)
     aligned, drafts = model.config.canvas == "aligned" and options.diffusion > 0, None
+    kept = model.read_mask(slots.detach(), slot_lengths)
     if aligned:
-        drafts = aligned_edits(model, slots.detach(), slot_lengths, text)
+        drafts = aligned_edits(model, slots.detach(), slot_lengths, kept, text)
     elif options.draft_share > 0:
         drafts = draft_edits(model, slots.detach(), slot_lengths, text)
-    slots, slot_lengths = model.read_slots(slots, slot_lengths)
+    slots, slot_lengths = only(slots, kept)
     text = text.with_slots(slot_lengths)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
     of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned)
@@ -257,25 +258,25 @@ def draft_edits(model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, t
 
 
 @torch.no_grad()
-def aligned_edits(model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, text: TextBatch) -> EditCanvases:
-    """As `draft_edits`, with a position for each audio token that the prompt holds.
+def aligned_edits(
+    model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, kept: Tensor, text: TextBatch
+) -> EditCanvases:
+    """As `draft_edits`, with a position for each audio token that the prompt holds: those of `kept` (B, S) bool.
 
     A token of the transcript stands where CTC aligns it, one of the draft where it is heard. Rows whose transcripts need
     more audio tokens than their prompts hold are not usable.
     """
-    kept = model.read_mask(slots, slot_lengths)
     special = model.prompts.special
     shown, wanted, usable = [], [], []
     drafts = model.greedy.of_slots(slots, slot_lengths)
-    for row, (draft, tokens) in enumerate(zip(drafts, text.transcripts(), strict=True)):
-        size, heard = int(kept[row].sum()), slots[row][kept[row]]
+    for row, mask, draft, tokens in zip(slots, kept, drafts, text.transcripts(), strict=True):
+        size, heard = int(mask.sum()), row[mask]
         spans = model.align(heard, tokens) if size else None
         usable.append(spans is not None)
         places = [(span.start, span.end) for span in spans or ()]
         right = aligned_layout(tokens if spans else [], places, size, model.blank)
         wanted.append([*right, special["end_of_turn"]])
-        heard_at = kept_spans(draft, kept[row].cpu())
-        shown.append([*aligned_layout(*heard_at, size, model.blank), special["end_of_turn"]])
+        shown.append([*aligned_layout(*kept_spans(draft, mask), size, model.blank), special["end_of_turn"]])
     length = max(map(len, wanted)) + int(torch.randint(ALIGNED_MARGIN, ()))
     canvases = [write_canvas(rows, length, special["eos"]) for rows in (shown, wanted)]
     return EditCanvases(*(part.to(model.device) for part in (*canvases, torch.tensor(usable))))
@@ -316,7 +317,7 @@ def backbone_losses(
         if aligned:
             assert drafts is not None
             canvas, counted = drafts.corrected, drafts.usable
-            prefill = replace(prefill, at=batch.slot_mask.int().argmax(1))
+            prefill = prefill.under_slots(batch.slot_mask)
             drafts = drafts if options.draft_share > 0 else None
         noisy, clean = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
         noisy, signal = first_pass(backbone, noisy, prefill, options, generator)
