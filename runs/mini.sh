@@ -7,10 +7,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 shared=../shared run=runs/mini
-# glibc's malloc hands memory back and asks for it again all the time; jemalloc (Debian: libjemalloc2) is as fast as glibc told not
-# to, in a third of the memory.
+# glibc's malloc hands memory back and asks for it again all the time. jemalloc (Debian: libjemalloc2) that
+# keeps it for a while, in large pages, made steps of the ears 1.5 times as fast as without these settings; kept for good, it fills 24 GB.
 jemalloc=$(ls /usr/lib/*/libjemalloc.so.2 2>/dev/null | head -1)
-[ -n "$jemalloc" ] && export LD_PRELOAD=$jemalloc || export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
+if [ -n "$jemalloc" ]; then
+  export LD_PRELOAD=$jemalloc MALLOC_CONF=${MALLOC_CONF:-dirty_decay_ms:15000,muzzy_decay_ms:15000,thp:always}
+else
+  export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
+fi
 export OMP_WAIT_POLICY=passive
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 

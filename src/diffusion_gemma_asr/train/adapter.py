@@ -30,7 +30,7 @@ from ..model.model import DiffusionGemmaASR
 from ..model.projector import AudioProjector
 from ..model.prompt import AUTO
 from . import fingerprint
-from .compiled import compile_layers, compile_projector
+from .compiled import compile_layers
 from .loop import Metrics, compute_dtype, run, step_seed
 from .monitor import report, report_drafts
 from .objective import SpeechBatch, losses, text_batch
@@ -103,7 +103,6 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | torch.device
         load_adapter(model, recipe.train.start_from)
     if recipe.train.compile:
         compile_layers(model.backbone)
-        compile_projector(model.projector)
     trainer = AdapterTrainer(recipe, model, folder)
     trained = learning(model, recipe.losses)
     run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings, trainer.assist)

@@ -65,7 +65,7 @@ class TrainRecipe(LoopOptions):
     monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
     shard: Literal["experts"] | None = None  # share the frozen experts among the workers (shard.py); None: each has all
     quantization: str | None = None  # pack the frozen experts in 4 or 8 bits (checkpoint/quantization.py); None: not
-    compile: bool = False  # compile the trained layers (compiled.py)
+    compile: bool = False  # compile the backbone's layers (compiled.py)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ from ...model.model import DiffusionGemmaASR
 from ...strict import require
 from .. import fingerprint
 from ..adapter import MARGIN, AdapterTrainer, build_model, computing_in
-from ..compiled import compile_layers, compile_projector
+from ..compiled import compile_layers
 from ..loop import Metrics, compute_dtype, run, step_seed
 from ..objective import losses_of_slots, text_batch
 from ..recipe import Recipe
@@ -104,8 +104,6 @@ def train_reading(recipe: ReadingRecipe, folder: Path, device: torch.device) -> 
         load_adapter(model, recipe.train.start_from, projector_alone=True)
     if recipe.train.compile:
         compile_layers(model.backbone)
-        if not recipe.frozen_projector:
-            compile_projector(model.projector)
     trainer = ReadingTrainer(recipe, model, folder)
     trained = readers(model, recipe.frozen_projector)
     run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings)
