@@ -139,7 +139,7 @@ for name in BUNDLED:
         assert [p for p in own if own[p].read_bytes() != back[p].read_bytes() and p.name != "README.md"] == []
         header = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
         assert (header["library_name"], header["pipeline_tag"]) == ("diffusion-gemma-asr", "automatic-speech-recognition")
-        assert header.get("base_model") == (["openai/whisper-base"] if name == "mini-whisper-base" else None)
+        assert header.get("base_model") == (["openai/whisper-base"] if name == "base" else None)
         assert (folder / "README.md").read_text().split("---", 2)[2] == (
             find_checkpoint(name) / "README.md"
         ).read_text().split("---", 2)[2]

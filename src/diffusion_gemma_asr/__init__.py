@@ -58,7 +58,7 @@ def load(name_or_path: str | Path | None = None, **options: Any) -> Recognizer:
 
     Args:
         name_or_path: a model that travels inside the package, "mini6" (six languages, the default), "mini" (English,
-            half the size, twice as fast) or "mini-whisper-base" (six languages, its encoder is openai/whisper-base); a
+            half the size, twice as fast) or "base" (six languages, its encoder is openai/whisper-base, fetched by name); a
             checkpoint folder; or a hub repository.
         **options: of `checkpoint.load.load_checkpoint`: device, dtype, quantization, encoder, backbone, revision,
             local_files_only.

@@ -34,7 +34,7 @@ from .parts import check_backbone, check_encoder, load_backbone, load_encoder, l
 from .quantization import find_quantizer
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
-BUNDLED = ("mini6", "mini", "mini-whisper-base")  # models inside the package; the last one hears with openai/whisper-base
+BUNDLED = ("mini6", "mini", "base")  # models inside the package; the last one hears with openai/whisper-base
 DEFAULT_MODEL = "mini6"  # the one that transcribes where none is named
 ADAPTER = "adapter.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -60,7 +60,7 @@ def load_checkpoint(
     Shapes are compared before any large file is read or fetched.
 
     Args:
-        name_or_path: "mini6", "mini" or "mini-whisper-base", which travel inside the package; a checkpoint folder; or a hub
+        name_or_path: "mini6", "mini" or "base", which travel inside the package; a checkpoint folder; or a hub
             repository. A folder that is called mini itself is "./mini".
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: of all weights, one of DTYPES or torch's own; None and "auto" are that of the frozen parts while training.
