@@ -244,7 +244,7 @@ def short_table(data: dict[str, Any]) -> str:
     rows = []
     for name, measured in data.items():
         for domain in DOMAINS:
-            for system in ("draft", "denoised", "noise", "whisper"):
+            for system in ("draft", "denoised", "noise"):
                 cells = [summed(measured, f"{domain} {code}", system) for code in LANGUAGES]
                 if set(cells) != {"–"}:
                     rows.append([f"`{name}`, {domain}: {SYSTEMS[system]}", *cells])

@@ -2,8 +2,8 @@
 
     python benchmarks/shared_lora.py    trains what benchmarks/results/shared_lora.json lacks; a table for docs/runtimes.md
 
-All start from the frozen parts and the projector of `mini` with new LoRA, and see the same batches and draws. The losses are
-those on the dev list, on the same canvases for all. The lists are those of recipes/mini.yaml in English, or others.
+All start from the frozen parts and the projector of `base` with new LoRA, and see the same batches and draws. The losses are
+those on the dev list, on the same canvases for all. The lists are those of recipes/base.yaml in English, or others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diffusion_gemma_asr.train.recipe import DataRecipe, LossRecipe, Recipe, Tra
 
 PAGE, DATA = ROOT / "docs/runtimes.md", RESULTS / "shared_lora.json"
 SHARED = ROOT.parent / "shared"
-BASE = "mini"
+ENCODER = SHARED / "models/whisper-base-encoder"
 VARIANTS = {
     "for each stack, rank 16": LoraConfig(16, 32),
     "shared, rank 16": LoraConfig(16, 32, shared=True),
@@ -39,11 +39,11 @@ BATCH = 8
 
 def recipe(args: argparse.Namespace, lora: LoraConfig, seed: int, frames: Path) -> Recipe:
     """The model with this LoRA, and a short run of it."""
-    folder = find_checkpoint(BASE)
+    folder = find_checkpoint(args.model)
     bundled = read_config_file(folder)
     model = ModelConfig(
-        BASE, EncoderConfig(str(folder / bundled.encoder.name)), BackboneConfig(str(folder / bundled.backbone.name)),
-        bundled.projector, lora, ctc=False,
+        args.model, EncoderConfig(str(args.encoder)), BackboneConfig(str(folder / bundled.backbone.name)),
+        bundled.projector, lora, ctc=False, canvas=bundled.canvas,
     )  # fmt: skip
     options = TrainRecipe(
         steps=args.steps, lr=args.lr, warmup_steps=args.steps // 10, batch_size=BATCH, seed=seed, dtype="float32",
@@ -77,7 +77,7 @@ def train(args: argparse.Namespace, lora: LoraConfig, seed: int, frames: Path) -
     with tempfile.TemporaryDirectory() as folder:
         plan = recipe(args, lora, seed, frames)
         model = build_model(plan)
-        load_adapter(model, find_checkpoint(BASE), projector_alone=True)
+        load_adapter(model, find_checkpoint(args.model), projector_alone=True)
         trainer = AdapterTrainer(plan, model, Path(folder))
         trained, before, began = learning(model, plan.losses), dev_figures(trainer), time.process_time()
         run(trained, trainer.loss_of, folder, plan.train)
@@ -103,8 +103,9 @@ def table(results: dict[str, Any]) -> str:
     plan, seeds = results["plan"], min(map(len, runs))
     over = f"means of {seeds} seeds, lowest and highest" if seeds > 1 else "one seed"
     facts = (
-        f"\n\n`python benchmarks/shared_lora.py`: {plan['steps']} steps of {BATCH} utterances of {plan['train_count']}, "
-        f"in English, at most {plan['max_duration_s']:g} s long; losses on {plan['dev_count']} others, {over}.\n"
+        f"\n\n`python benchmarks/shared_lora.py`, {plan['model']}: {plan['steps']} steps of {BATCH} utterances of "
+        f"{plan['train_count']}, in English, at most {plan['max_duration_s']:g} s long; "
+        f"losses on {plan['dev_count']} others, {over}.\n"
         f"{stated(results['circumstances'])}."
     )
     return markdown(heading, body) + facts
@@ -112,6 +113,8 @@ def table(results: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="base", help="bundled model or checkpoint folder")
+    parser.add_argument("--encoder", type=Path, default=ENCODER, help="its encoder")
     parser.add_argument("--train", type=Path, default=SHARED / "speech/en-train.jsonl")
     parser.add_argument("--dev", type=Path, default=SHARED / "speech/en-dev.jsonl")
     parser.add_argument("--steps", type=int, default=30)
@@ -127,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    plan = {key: getattr(args, key) for key in ("steps", "lr", "train_count", "dev_count", "max_duration_s")}
+    plan = {key: getattr(args, key) for key in ("model", "steps", "lr", "train_count", "dev_count", "max_duration_s")}
     results = read_results(args.data)
     if results.get("plan") != plan:
         results = {"plan": plan, "runs": {}}

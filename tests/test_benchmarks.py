@@ -13,6 +13,7 @@ import pytest
 from sounds import write
 from tiny_model import clips, tiny_model
 
+from diffusion_gemma_asr.checkpoint.load import find_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -150,6 +151,7 @@ def test_lora_of_all_kinds_is_trained_and_told(tmp_path: Path) -> None:
     page.write_text("<!-- table shared -->\n<!-- end shared -->\n")
     places = {"train": "train.jsonl", "dev": "dev.jsonl", "frames": "frames", "data": "data.json", "page": "page.md"}
     arguments = [part for name, file in places.items() for part in (f"--{name}", str(tmp_path / file))]
+    arguments += ["--model", "mini", "--encoder", str(find_checkpoint("mini") / "encoder")]
     shared_lora.main([*arguments, "--steps", "1", "--seeds", "1"])
     (tmp_path / "train.jsonl").unlink()  # a second time nothing is trained
     shared_lora.main([*arguments, "--steps", "1", "--seeds", "1"])

@@ -19,6 +19,7 @@ from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.errors import RecipeError
 from diffusion_gemma_asr.model.config import ProjectorConfig
 from diffusion_gemma_asr.model.ctc import only
+from diffusion_gemma_asr.train.mini.reading import drowned
 from diffusion_gemma_asr.train.mini.sentences import random_rows
 from diffusion_gemma_asr.train.mini.slot_bank import MOST, SlotBank
 from diffusion_gemma_asr.train.objective import losses
@@ -201,6 +202,28 @@ def test_random_rows_come_first(tmp_path: Path, content: dict[str, Any]) -> None
     assert "diffusion_random" not in records[3]
 
 
+def test_sentences_are_learnt_without_sound_and_in_noise(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["unspoken"] |= {"silent": 0.5, "drowned": 0.3, "share": 0.9}
+    content["train"] |= {"steps": 6}
+    train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = ("diffusion", "autoregressive", "ctc")
+    kinds = {frozenset(name for name in record if name.startswith(losses)) for record in records}
+    assert frozenset({"autoregressive_silent"}) in kinds
+    assert frozenset({"diffusion_unspoken", "autoregressive_unspoken"}) in kinds
+
+
+def test_noise_takes_the_place_of_a_share_of_the_audio_tokens() -> None:
+    slots, rng = torch.zeros(50, 24), random.Random(0)
+    noisy = [drowned(slots, 0.2, 3.0, rng) for _ in range(200)]
+    touched = [row.abs().sum(1) > 0 for row in noisy]
+    assert not slots.any()
+    assert 0.1 < torch.stack(touched).float().mean() < 0.22  # stretches may lie over each other
+    for row, mask in zip(noisy, touched, strict=True):
+        torch.testing.assert_close(row[mask].pow(2).mean(1).sqrt(), torch.full((int(mask.sum()),), 3.0))
+    assert drowned(slots[:0], 0.5, 1.0, rng).shape == (0, 24)
+
+
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, content: dict[str, Any]) -> None:
     train_from_recipe(written(tmp_path, content), tmp_path / "whole", "cpu")
     content["train"] |= {"steps": 2}
@@ -222,6 +245,17 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, conten
         (
             {"unspoken": {"share": 0.5, "batch_tokens": 9, "max_tokens": 9, "text": [], "bank": 0}},
             r"'unspoken\.bank' must be",
+        ),
+        (
+            {"unspoken": {"share": 0.5, "batch_tokens": 9, "max_tokens": 9, "text": [], "silent": 1.0}},
+            r"'unspoken\.silent' must be",
+        ),
+        (
+            {
+                "unspoken": {"share": 0.5, "batch_tokens": 9, "max_tokens": 9, "text": [], "silent": 0.5},
+                "losses": {"autoregressive": 0.0},
+            },
+            r"'unspoken\.silent' wants 'losses\.autoregressive'",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,11 +45,15 @@ class UnspokenData(SentenceData):
     batch_tokens: int  # transcript tokens in a forward pass at most, padding included
     bank: int = 400  # batches of utterances that audio tokens are cut out of
     curriculum: Curriculum | None = None  # random tokens first, in rows that grow; real speech and sentences come in later
+    silent: float = 0.0  # share of these passes whose prompts hold one audio token of noise: language without sound
+    drowned: float = 0.0  # share of the other passes' audio tokens that noise takes the place of, whole words of them
 
     def __post_init__(self) -> None:
         require(0 < self.share < 1, "unspoken.share", self.share, "above 0 and below 1")
         require(self.batch_tokens >= self.max_tokens, "unspoken.batch_tokens", self.batch_tokens, "at least max_tokens")
         require(self.bank >= 1, "unspoken.bank", self.bank, "at least 1")
+        for key in ("silent", "drowned"):
+            require(0 <= getattr(self, key) < 1, f"unspoken.{key}", getattr(self, key), "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class ReadingRecipe(Recipe):
             raise RecipeError("'frozen_projector' is set, but 'train.start_from' names no projector")
         if self.unspoken is not None and not self.frozen_projector:
             raise RecipeError("'unspoken' wants 'frozen_projector': what is cut out of utterances must stay what it was")
+        if self.unspoken is not None and self.unspoken.silent and not self.losses.autoregressive:
+            raise RecipeError("'unspoken.silent' wants 'losses.autoregressive': without sound there is no canvas to denoise")
 
 
 def readers(model: DiffusionGemmaASR, frozen_projector: bool = False) -> dict[str, nn.Parameter]:
@@ -177,22 +183,61 @@ class ReadingTrainer(AdapterTrainer):
             return super().loss_of(step, micro)
         chosen = self.texts.at(step * self.recipe.train.accumulation + micro)
         targets = [self.sentences.targets[i] for i in chosen]
-        return self._unspoken_loss(targets, [self.sentences.languages[i] for i in chosen], rng, "unspoken")
+        kind = "silent" if rng.random() < unspoken.silent else "unspoken"
+        return self._unspoken_loss(targets, [self.sentences.languages[i] for i in chosen], rng, kind)
 
     def _unspoken_loss(
         self, targets: Sequence[list[int]], languages: Sequence[str], rng: random.Random, kind: str
     ) -> tuple[Tensor, Metrics]:
-        """The loss of sentences, its parts named by `kind`; CTC keeps the head in step with the projector here as well."""
-        model, device = self.model.train(), self.model.device
-        rows = [self.bank.draw(code, target[:-1], rng) for code, target in zip(languages, targets, strict=True)]
+        """The loss of sentences, its parts named by `kind`.
+
+        CTC keeps the head in step with the projector here as well, but where noise stands for audio tokens.
+        """
+        assert self.unspoken is not None
+        model, device, weights = self.model.train(), self.model.device, self.recipe.losses
+        scale = float(self.model.projector.scale)
+        if kind == "silent":
+            rows = [noise(1, self.model.backbone.hidden_size, scale) for _ in targets]
+            weights = replace(weights, diffusion=0.0, ctc=0.0)
+        else:
+            rows = [self.bank.draw(code, target[:-1], rng) for code, target in zip(languages, targets, strict=True)]
+        if kind == "unspoken" and self.unspoken.drowned:
+            rows = [drowned(row, self.unspoken.drowned, scale, rng) for row in rows]
+            weights = replace(weights, ctc=0.0)
         lengths = torch.tensor([len(row) for row in rows])
         unnamed = [rng.random() < self.recipe.train.unnamed for _ in rows]
         text = text_batch(model.prompts, lengths.tolist(), targets, languages, rng.randint(0, MARGIN), unnamed)
-        weights = self.recipe.losses
         with computing_in(self.dtype, device):
             slots = pad_sequence(rows, batch_first=True).to(device)
             parts = losses_of_slots(model, slots, lengths.to(device), text.to(device), weights)
             return parts.total(weights), {f"{name}_{kind}": value for name, value in parts.figures().items()}
+
+
+def noise(count: int, width: int, scale: float) -> Tensor:
+    """(count, width) random audio tokens; `scale` is the root mean square of their components."""
+    return F.rms_norm(torch.randn(count, width), (width,)) * scale
+
+
+def drowned(slots: Tensor, share: float, scale: float, rng: random.Random) -> Tensor:
+    """Audio tokens with noise in place of some of them: what was said there, the rest of the sentence has to tell.
+
+    Args:
+        slots: (n, H).
+        share: of them that noise takes the place of, on average, in stretches of 2 to 6.
+        scale: root mean square of a component of the noise.
+        rng: of places and lengths; the noise is drawn from torch's default generator.
+
+    Returns:
+        (n, H).
+    """
+    slots, left = slots.clone(), round(share * len(slots) * 2 * rng.random())
+    while left > 0:
+        length = min(left, rng.randint(2, 6))
+        start = rng.randrange(len(slots))
+        place = slots[start : start + length]
+        place.copy_(noise(len(place), place.shape[1], scale))
+        left -= length
+    return slots
 
 
 def token_rows(model: DiffusionGemmaASR) -> Tensor:
