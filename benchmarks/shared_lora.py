@@ -117,12 +117,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--encoder", type=Path, default=ENCODER, help="its encoder")
     parser.add_argument("--train", type=Path, default=SHARED / "speech/en-train.jsonl")
     parser.add_argument("--dev", type=Path, default=SHARED / "speech/en-dev.jsonl")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--lr", type=float, default=6e-4)
-    parser.add_argument("--train_count", type=int, default=128)
-    parser.add_argument("--dev_count", type=int, default=32)
-    parser.add_argument("--max_duration_s", type=float, default=3.0)
+    parser.add_argument("--train_count", type=int, default=1500)
+    parser.add_argument("--dev_count", type=int, default=100)
+    parser.add_argument("--max_duration_s", type=float, default=6.0)
     parser.add_argument(
         "--frames", type=Path, default=ROOT / "runs/shared_lora/frames", help="folder of the encoder's frames"
     )

@@ -46,7 +46,7 @@ class UnspokenData(SentenceData):
     bank: int = 400  # batches of utterances that audio tokens are cut out of
     curriculum: Curriculum | None = None  # random tokens first, in rows that grow; real speech and sentences come in later
     silent: float = 0.0  # share of these passes whose prompts hold one audio token of noise: language without sound
-    drowned: float = 0.0  # share of the other passes' audio tokens that noise takes the place of, whole words of them
+    drowned: float = 0.0  # share of the other passes' audio tokens that noise takes the place of, in stretches
 
     def __post_init__(self) -> None:
         require(0 < self.share < 1, "unspoken.share", self.share, "above 0 and below 1")
