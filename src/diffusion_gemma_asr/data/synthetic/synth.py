@@ -214,11 +214,15 @@ def write_sound(path: Path, samples: np.ndarray) -> None:
 
 
 def pick_sentences(
-    path: str | Path, count: int, seed: int, language: str = "en", exclude: Collection[str] = ()
+    path: str | Path,
+    count: int,
+    seed: int,
+    language: str = "en",
+    exclude: Collection[str] = (),
+    sizes: tuple[int, int] | None = None,
+    as_written: bool = False,
 ) -> list[str]:
-    """Samples different sentences from a text file, of 2 to 13 words, in Mandarin of 4 to 24 characters.
-
-    Lines that are not `speakable` are ignored.
+    """Samples different sentences from a text file; lines that are not `speakable` are ignored.
 
     Args:
         path: text file, one sentence per line.
@@ -226,9 +230,11 @@ def pick_sentences(
         seed: of the sample.
         language: code.
         exclude: sentences not to sample, as plain text (data/text.py).
+        sizes: fewest and most words, in Mandarin characters; None: 2 to 13 words, 4 to 24 characters.
+        as_written: with case and punctuation.
 
     Returns:
-        the sentences, as plain text.
+        the sentences, as plain text unless `as_written`.
 
     Raises:
         DataError: no such file, or it has too few such sentences.
@@ -236,14 +242,16 @@ def pick_sentences(
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such text file; give --text a file with one sentence a line")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    plain = dict.fromkeys(plain_text(line, language) for line in lines if speakable(line, language))
-    shortest, longest = LENGTHS.get(language, WORDS)
-    sizes = {s: len(s) if language == "zh" else len(s.split()) for s in plain if s not in exclude}
-    fitting = [s for s, size in sizes.items() if shortest <= size <= longest]
+    shortest, longest = sizes or LENGTHS.get(language, WORDS)
+    fitting: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        plain = plain_text(line, language)
+        size = len(plain) if language == "zh" else len(plain.split())
+        if shortest <= size <= longest and plain not in exclude and speakable(line, language):
+            fitting.setdefault(plain, line.strip() if as_written else plain)
     if len(fitting) < count:
         raise DataError(f"{path}: {len(fitting)} sentences of {shortest} to {longest} words, {count} were asked for")
-    return random.Random(seed).sample(fitting, count)
+    return random.Random(seed).sample(list(fitting.values()), count)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
