@@ -66,6 +66,13 @@ def test_as_many_bands_as_asked_for() -> None:
     assert not hidden(Masking(0, 20, 0, 5), torch.full((ROWS,), FRAMES)).any()
 
 
+def test_many_bands_of_time_cover_at_most_half_of_a_short_row() -> None:
+    lengths = torch.tensor([20, 60, FRAMES] * 200)
+    covered = hidden(Masking(time_bands=10, time_width=30, channel_bands=0), lengths).all(2).sum(1)
+    assert (covered <= lengths // 2).all()
+    assert (covered > lengths // 5).any()
+
+
 def test_what_is_not_hidden_is_as_it_was() -> None:
     features = torch.randn(8, FRAMES, CHANNELS, generator=seeded(1)) + 5
     before = features.clone()

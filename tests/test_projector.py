@@ -132,11 +132,15 @@ def test_other_strides_make_shorter_slots() -> None:
     torch.testing.assert_close(slots[1, :9], alone[0])
 
 
-def with_layers(strides: tuple[int, int] = (2, 2), layer_stride: int = 1, rotary: bool = False) -> AudioProjector:
+def with_layers(
+    strides: tuple[int, int] = (2, 2), layer_stride: int = 1, rotary: bool = False, dropout: float = 0.0
+) -> AudioProjector:
     """Layers that already do something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = ProjectorConfig(HIDDEN, strides, layers=2, layer_width=64, layer_stride=layer_stride, rotary=rotary)
+        config = ProjectorConfig(
+            HIDDEN, strides, layers=2, layer_width=64, layer_stride=layer_stride, rotary=rotary, dropout=dropout
+        )
         projector = AudioProjector(config, INPUT, OUTPUT, 7.5).eval()
         assert projector.deep is not None
         torch.nn.init.normal_(projector.deep.out_proj.weight)
@@ -188,6 +192,16 @@ def test_every_weight_of_the_layers_learns() -> None:
     projector(frames, lengths)[0].square().mul(torch.randn(OUTPUT)).sum().backward()
     still = [name for name, p in projector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not still
+
+
+@torch.no_grad()
+def test_dropout_is_for_training_alone() -> None:
+    frames, lengths = padded([40, 21])
+    plain, dropping = with_layers(), with_layers(dropout=0.3)
+    assert torch.equal(dropping(frames, lengths)[0], plain(frames, lengths)[0])
+    plain.train(), dropping.train()
+    assert torch.equal(plain(frames, lengths)[0], plain(frames, lengths)[0])
+    assert not torch.allclose(dropping(frames, lengths)[0], dropping(frames, lengths)[0])
 
 
 @pytest.mark.parametrize("rotary", [False, True])

@@ -20,7 +20,7 @@ class Masking:
     """How much SpecAugment masks."""
 
     time_bands: int = 2  # masked bands of time in each row
-    time_width: int = 20  # frames of such a band at most
+    time_width: int = 20  # frames of such a band at most; many bands are narrower in a short row
     channel_bands: int = 2  # masked bands of channels in each row
     channel_width: int = 12  # channels of such a band at most
 
@@ -69,7 +69,7 @@ def mask_bands(features: Tensor, lengths: Tensor, masking: Masking, generator: t
 
     Args:
         features: (B, T, W).
-        lengths: (B,) frames without padding; a band of time covers at most a fifth of them.
+        lengths: (B,) frames without padding; a band of time covers at most a fifth of them, all together at most half.
         masking: number and largest width of the bands.
         generator: of the draws; None is torch's default.
 
@@ -79,7 +79,7 @@ def mask_bands(features: Tensor, lengths: Tensor, masking: Masking, generator: t
     batch, frames, channels = features.shape
     keep = torch.ones(batch, frames, channels, dtype=torch.bool)
     for _ in range(masking.time_bands):
-        widest = torch.clamp(lengths // 5, max=masking.time_width)
+        widest = torch.clamp(lengths // max(5, 2 * masking.time_bands), max=masking.time_width)
         keep &= ~_band(widest, lengths, frames, generator)[:, :, None]
     for _ in range(masking.channel_bands):
         widest = torch.full((batch,), masking.channel_width)

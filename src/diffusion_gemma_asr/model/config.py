@@ -52,6 +52,7 @@ class ProjectorConfig:
     rotary: bool = False  # their attention tells distances; without it order is heard by their convolutions alone
     kernels: tuple[int, ...] = (7, 5)  # frames that each convolution sees, with half of them as padding on either side
     skip_blanks: float | None = None  # audio tokens that are CTC's blank with this probability stay out of the prompt
+    dropout: float = 0.0  # while training: of what enters the deeper layers, and of what each of their parts adds
 
     def __post_init__(self) -> None:
         require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")
@@ -64,6 +65,7 @@ class ProjectorConfig:
         require(self.layer_stride >= 1, "projector.layer_stride", self.layer_stride, "at least 1")
         wide = self.layer_width >= 64 and self.layer_width % 64 == 0
         require(wide, "projector.layer_width", self.layer_width, "a multiple of 64")
+        require(0 <= self.dropout < 1, "projector.dropout", self.dropout, "at least 0 and below 1")
         limit = self.skip_blanks
         require(limit is None or 0 < limit <= 1, "projector.skip_blanks", limit, "above 0 and at most 1")
 

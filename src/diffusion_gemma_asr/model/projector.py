@@ -47,6 +47,7 @@ class AudioProjector(nn.Module):
                 config.layers,
                 config.layer_stride,
                 config.rotary,
+                config.dropout,
             )
             if config.layers
             else None

@@ -29,6 +29,7 @@ class SlotLayers(nn.Module):
         layers: how many.
         stride: slots of one position.
         rotary: whether attention tells distances.
+        dropout: while training, of what enters the layers and of what each of their parts adds.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class SlotLayers(nn.Module):
         layers: int,
         stride: int = 1,
         rotary: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        self.stride, self.rotary = stride, rotary
+        self.stride, self.rotary, self.dropout = stride, rotary, dropout
         self.in_proj = nn.Linear(stride * input_size, width)
-        self.layers = nn.ModuleList(SlotLayer(width) for _ in range(layers))
+        self.layers = nn.ModuleList(SlotLayer(width, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.out_proj = nn.Linear(width, stride * output_size, bias=False)
         nn.init.zeros_(self.out_proj.weight)
@@ -54,7 +56,7 @@ class SlotLayers(nn.Module):
         x = x * length_mask(lengths, slots)[..., None].to(x.dtype)  # the end may lie within a position
         x = F.pad(x, (0, 0, 0, -slots % self.stride)).reshape(batch, -1, self.stride * width)
         mask = length_mask((lengths + self.stride - 1) // self.stride, x.shape[1])
-        x = self.in_proj(x)
+        x = F.dropout(self.in_proj(x), self.dropout, self.training)
         turns = rotations(x.shape[1], x.device) if self.rotary else None
         for layer in self.layers:
             x = layer(x, mask, turns)
@@ -78,9 +80,9 @@ def turned(x: Tensor, turns: Tensor) -> Tensor:
 class SlotLayer(nn.Module):
     """Convolution, attention and feed-forward, each added to what it is given."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
-        self.heads = width // HEAD_DIM
+        self.heads, self.dropout = width // HEAD_DIM, dropout
         self.conv_norm = nn.LayerNorm(width)
         self.gated = nn.Linear(width, 2 * width)
         self.conv = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
@@ -96,9 +98,12 @@ class SlotLayer(nn.Module):
         """x (B, S, width), mask (B, S), turns of `rotations` or None → (B, S, width)."""
         neighbours = F.glu(self.gated(self.conv_norm(x)), dim=-1) * mask[..., None].to(x.dtype)
         neighbours = F.silu(self.conv(neighbours.transpose(1, 2))).transpose(1, 2)
-        x = x + self.mixed(neighbours)
-        x = x + self.attended(self._attention(self.attention_norm(x), mask, turns))
-        return x + self.fc2(F.gelu(self.fc1(self.ffn_norm(x))))
+        x = x + self._dropped(self.mixed(neighbours))
+        x = x + self._dropped(self.attended(self._attention(self.attention_norm(x), mask, turns)))
+        return x + self._dropped(self.fc2(self._dropped(F.gelu(self.fc1(self.ffn_norm(x))))))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
     def _attention(self, x: Tensor, mask: Tensor, turns: Tensor | None) -> Tensor:
         batch, slots, width = x.shape
