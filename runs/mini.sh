@@ -42,7 +42,7 @@ done
 # real speech to train on.
 kokoro() { $python -m diffusion_gemma_asr.data.synthetic.kokoro --model runs/kokoro "$@"; }
 [ -e runs/kokoro/voices ] || PYTHON=$python runs/kokoro.sh
-for told in es:1100 hi:1000 fr:500 zh:500; do
+for told in es:1100 hi:600 en:400 de:300 zh:300; do
   code=${told%:*}
   made $run/kokoro-$code/manifest.jsonl "Kokoro $code" kokoro --text $shared/text/$code.txt --language $code --count ${told#*:} --seed 1 \
     --exclude $run/heldout-$code/manifest.jsonl $run/dev-$code/manifest.jsonl $shared/speech/$code-dev.jsonl --out $run/kokoro-$code

@@ -87,6 +87,11 @@ def test_the_model_gets_known_phonemes_and_the_blend_of_two_voices(model: tuple[
     assert sound.shape == (kokoro.KOKORO_RATE,)
 
 
+def test_german_is_written_in_symbols_that_the_model_knows(model: tuple[kokoro.Kokoro, list]) -> None:
+    model[0]._vocab |= {symbol: 9 for symbol in "YIWʦyɐ"}
+    assert model[0].phonemes("aɪ ɔø aʊ ts ʏ ɜ b", "de") == "IYWʦyɐb"
+
+
 @pytest.mark.parametrize("text", ["?!", "a" * 501])
 def test_a_sentence_that_cannot_be_said_is_refused(model: tuple[kokoro.Kokoro, list], text: str) -> None:
     with pytest.raises(SynthesisError, match="phonemes"):

@@ -1,7 +1,7 @@
 """Synthetic speech that sounds like people: sentences read by Kokoro-82M (Apache 2.0) in blended voices.
 
-Whisper's encoder hears little of what espeak-ng says, and Kokoro's speech about as well as people's. English, Spanish,
-French, Hindi and Mandarin; there is no German voice. Needs `pip install "misaki[zh]" openvino` and a folder with
+Whisper's encoder hears little of what espeak-ng says, and Kokoro's speech about as well as people's; German has a foreign
+accent. Needs `pip install "misaki[zh]" openvino` and a folder with
 `model.onnx`, `config.json` (its `vocab`) and `voices/*.bin`, as in the ONNX export of Kokoro-82M v1.0; `runs/kokoro.sh`
 makes one.
 
@@ -32,13 +32,17 @@ from .synth import pick_sentences, write_sound
 
 KOKORO_RATE = 24_000  # Hz
 LONGEST = 500  # phonemes of a sentence
-VOICES = {"en": "ab", "es": "e", "fr": "f", "hi": "h", "zh": "z"}  # first letters of their names
+# First letters of their names. No voice is German: Whisper base misheard a quarter of the words of six sentences in a
+# Portuguese voice, half in an English one.
+VOICES = {"en": "ab", "de": "p", "es": "e", "fr": "f", "hi": "h", "zh": "z"}
 PHONEMES = {  # the voice of espeak-ng that writes them; Mandarin has a writer of its own
     "en": "en-us",
+    "de": "de",
     "es": "es",
     "fr": "fr-fr",
     "hi": "hi",
 }
+GERMAN = (("ɔø", "Y"), ("aɪ", "I"), ("aʊ", "W"), ("ts", "ʦ"), ("ʏ", "y"), ("ɜ", "ɐ"))  # espeak-ng's symbols → Kokoro's
 WORDS = (3, 28)  # fewest and most of a sentence
 CHARACTERS = (4, 44)  # of one in Mandarin
 # Not pinned: the only threads of two workers would share a core.
@@ -95,7 +99,10 @@ class Kokoro:
                     self._writers[language] = EspeakG2P(language=PHONEMES[language])
             except ImportError as error:
                 raise SynthesisError(f'{error}; Kokoro needs: pip install "misaki[zh]" openvino') from error
-        return "".join(symbol for symbol in self._writers[language](text)[0] if symbol in self._vocab)
+        phonemes = self._writers[language](text)[0]
+        for symbols, known in GERMAN if language == "de" else ():
+            phonemes = phonemes.replace(symbols, known)
+        return "".join(symbol for symbol in phonemes if symbol in self._vocab)
 
     def speak(self, line: Line) -> np.ndarray:
         """Reads a line aloud, without its distortion.
