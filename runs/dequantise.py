@@ -1,7 +1,8 @@
 """Rewrites an ONNX model that ONNX Runtime quantised dynamically to 8 bits into one of float32 weights: dequantise.py IN OUT
 
-OpenVINO runs its convolutions and products in bfloat16 then, three times as fast on a processor with AMX. LSTMs stay as they are.
-Products in 8 bits are `x → DynamicQuantizeLinear → ConvInteger or MatMulInteger [→ Add of a bias in integers] → Cast → Mul by both scales`.
+OpenVINO runs its convolutions and products in bfloat16 then, three times as fast on a processor with AMX. LSTMs stay as
+they are. A product in 8 bits is
+`x → DynamicQuantizeLinear → ConvInteger or MatMulInteger [→ Add of a bias in integers] → Cast → Mul by both scales`.
 """
 
 import sys
@@ -45,7 +46,9 @@ for node in graph.node:
     weight_scale = other(made_by[other(last, reader.output[0])], scale)
     name = f"{weight}_float"
     if name not in written:
-        array, zero, unit = (numpy_helper.to_array(constants[each]).astype(np.float32) for each in (weight, weight_zero, weight_scale))
+        array, zero, unit = (
+            numpy_helper.to_array(constants[each]).astype(np.float32) for each in (weight, weight_zero, weight_scale)
+        )
         graph.initializer.append(numpy_helper.from_array((array - zero) * unit, name))
         written.add(name)
     new = helper.make_node(node.op_type.removesuffix("Integer"), [source, name, *bias], [last.output[0]], name=node.name)

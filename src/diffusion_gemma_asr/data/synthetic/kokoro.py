@@ -1,9 +1,8 @@
 """Synthetic speech that sounds like people: sentences read by Kokoro-82M (Apache 2.0) in blended voices.
 
 Whisper's encoder hears little of what espeak-ng says, and Kokoro's speech about as well as people's; German has a foreign
-accent. Needs `pip install "misaki[zh]" openvino` and a folder with
-`model.onnx`, `config.json` (its `vocab`) and `voices/*.bin`, as in the ONNX export of Kokoro-82M v1.0; `runs/kokoro.sh`
-makes one.
+accent. Needs `pip install "misaki[zh]" openvino` and a folder with `model.onnx`, `config.json` (its `vocab`) and
+`voices/*.bin`, as in the ONNX export of Kokoro-82M v1.0; `runs/kokoro.sh` makes one.
 
     python -m diffusion_gemma_asr.data.synthetic.kokoro --model runs/kokoro --text text/es.txt --language es \
       --count 1100 --out runs/kokoro-es
@@ -116,9 +115,8 @@ class Kokoro:
         phonemes = self.phonemes(line.text, line.language)
         if not 0 < len(phonemes) <= LONGEST:
             raise SynthesisError(f"Kokoro cannot say {line.text!r}: {len(phonemes)} phonemes, 1 to {LONGEST} can be said")
-        style = (1 - line.share) * self._style(line.voice, len(phonemes)) + line.share * self._style(
-            line.other, len(phonemes)
-        )
+        own, other = (self._style(voice, len(phonemes)) for voice in (line.voice, line.other))
+        style = (1 - line.share) * own + line.share * other
         tokens = np.array([[0, *(self._vocab[symbol] for symbol in phonemes), 0]], np.int64)
         sound = self._run([tokens, style[None], np.array([line.speed], np.float32)])[0]
         return np.asarray(sound, np.float32).ravel()
