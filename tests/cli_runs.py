@@ -34,8 +34,8 @@ class Loader:
     model: SoundModel = field(default_factory=PitchModel)
     asked: list[tuple[object, ...]] = field(default_factory=list)
 
-    def __call__(self, name: str, *, device: str, dtype: str, quantization: str | None) -> Recognizer:
-        self.asked.append((name, device, dtype, quantization))
+    def __call__(self, name: str, *, device: str, dtype: str, quantization: str | None, encoder: str | None) -> Recognizer:
+        self.asked.append((name, device, dtype, quantization, encoder))
         return Recognizer(self.model)  # type: ignore[arg-type]
 
 

@@ -172,10 +172,12 @@ def test_what_is_loaded(run: Run, loader: Loader, sound: Path) -> None:
     run("transcribe", sound)
     run("transcribe", sound, "--model", "folder", "--device", "cpu", "--dtype", "bfloat16")
     run("transcribe", sound, "--compute_type", "float16", "--quantization", "bnb-4bit")
+    run("transcribe", sound, "--model", "base", "--encoder", "models/whisper-base")
     assert loader.asked == [
-        ("mini6", "auto", "auto", None),
-        ("folder", "cpu", "bfloat16", None),
-        ("mini6", "auto", "float16", "bnb-4bit"),
+        ("mini6", "auto", "auto", None, None),
+        ("folder", "cpu", "bfloat16", None, None),
+        ("mini6", "auto", "float16", "bnb-4bit", None),
+        ("base", "auto", "auto", None, "models/whisper-base"),
     ]
 
 

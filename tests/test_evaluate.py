@@ -307,11 +307,23 @@ def test_every_system_is_loaded_as_asked(folder: Path, tmp_path: Path, system: A
         load_systems(EvaluateOptions(model=str(folder), system=system, quantization="3-bit"), tmp_path)
 
 
+def test_an_encoder_that_is_named_takes_the_place_of_the_models_own(
+    folder: Path, whisper_folder: Path, tmp_path: Path
+) -> None:
+    options = EvaluateOptions(model=str(folder), system="ctc", encoder=str(whisper_folder))
+    ((_, loaded),) = load_systems(options, tmp_path).items()
+    assert loaded.settings()["encoder"] == str(whisper_folder)
+    with pytest.raises(AsrError, match="nowhere"):
+        load_systems(EvaluateOptions(model=str(folder), system="ctc", encoder=str(tmp_path / "nowhere")), tmp_path)
+
+
 def test_a_whisper_is_loaded_as_asked_too(whisper_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AsrError, match="device nowhere cannot be used"):
         load_systems(EvaluateOptions(model=str(whisper_folder), system="whisper", device="nowhere"), tmp_path)
     with pytest.raises(AsrError, match="leave it out with the system whisper"):
         load_systems(EvaluateOptions(model=str(whisper_folder), system="whisper", quantization="bnb-4bit"), tmp_path)
+    with pytest.raises(AsrError, match="brings its encoder"):
+        load_systems(EvaluateOptions(model=str(whisper_folder), system="whisper", encoder="other"), tmp_path)
 
 
 def test_a_model_is_known_again_by_what_its_files_hold(folder: Path, model: DiffusionGemmaASR, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ class LoadOptions:
     model: str = option(DEFAULT_MODEL, f"{', '.join(BUNDLED)} (bundled); a checkpoint folder; a hub repository.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
     dtype: str = option("auto", f"auto (the model's own), {', '.join(DTYPES)}.", names=["--compute_type"])
+    encoder: str | None = option(
+        None, "Whisper's encoder: a folder or a hub name in place of the one that the model names.", show_default="its own"
+    )
     quantization: str | None = option(None, f"Of the backbone: {', '.join(QUANTIZATIONS)}.", show_default="none")
     threads: int | None = option(None, "Processor threads.", min=1, show_default="torch's choice")
 
@@ -44,4 +47,10 @@ def load_recognizer(options: LoadOptions, load: Callable[..., Recognizer] | None
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     steady_memory()
-    return (load or asr.load)(options.model, device=options.device, dtype=options.dtype, quantization=options.quantization)
+    return (load or asr.load)(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        encoder=options.encoder,
+    )

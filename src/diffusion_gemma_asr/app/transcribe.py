@@ -103,7 +103,7 @@ def _continue(jobs: Sequence[Job], loading: LoadOptions) -> None:
     for job in jobs:
         output = next(iter(job.outputs.values()))
         if isinstance(output, Path) and isinstance(job.file, Path) and is_regular(job.file):
-            loaded = (loading.model, loading.dtype, loading.quantization)
+            loaded = (loading.model, loading.dtype, loading.quantization, loading.encoder)
             job.continue_from(Partial(output, job.file, job.options, loaded))
         if job.segments:
             print(f"{job.file}: goes on at {timestamp(job.done_s)}", file=sys.stderr)

@@ -31,6 +31,9 @@ class EvaluateOptions:
     steps: str = option("8", "Denoising steps at most; 1,2,4,8 measures each.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
     dtype: str = option("auto", "Of the weights: auto, float32, bfloat16 or float16.")
+    encoder: str | None = option(
+        None, "Whisper's encoder: a folder or a hub name in place of the one that the model names.", show_default="its own"
+    )
     quantization: str | None = option(None, "Packs the backbone's experts, for instance bnb-4bit.", show_default="none")
     language: str = option("en", "Spoken in folders of sounds; manifests and corpora say it themselves.")
     find_language: bool = option(False, "Do not name the language to the model; measures how often it finds it.")

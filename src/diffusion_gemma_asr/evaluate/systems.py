@@ -147,8 +147,15 @@ def describe(model: DiffusionGemmaASR, name: str, quantization: str | None = Non
 
 def _load(options: EvaluateOptions) -> tuple[DiffusionGemmaASR, dict[str, Any]]:
     """Our model, and its description."""
-    model = load_checkpoint(options.model, device=options.device, dtype=options.dtype, quantization=options.quantization)
-    return model, describe(model, options.model, options.quantization)
+    model = load_checkpoint(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        quantization=options.quantization,
+        encoder=options.encoder,
+    )
+    description = describe(model, options.model, options.quantization)
+    return model, description | ({"encoder": options.encoder} if options.encoder else {})
 
 
 def _diffusion(options: EvaluateOptions, out: Path) -> dict[Path, System]:
@@ -173,6 +180,8 @@ def _autoregressive(options: EvaluateOptions, out: Path) -> dict[Path, System]:
 def _whisper(options: EvaluateOptions, out: Path) -> dict[Path, System]:
     if options.quantization is not None:
         raise AsrError("quantization packs the experts of a model of ours; leave it out with the system whisper")
+    if options.encoder is not None:
+        raise AsrError("a Whisper brings its encoder; leave 'encoder' out with the system whisper")
     dtype = choose_dtype(options.dtype) or torch.float32
     return {out: Whisper(options.model, choose_device(options.device), dtype)}
 

@@ -44,6 +44,7 @@ class ServeOptions:
     rows: int = option(ServerSettings.rows, "Stretches of speech decoded at once.", min=1)
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: the first that is there.")
     dtype: str | None = option(None, "Of the weights: float32, bfloat16, float16.", show_default="the checkpoint's")
+    encoder: str | None = option(None, "Whisper's encoder: a folder or a hub name in place of that which the models name.")
     quantization: str | None = option(None, "bnb-4bit and the like, for large backbones.")
 
     def __post_init__(self) -> None:
@@ -55,6 +56,7 @@ class ServeOptions:
             models=self.model,
             device=self.device,
             dtype=self.dtype,
+            encoder=self.encoder,
             quantization=self.quantization,
             api_key=self.api_key or None,
             origins=self.cors,

@@ -69,7 +69,11 @@ class Models:
         self.sockets = self.under_way = 0
         self.sessions: set[LiveSession] = set()
         self._load = load or partial(
-            load_checkpoint, device=settings.device, dtype=settings.dtype, quantization=settings.quantization
+            load_checkpoint,
+            device=settings.device,
+            dtype=settings.dtype,
+            quantization=settings.quantization,
+            encoder=settings.encoder,
         )
         self._entries: dict[str, _Entry] = {}
         for source in settings.models:

@@ -14,7 +14,7 @@ class ServerSettings:
     Attributes:
         models: names, folders or hub repositories; the first one is the default. They are loaded when they are asked for,
             the first one at the start.
-        device, dtype, quantization: see `checkpoint.load.load_checkpoint`.
+        device, dtype, encoder, quantization: see `checkpoint.load.load_checkpoint`.
         api_key: that /v1 and /metrics ask for; None: they are open.
         origins: sites, such as https://example.org, whose pages may use the server; "*" is all.
         max_upload_mb: size of an upload at most, in MB of 1,000,000 bytes.
@@ -29,6 +29,7 @@ class ServerSettings:
     models: tuple[str, ...]
     device: str = "auto"
     dtype: str | None = None
+    encoder: str | None = None
     quantization: str | None = None
     api_key: str | None = None
     origins: tuple[str, ...] = ()
