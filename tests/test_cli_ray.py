@@ -117,11 +117,11 @@ def test_without_ray(run: Run, sound: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 class Noted(PitchModel):
-    """Takes its time, and notes in a file on which machine it hears how many sounds."""
+    """Takes its time, and notes in a file on which machine it hears how many sounds; waits for so many machines to begin."""
 
-    def __init__(self, log: Path):
+    def __init__(self, log: Path, machines: int = 1):
         super().__init__()
-        self.log = log
+        self.log, self.machines = log, machines
 
     def encode(self, audio: Sequence[Sound]) -> Encoded:
         import ray
@@ -129,6 +129,9 @@ class Noted(PitchModel):
         time.sleep(0.05)
         with self.log.open("a") as file:
             file.write(f"{ray.get_runtime_context().get_node_id()} {len(audio)}\n")
+        until = time.monotonic() + 60
+        while len({node for node, _ in heard(self.log)}) < self.machines and time.monotonic() < until:
+            time.sleep(0.05)
         return super().encode(audio)
 
 
@@ -178,7 +181,7 @@ def test_a_machine_is_lost(run: Run, cluster: Any, tmp_path: Path) -> None:
     thread = threading.Thread(target=lose)
     thread.start()
     command = ("transcribe", tmp_path / "*.wav", missing, "-o", out, "-f", "json", "--batch_size", "4", "--print_progress")
-    outcome = run(*command, "--ray", cluster.address, load=Loader(Noted(log)))
+    outcome = run(*command, "--ray", cluster.address, load=Loader(Noted(log, machines=2)))
     ended.set()
     thread.join()
 
