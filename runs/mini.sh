@@ -40,8 +40,7 @@ done
 
 # The same in voices that sound like people. Whisper's encoder hears little of what espeak-ng says; in Spanish and Hindi there is no
 # real speech to train on.
-kokoro() { $python -m diffusion_gemma_asr.data.synthetic.kokoro --model runs/kokoro "$@"; }
-[ -e runs/kokoro/voices ] || PYTHON=$python runs/kokoro.sh
+kokoro() { PYTHON=$python runs/kokoro.sh && $python -m diffusion_gemma_asr.data.synthetic.kokoro --model runs/kokoro "$@"; }
 for told in es:1100 hi:600 en:400 de:300 zh:300; do
   code=${told%:*}
   made $run/kokoro-$code/manifest.jsonl "Kokoro $code" kokoro --text $shared/text/$code.txt --language $code --count ${told#*:} --seed 1 \

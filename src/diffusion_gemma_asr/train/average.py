@@ -37,14 +37,17 @@ def average(folders: Sequence[str | Path], shares: Sequence[float]) -> dict[str,
     """
     if len(folders) != len(shares) or min(shares, default=0.0) < 0 or sum(shares) <= 0:
         raise CheckpointError(f"{len(folders)} adapters and the shares {list(shares)}; give each a share, none below 0")
-    total: dict[str, Tensor] = {}
-    for folder, share in zip(folders, shares, strict=True):
-        adapter = read_adapter(folder)
-        if total and {key: value.shape for key, value in adapter.items()} != {k: v.shape for k, v in total.items()}:
+    adapters = [read_adapter(folder) for folder in folders]
+    shapes = [{key: value.shape for key, value in adapter.items()} for adapter in adapters]
+    for folder, own in zip(folders, shapes, strict=True):
+        if own != shapes[0]:
             raise CheckpointError(f"{folder} has other tensors than {folders[0]}; they cannot be averaged")
-        part = {key: value.double() * (share / sum(shares)) for key, value in adapter.items()}
-        total = {key: total[key] + value for key, value in part.items()} if total else part
-    return {key: total[key].to(value.dtype) if value.is_floating_point() else value for key, value in adapter.items()}
+
+    def mean(key: str) -> Tensor:
+        parts = [adapter[key].double() * (share / sum(shares)) for adapter, share in zip(adapters, shares, strict=True)]
+        return torch.stack(parts).sum(0)
+
+    return {key: mean(key).to(last.dtype) if last.is_floating_point() else last for key, last in adapters[-1].items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from ...audio.read import SAMPLE_RATE
 from ..manifest import Utterance, read_manifest, write_manifest
 from ..sound import read_utterance
 from .distort import add_noise, change_speed, reverberate, telephone
-from .synth import write_sound
+from .synth import sound_duration, write_sound
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,8 @@ def _copy(planned: tuple[int, Sequence[Utterance], Distortion], folder: Path) ->
         for utterance in group[1:]:
             parts += [np.zeros(round(rng.uniform(*PAUSE_S) * SAMPLE_RATE), np.float32), read_utterance(utterance)]
         write_sound(path, distorted(np.concatenate(parts), how))
-    duration = round((path.stat().st_size - 44) / 2 / SAMPLE_RATE, 3)
     text = ("" if group[0].language in UNSPACED else " ").join(u.text for u in group)
-    return replace(group[0], audio_filepath=str(path.resolve()), text=text, duration=duration, offset=0.0)
+    return replace(group[0], audio_filepath=str(path.resolve()), text=text, duration=sound_duration(path), offset=0.0)
 
 
 def main() -> None:

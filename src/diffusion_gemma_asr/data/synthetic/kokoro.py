@@ -15,7 +15,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ...errors import DataError, SynthesisError
 from ..manifest import Utterance, read_manifest, write_manifest
 from ..text import plain_text
 from .copies import Distortion, distorted, draw_distortion
-from .synth import pick_sentences, write_sound
+from .synth import pick_sentences, sound_duration, write_sound
 
 KOKORO_RATE = 24_000  # Hz
 LONGEST = 500  # phonemes of a sentence
@@ -44,6 +44,7 @@ PHONEMES = {  # the voice of espeak-ng that writes them; Mandarin has a writer o
 GERMAN = (("ɔø", "Y"), ("aɪ", "I"), ("aʊ", "W"), ("ts", "ʦ"), ("ʏ", "y"), ("ɜ", "ɐ"))  # espeak-ng's symbols → Kokoro's
 WORDS = (3, 28)  # fewest and most of a sentence
 CHARACTERS = (4, 44)  # of one in Mandarin
+NEEDS = 'Kokoro needs: pip install "misaki[zh]" openvino'
 # Not pinned: the only threads of two workers would share a core.
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
 
@@ -76,7 +77,7 @@ class Kokoro:
         try:
             import openvino
         except ImportError as error:
-            raise SynthesisError(f'{error}; Kokoro needs: pip install "misaki[zh]" openvino') from error
+            raise SynthesisError(f"{error}; {NEEDS}") from error
         for name in ("model.onnx", "config.json", "voices"):
             if not (self.folder / name).exists():
                 raise SynthesisError(f"{self.folder / name}: not there; runs/kokoro.sh puts the folder together")
@@ -97,7 +98,7 @@ class Kokoro:
 
                     self._writers[language] = EspeakG2P(language=PHONEMES[language])
             except ImportError as error:
-                raise SynthesisError(f'{error}; Kokoro needs: pip install "misaki[zh]" openvino') from error
+                raise SynthesisError(f"{error}; {NEEDS}") from error
         phonemes = self._writers[language](text)[0]
         for symbols, known in GERMAN if language == "de" else ():
             phonemes = phonemes.replace(symbols, known)
@@ -149,7 +150,7 @@ def plan(sentences: Sequence[str], language: str, voices: Sequence[str], seed: i
     lines = []
     for sentence in sentences:
         how = draw_distortion(rng, noises=0.4, rooms=0.25, telephones=0.1)
-        how = Distortion(**{**vars(how), "speed": round(rng.uniform(0.94, 1.06), 3)})  # changes the pitch as well
+        how = replace(how, speed=round(rng.uniform(0.94, 1.06), 3))  # changes the pitch as well
         share = round(rng.uniform(0.0, 0.5), 2)  # above, it no longer sounds like a native speaker
         lines.append(
             Line(sentence, language, rng.choice(own), rng.choice(voices), share, round(rng.uniform(0.8, 1.25), 2), how)
@@ -199,8 +200,8 @@ def _read_aloud(task: tuple[Line, Path]) -> Utterance | None:
         except SynthesisError:
             return None
         write_sound(path, distorted(soxr.resample(sound, KOKORO_RATE, SAMPLE_RATE), line.distortion))
-    duration = round((path.stat().st_size - 44) / 2 / SAMPLE_RATE, 3)
-    return Utterance(str(path), plain_text(line.text, line.language), line.language, duration, f"{line.voice}+{line.other}")
+    text, speaker = plain_text(line.text, line.language), f"{line.voice}+{line.other}"
+    return Utterance(str(path), text, line.language, sound_duration(path), speaker)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

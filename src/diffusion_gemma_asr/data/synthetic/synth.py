@@ -200,8 +200,7 @@ def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
         phonemes = json.dumps([(symbol, round(start, 4), round(end, 4)) for symbol, start, end in spans])
         write_whole(phonemes_path, phonemes)
         write_sound(path, samples)
-    duration = (path.stat().st_size - 44) / 2 / SAMPLE_RATE
-    return Utterance(str(path), line.text, line.language, round(duration, 3), line.voice), phonemes
+    return Utterance(str(path), line.text, line.language, sound_duration(path), line.voice), phonemes
 
 
 def write_sound(path: Path, samples: np.ndarray) -> None:
@@ -211,6 +210,11 @@ def write_sound(path: Path, samples: np.ndarray) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
         file.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+def sound_duration(path: Path) -> float:
+    """Seconds, to the millisecond, of a file that `write_sound` wrote."""
+    return round((path.stat().st_size - 44) / 2 / SAMPLE_RATE, 3)
 
 
 def pick_sentences(
