@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,7 +29,7 @@ from ..model.projector import AudioProjector
 from .config_file import CONFIG, read_config_file, write_config
 from .load import fill_projector, with_sources
 from .parts import load_encoder
-from .save import with_shapes
+from .save import save_encoder, with_shapes
 
 AUDIO, PROJECTOR, ENCODER = "audio", "projector.safetensors", "encoder"
 KEPT = (".json", ".jinja", ".model", ".txt")  # of the backbone's files, but for its weights
@@ -110,12 +109,7 @@ def _write_audio(model: DiffusionGemmaASR, folder: Path) -> None:
     save_file(weights, folder / PROJECTOR, metadata={"format": "pt"})
     if isinstance(model.encoder, LogMel):
         return
-    encoder = model.encoder.encoder
-    with torch.device("meta"):
-        shell = type(encoder)(encoder.config)  # what was loaded would be saved under the names of a whole Whisper
-    shell.load_state_dict(encoder.state_dict(), assign=True)
-    shell.save_pretrained(folder / ENCODER)
-    model.encoder.extractor.save_pretrained(folder / ENCODER)
+    save_encoder(model.encoder, folder / ENCODER)
 
 
 class AudioParts(NamedTuple):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import FeatureExtractionMixin
@@ -16,6 +17,7 @@ from transformers import FeatureExtractionMixin
 from ..errors import CheckpointError
 from ..files import whole_file
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
+from ..model.encoder import AcousticEncoder
 from ..model.model import DiffusionGemmaASR
 from ..model.packing import pack
 from ..model.projector import AudioProjector
@@ -134,6 +136,16 @@ def save_projector(projector: AudioProjector, folder: str | Path) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     with whole_file(Path(folder) / ADAPTER) as part:
         save_file({f"projector.{name}": value for name, value in projector.state_dict().items()}, part)
+
+
+def save_encoder(encoder: AcousticEncoder, folder: str | Path) -> None:
+    """Writes an encoder and its feature extractor in transformers' layout, as `load_encoder` takes it; makes the folder."""
+    module = encoder.encoder
+    with torch.device("meta"):
+        shell = type(module)(module.config)  # what was loaded would be saved under the names of a whole Whisper
+    shell.load_state_dict(module.state_dict(), assign=True)
+    shell.save_pretrained(folder)
+    encoder.extractor.save_pretrained(folder)
 
 
 def _relative_to(config: ModelConfig, folder: Path) -> ModelConfig:

@@ -57,7 +57,10 @@ class TrainRecipe(LoopOptions):
     batch_frames: int | None = None  # encoder frames (20 ms) in one forward pass at most, with padding; None is no limit
     start_from: Path | None = None  # checkpoint folder with the initial adapter; None is a newly initialised one
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
-    warp: tuple[float, float] = (1.0, 1.0)  # range of the factor on an utterance's frequencies; with log-mel alone
+    warp: tuple[float, float] = (
+        1.0,
+        1.0,
+    )  # range of the factor on an utterance's frequencies, where frames are spectrograms
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
     teacher: Path | None = None  # checkpoint with the projector that losses.imitation learns from; see train/teacher.py
@@ -127,7 +130,9 @@ class Recipe:
     train: TrainRecipe
     data: DataRecipe
     losses: LossRecipe = field(default_factory=LossRecipe)
-    stage: Literal["adapter", "reading"] = "adapter"  # what is trained; of reading train/mini/reading.py has more keys
+    stage: Literal["adapter", "reading", "ears"] = (
+        "adapter"  # what is trained; train/mini/ has the other two, and their keys
+    )
 
     def __post_init__(self) -> None:
         model, train, losses = self.model, self.train, self.losses
@@ -135,9 +140,10 @@ class Recipe:
         _agree(model.reads_context, "model.reads_context", train.context, "train.context")
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
-        if train.warp != (1, 1) and model.encoder.name != LOG_MEL:
+        if train.warp != (1, 1) and model.encoder.name != LOG_MEL and self.stage != "ears":
             raise RecipeError(
-                f"'train.warp' is {list(train.warp)}, but only the frames of the encoder {LOG_MEL} are spectrograms"
+                f"'train.warp' is {list(train.warp)}, but frames are spectrograms only with the encoder {LOG_MEL}, and in "
+                "the stage 'ears'"
             )
         if len({train.teacher is None, train.teacher_frames is None, losses.imitation == 0}) > 1:
             raise RecipeError("'train.teacher', 'train.teacher_frames' and 'losses.imitation' go together; give all or none")

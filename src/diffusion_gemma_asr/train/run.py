@@ -13,6 +13,7 @@ from ..errors import RecipeError
 from ..strict import suggest
 from .adapter import train_adapter
 from .mini.bundle import BundleRecipe, bundle
+from .mini.ears import EarsRecipe, train_ears
 from .mini.reading import ReadingRecipe, train_reading
 from .mini.text import BackboneRecipe, train_backbone
 from .mini.tokenizer import TokenizerRecipe, train_tokenizer_stage
@@ -28,6 +29,7 @@ STAGES: dict[str, Stage] = {
     "tokenizer": (TokenizerRecipe, train_tokenizer_stage),
     "backbone": (BackboneRecipe, train_backbone),
     "reading": (ReadingRecipe, train_reading),
+    "ears": (EarsRecipe, train_ears),
     "bundle": (BundleRecipe, bundle),
 }
 
