@@ -173,9 +173,9 @@ def test_what_is_loaded(run: Run, loader: Loader, sound: Path) -> None:
     run("transcribe", sound, "--model", "folder", "--device", "cpu", "--dtype", "bfloat16")
     run("transcribe", sound, "--compute_type", "float16", "--quantization", "bnb-4bit")
     assert loader.asked == [
-        ("mini6", "auto", "auto", None),
+        ("mini", "auto", "auto", None),
         ("folder", "cpu", "bfloat16", None),
-        ("mini6", "auto", "float16", "bnb-4bit"),
+        ("mini", "auto", "float16", "bnb-4bit"),
     ]
 
 
