@@ -39,11 +39,10 @@ DATA, PAGE, README = RESULTS / "languages.json", ROOT / "docs/results/languages.
 DOMAINS = {"synthetic": "runs/mini/heldout-{}/manifest.jsonl", "real": "../shared/speech/{}-dev.jsonl"}
 COUNT, BATCH, EXAMPLES, CANDIDATES = 300, 16, 3, 8
 SYSTEMS = {
-    "draft": "draft",
+    "draft": "CTC draft",
     "denoised": f"denoised from it, {DEFAULT_STEPS} steps",
     "candidates": f"the same, of {CANDIDATES} drafts the one that the backbone chooses",
     "noise": f"from noise, {DEFAULT_STEPS} steps",
-    "ctc": "greedy CTC",
     "autoregressive": "token after token",
     "whisper": "own decoder",
 }
@@ -94,7 +93,6 @@ def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Wri
     add("denoised", lambda: denoised(draft_clips(model, encoded), options))
     add("candidates", lambda: denoised(draft_clips(model, encoded), chosen))
     add("noise", lambda: denoised(draft_clips(model, encoded), noise))
-    add("ctc", lambda: spelled(model.greedy.drafts(encoded)))
     add("autoregressive", lambda: [model.text(row) for row in greedy(model, encoded, languages)])
     return written
 
