@@ -30,7 +30,7 @@ def mini() -> Recognizer:
 
 
 def test_real_words_are_found(mini: Recognizer) -> None:
-    """The bundled model is weak (docs/results/languages.md): of sentences that nobody trained on it must find more than half."""
+    """The bundled model is weak (docs/results/languages.md): of new sentences it must find more than half of the words."""
     if espeak.library_name() is None:
         pytest.skip("needs the espeak-ng library (Debian: apt-get install espeak-ng)")
     said = [plain_english(line) for line in EXAMPLE_SENTENCES.read_text(encoding="utf-8").splitlines()]
