@@ -1,6 +1,6 @@
 """Error rates of models by language and corpus, on held-out synthetic and on real speech, and what else they could write.
 
-    python benchmarks/languages.py measure mini6         adds to benchmarks/results/languages.json the lists that it lacks
+    python benchmarks/languages.py measure mini          adds to benchmarks/results/languages.json the lists that it lacks
     python benchmarks/languages.py whisper FOLDER        the same lists by a Whisper with its own decoder, as a yardstick
     python benchmarks/languages.py report                fills docs/results/languages.md and the table of README.md
 
@@ -39,11 +39,10 @@ DATA, PAGE, README = RESULTS / "languages.json", ROOT / "docs/results/languages.
 DOMAINS = {"synthetic": "runs/mini/heldout-{}/manifest.jsonl", "real": "../shared/speech/{}-dev.jsonl"}
 COUNT, BATCH, EXAMPLES, CANDIDATES = 300, 16, 3, 8
 SYSTEMS = {
-    "draft": "draft",
+    "draft": "CTC draft",
     "denoised": f"denoised from it, {DEFAULT_STEPS} steps",
     "candidates": f"the same, of {CANDIDATES} drafts the one that the backbone chooses",
     "noise": f"from noise, {DEFAULT_STEPS} steps",
-    "ctc": "greedy CTC",
     "autoregressive": "token after token",
     "whisper": "own decoder",
 }
@@ -90,11 +89,10 @@ def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Wri
         return [model.text([token.id for token in row]) for row in drafts]
 
     noise, chosen = DecodeOptions(start="noise"), DecodeOptions(start="draft", candidates=CANDIDATES)
-    add("draft", lambda: spelled(model.drafter.drafts(encoded)))
-    add("denoised", lambda: denoised(draft_clips(model, encoded, options), options))
-    add("candidates", lambda: denoised(draft_clips(model, encoded, chosen), chosen))
-    add("noise", lambda: denoised(draft_clips(model, encoded, noise), noise))
-    add("ctc", lambda: spelled(model.greedy.drafts(encoded)))
+    add("draft", lambda: spelled(model.greedy.drafts(encoded)))
+    add("denoised", lambda: denoised(draft_clips(model, encoded), options))
+    add("candidates", lambda: denoised(draft_clips(model, encoded), chosen))
+    add("noise", lambda: denoised(draft_clips(model, encoded), noise))
     add("autoregressive", lambda: [model.text(row) for row in greedy(model, encoded, languages)])
     return written
 
@@ -103,7 +101,7 @@ def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Wri
 def languages_found(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> list[str]:
     """The language of each utterance, as the model finds it among all that it knows."""
     options = DecodeOptions(start="noise")
-    clips = draft_clips(model, model.encode([read_utterance(u) for u in batch]), options)
+    clips = draft_clips(model, model.encode([read_utterance(u) for u in batch]))
     return find_languages(model, clips, model.config.languages, options, BATCH)
 
 

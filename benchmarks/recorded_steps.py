@@ -32,7 +32,7 @@ def written(
     model: DiffusionGemmaASR, clips: Sequence[np.ndarray], options: DecodeOptions, engine: Callable[[Backbone], AnyEngine]
 ) -> list[list[int]]:
     """The tokens of the first canvas of each clip."""
-    drafted = draft_clips(model, model.encode(clips), options)
+    drafted = draft_clips(model, model.encode(clips))
     decodings = [ClipDecoding(model, clip, options, code) for clip, code in zip(drafted, LANGUAGES, strict=True)]
     jobs = [decoding.job() for decoding in decodings]
     denoising = decodings[0].denoising

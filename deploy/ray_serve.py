@@ -1,7 +1,7 @@
 """The server as a Ray Serve deployment: replicas on many GPUs or machines that come and go with the load.
 
     pip install 'diffusion-gemma-asr[server]' 'ray[serve]'
-    DIFFUSION_GEMMA_ASR_MODEL=mini6 serve run deploy.ray_serve:deployment
+    DIFFUSION_GEMMA_ASR_MODEL=mini serve run deploy.ray_serve:deployment
 
 A replica is a whole server with its own scheduler, which batches better than `serve.batch` could. It takes
 DIFFUSION_GEMMA_ASR_GPUS of a cluster's GPUs, 1 if nothing is said; 0 is for a cluster without.
@@ -18,7 +18,7 @@ from diffusion_gemma_asr.server.app import create_app
 from diffusion_gemma_asr.server.settings import ServerSettings
 
 SETTINGS = ServerSettings(
-    models=tuple(os.environ.get("DIFFUSION_GEMMA_ASR_MODEL", "mini6").split(",")),
+    models=tuple(os.environ.get("DIFFUSION_GEMMA_ASR_MODEL", "mini").split(",")),
     api_key=os.environ.get("DIFFUSION_GEMMA_ASR_API_KEY") or None,
 )
 GPUS = float(os.environ.get("DIFFUSION_GEMMA_ASR_GPUS", "1"))

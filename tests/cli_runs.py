@@ -11,7 +11,7 @@ from sounds import tone, write
 from spoken import PitchModel, Sound, SoundModel
 
 from diffusion_gemma_asr.app.cli import main
-from diffusion_gemma_asr.model.drafter import Encoded
+from diffusion_gemma_asr.model.drafts import Encoded
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
 
 

@@ -1,4 +1,4 @@
-"""Fake models with a drafter that is trusted, so that nothing is denoised: their transcripts depend on the samples alone.
+"""Fake models whose drafts are their transcripts, so that nothing is denoised: these depend on the samples alone.
 
 `PitchModel` takes a whole stretch of sound for one word, its pitch; `WordModel` takes every tone between short gaps for one.
 To both a tone is what a spoken sentence is to the real model, so that a test sees at once when sound is lost, mixed up or
@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 import diffusion_gemma_asr as asr
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, ModelConfig
 from diffusion_gemma_asr.model.ctc import DraftToken, TokenSpan
-from diffusion_gemma_asr.model.drafter import Encoded
+from diffusion_gemma_asr.model.drafts import Encoded
 from diffusion_gemma_asr.model.head import Head
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
@@ -46,7 +46,6 @@ class SoundModel:
     languages: tuple[str, ...] = ("en",)
     batches: list[list[int]] = field(default_factory=list)
 
-    trusted = True
     slot_s = SLOT / RATE
     blank = 0
     device = torch.device("cpu")
@@ -54,10 +53,10 @@ class SoundModel:
 
     @property
     def config(self) -> ModelConfig:
-        return ModelConfig("fake", EncoderConfig("none"), BackboneConfig("none"), languages=self.languages, start="draft")
+        return ModelConfig("fake", EncoderConfig("none"), BackboneConfig("none"), languages=self.languages, start="ctc")
 
     @property
-    def drafter(self) -> SoundModel:
+    def greedy(self) -> SoundModel:
         return self
 
     @property

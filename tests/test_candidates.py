@@ -122,7 +122,7 @@ def test_drafts_are_proposed_and_the_best_is_denoised(
 ) -> None:
     options = replace(OPTIONS, start="draft", candidates=4)
     decoded = decode_clips(model, audio, options)
-    drafted = draft_clips(model, model.encode(audio), options)
+    drafted = draft_clips(model, model.encode(audio))
     for one, clip in zip(decoded, drafted, strict=True):
         slots, prefill, last = read(model, [audio[decoded.index(one)]])
         found = [tokens for tokens, _ in likeliest(model.head, slots, model.blank, 4)]

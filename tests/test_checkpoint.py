@@ -118,8 +118,8 @@ def test_the_config_is_kept(tmp_path: Path, model: DiffusionGemmaASR, saved: Pat
     assert loaded.config == with_shapes(other)
     silent = described(model, ctc=False)
     assert not load_checkpoint(save_checkpoint(silent, tmp_path / "silent"), device="cpu").config.ctc
-    for settings in (other.config, silent.config, replace(other.config, drafter={"kind": "beam", "weight": 0.5})):
-        complete = replace(with_shapes(model), **{"drafter": settings.drafter, "name": settings.name})
+    for settings in (other.config, silent.config):
+        complete = replace(with_shapes(model), name=settings.name)
         write_config(complete, tmp_path)
         assert read_config_file(tmp_path) == complete
 
@@ -235,8 +235,6 @@ def test_a_save_that_fails_leaves_what_was_there(folder: Path, model: DiffusionG
 
 def test_what_cannot_be_saved(tmp_path: Path, config: ModelConfig) -> None:
     model = tiny.build_model(config)
-    with pytest.raises(CheckpointError, match="searches its drafts; copy its folder"):
-        save_checkpoint(described(model, drafter={"kind": "beam"}), tmp_path / "search")
     model.backbone.merge_lora()
     with pytest.raises(CheckpointError, match="save the checkpoint before merging"):
         save_checkpoint(model, tmp_path / "merged")

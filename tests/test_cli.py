@@ -174,9 +174,9 @@ def test_what_is_loaded(run: Run, loader: Loader, sound: Path) -> None:
     run("transcribe", sound, "--compute_type", "float16", "--quantization", "bnb-4bit")
     run("transcribe", sound, "--model", "base", "--encoder", "models/whisper-base")
     assert loader.asked == [
-        ("mini6", "auto", "auto", None, None),
+        ("mini", "auto", "auto", None, None),
         ("folder", "cpu", "bfloat16", None, None),
-        ("mini6", "auto", "float16", "bnb-4bit", None),
+        ("mini", "auto", "float16", "bnb-4bit", None),
         ("base", "auto", "auto", None, "models/whisper-base"),
     ]
 

@@ -21,7 +21,7 @@ from spoken import PitchModel, Sound, SoundModel
 from diffusion_gemma_asr.app.cli import main
 from diffusion_gemma_asr.app.inputs import InputOptions, Recording, recordings
 from diffusion_gemma_asr.errors import AsrError
-from diffusion_gemma_asr.model.drafter import Encoded
+from diffusion_gemma_asr.model.drafts import Encoded
 from diffusion_gemma_asr.transcribe.recordings import POOL_BATCHES
 
 

@@ -23,7 +23,7 @@ from diffusion_gemma_asr.app.loading import LoadOptions
 from diffusion_gemma_asr.app.on_ray import FILES, Plan, Transcriber
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.model.drafter import Encoded
+from diffusion_gemma_asr.model.drafts import Encoded
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
 from diffusion_gemma_asr.transcribe.recordings import TranscribeOptions
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_gemma_asr.errors import DataError
 from diffusion_gemma_asr.model import ctc
-from diffusion_gemma_asr.model.drafter import Encoded, GreedyCtc
+from diffusion_gemma_asr.model.drafts import Encoded, GreedyCtc
 from diffusion_gemma_asr.model.head import CHUNK_ELEMENTS, Head
 
 SOFTCAP = 5.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +16,9 @@ from torch import Tensor
 
 from diffusion_gemma_asr.denoise.canvas import edit_layout, uniform_canvas
 from diffusion_gemma_asr.denoise.clip import CANVAS_STEP, Decoded, Shown, fitted_canvas
-from diffusion_gemma_asr.denoise.decode import decode, decode_clips, draft_clips
+from diffusion_gemma_asr.denoise.decode import decode_clips
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.steps import denoise, sample_by_inversion
-from diffusion_gemma_asr.model.ctc import DraftToken
-from diffusion_gemma_asr.model.drafter import Encoded
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 SAMPLES = [40_000, 4000, 36_200, 320, 9000]
@@ -161,7 +158,7 @@ def test_a_canvas_fits_the_draft_or_without_one_the_slots(
     model: DiffusionGemmaASR, without_ctc: DiffusionGemmaASR, audio: list[np.ndarray]
 ) -> None:
     encoded = model.encode(audio[:1])
-    slots, draft = int(encoded.slot_lengths), model.drafter.drafts(encoded)[0]
+    slots, draft = int(encoded.slot_lengths), model.greedy.drafts(encoded)[0]
     once = replace(STEPS, steps=1)
     assert canvas_sizes(model, audio[0], once) == fitted_canvas(slots, len(draft))
     assert canvas_sizes(without_ctc, audio[0], once) == fitted_canvas(slots, None)
@@ -195,62 +192,29 @@ def test_fitted_canvas_has_room_for_the_draft_and_its_end(slots: int, share: flo
     assert fitted_canvas(slots, None) >= slots + 2
 
 
-# -- drafters ----------------------------------------------------------------------------------------------------
+# -- nothing but CTC ---------------------------------------------------------------------------------------------
 
 
-class Fixed:
-    """A drafter that always writes the same."""
-
-    def __init__(self, tokens: Sequence[int], trusted: bool):
-        self.trusted = trusted
-        self.draft = [DraftToken(token, i, i + 1, 0.5) for i, token in enumerate(tokens)]
-
-    def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
-        return [self.draft for _ in encoded.slots]
-
-
-@pytest.fixture(scope="module")
-def drafting(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaASR:
-    return tiny_model(whisper_folder, backbone_folder, start="draft")
-
-
-def test_a_trusted_draft_is_the_transcript(drafting: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
-    tokens = drafting.prompts.target("she sells")[:-1]
-    drafting.use_drafter(Fixed(tokens, trusted=True))
+def test_what_ctc_hears_may_be_the_transcript(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
     done, tape = [], Tape()
-    rows = decode_clips(drafting, audio[:2], STEPS, align=True, on_done=done.append, on_step=tape)
+    options = replace(STEPS, start="ctc")
+    rows = decode_clips(model, audio[:2], options, align=True, on_done=done.append, on_step=tape)
     assert sorted(done) == [0, 1]
-    for clip, decoded in enumerate(rows):
-        assert (decoded.text, decoded.draft, decoded.tokens) == ("she sells", "she sells", tokens)
+    for clip, (decoded, draft) in enumerate(zip(rows, model.greedy.drafts(model.encode(audio[:2])), strict=True)):
+        assert decoded.tokens == [token.id for token in draft] and decoded.draft_tokens == draft
+        assert decoded.text == decoded.draft == model.text(decoded.tokens)
         assert (decoded.decoder, decoded.steps, decoded.language) == ("draft", 0, "en")
-        assert decoded.logprobs == pytest.approx([math.log(0.5)] * len(tokens))
-        assert [(step, joined(row)) for step, row in tape.rows[clip]] == [(0, "she sells")]
-        assert {piece.confidence for piece in tape.rows[clip][0][1]} == {0.5}
+        assert decoded.logprobs == pytest.approx([math.log(token.probability) for token in draft])
+        assert [(step, joined(row).strip()) for step, row in tape.rows[clip]] == [(0, decoded.text)]
+        assert [piece.confidence for piece in tape.rows[clip][0][1]] != []
 
 
-@pytest.mark.parametrize("start", ["noise", "draft"])
-def test_where_a_start_is_given_it_is_denoised(drafting: DiffusionGemmaASR, audio: list[np.ndarray], start: str) -> None:
-    tokens = drafting.prompts.target("she sells")[:-1]
-    drafting.use_drafter(Fixed(tokens, trusted=True))
-    (decoded,) = decode_clips(drafting, audio[:1], replace(STEPS, start=start))
-    assert decoded.decoder == "denoising" and decoded.steps > 0 and decoded.text != "she sells"
-    drafting.use_drafter(Fixed(tokens, trusted=False))
-    (untrusted,) = decode_clips(drafting, audio[:1], replace(STEPS, start=None))
-    assert untrusted.decoder == "denoising" and untrusted.draft == "she sells"
-    if start == "draft":
-        assert untrusted.tokens == decoded.tokens
-    else:  # canvases that start from noise need a draft for their length alone: the greedy one
-        drafting.use_drafter(None)
-        (greedy,) = decode_clips(drafting, audio[:1], replace(STEPS, start=start))
-        assert greedy.tokens == decoded.tokens and greedy.draft == decoded.draft != "she sells"
-
-
-def test_trusted_and_other_clips_may_be_decoded_together(drafting: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
-    encoded = drafting.encode(audio[:3])
-    drafting.use_drafter(Fixed(drafting.prompts.target("she sells")[:-1], trusted=True))
-    trusted = draft_clips(drafting, encoded, STEPS)
-    denoised = draft_clips(drafting, encoded, replace(STEPS, start="draft"))
-    rows = decode(drafting, [denoised[0], trusted[1], denoised[2]], STEPS)
-    assert [row.decoder for row in rows] == ["denoising", "draft", "denoising"]
-    assert_same(rows[2], decode(drafting, [denoised[2]], STEPS)[0])
-    drafting.use_drafter(None)
+def test_a_model_may_have_been_trained_for_that(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    plain, how = model.config, replace(STEPS, start=None)
+    model.config = replace(plain, start="ctc")
+    try:
+        (alone,) = decode_clips(model, audio[:1], how)
+        (denoised,) = decode_clips(model, audio[:1], replace(how, start="draft"))
+    finally:
+        model.config = plain
+    assert (alone.decoder, denoised.decoder) == ("draft", "denoising") and alone.draft == denoised.draft

@@ -30,7 +30,7 @@ def mini() -> Recognizer:
 
 
 def test_real_words_are_found(mini: Recognizer) -> None:
-    """The bundled model is weak (docs/results/mini.md): of sentences that nobody trained on it must find more than half."""
+    """The bundled model is weak (docs/results/languages.md): of new sentences it must find more than half of the words."""
     if espeak.library_name() is None:
         pytest.skip("needs the espeak-ng library (Debian: apt-get install espeak-ng)")
     said = [plain_english(line) for line in EXAMPLE_SENTENCES.read_text(encoding="utf-8").splitlines()]
@@ -86,8 +86,8 @@ def mean_character_errors(recognizer: Recognizer) -> float:
 
 
 def test_six_languages() -> None:
-    """Weak as well (docs/results/mini6.md); text that has nothing to do with the sound is wrong by 80 % and more."""
-    recognizer = asr.load("mini6")
+    """Weak as well; text that has nothing to do with the sound is wrong by 80 % and more."""
+    recognizer = asr.load("mini")
     assert recognizer.languages == SIX and recognizer.model.config.finds_language
     assert mean_character_errors(recognizer) < 0.5
 

@@ -39,8 +39,6 @@ from diffusion_gemma_asr.checkpoint.save import save_checkpoint
 from diffusion_gemma_asr.denoise.decode import decode_clips
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError, AudioError, CheckpointError
-from diffusion_gemma_asr.model.ctc import DraftToken
-from diffusion_gemma_asr.model.drafter import Encoded, GreedyCtc
 
 TASK = "automatic-speech-recognition"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "en.flac"
@@ -98,7 +96,7 @@ def test_the_configuration_is_the_checkpoint_s(folder: Path) -> None:
     assert isinstance(config, hf.DiffusionGemmaASRConfig)
     assert config.model_type == "diffusion_gemma_asr"
     assert (config.encoder["width"], config.backbone["layers"], config.lora["rank"]) == (16, 6, 4)
-    assert (config.name, config.languages, config.finds_language, config.drafter) == ("tiny", ["en", "de"], False, None)
+    assert (config.name, config.languages, config.finds_language) == ("tiny", ["en", "de"], False)
     content = json.loads((folder / "config.json").read_text())
     assert {key: config.to_dict()[key] for key in content} == content
 
@@ -151,29 +149,6 @@ def test_processor_and_generate_write_what_transcribing_does(folder: Path, sound
     assert [text.strip() for text in texts] == [decoded.text for decoded in wanted]
     assert ids[0, : len(wanted[0].tokens)].tolist() == wanted[0].tokens
     assert torch.equal(processor(sound)["input_features"][0], inputs["input_features"][0])
-
-
-class Searching:
-    """A drafter that counts how often it is asked, and proposes what greedy CTC does."""
-
-    trusted = False
-
-    def __init__(self, greedy: GreedyCtc):
-        self.greedy, self.asked = greedy, 0
-
-    def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
-        self.asked += 1
-        return self.greedy.drafts(encoded)
-
-
-def test_drafts_are_not_searched_where_canvases_start_from_noise(folder: Path, sound: np.ndarray) -> None:
-    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForSpeechSeq2Seq.from_pretrained(folder)
-    drafter = Searching(model.asr.greedy)
-    model.asr.use_drafter(drafter)
-    inputs = processor([sound])
-    for start, asked in (("noise", 0), ("draft", 1)):
-        model.generate(**inputs, language="en", steps=1, start=start)
-        assert drafter.asked == asked
 
 
 def test_generate_refuses_what_the_model_does_not_know(folder: Path, sound: np.ndarray) -> None:

@@ -31,7 +31,7 @@ def audio() -> list[np.ndarray]:
 
 def found(model: DiffusionGemmaASR, audio: list[np.ndarray], codes: tuple[str, ...], batch_size: int = 16) -> list[str]:
     options = DecodeOptions()
-    rows = draft_clips(model, model.encode(audio), options)
+    rows = draft_clips(model, model.encode(audio))
     return find_languages(model, rows, codes, options, batch_size)
 
 

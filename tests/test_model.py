@@ -141,7 +141,7 @@ def test_decoded_is_one_whole(model: DiffusionGemmaASR, audio: list[np.ndarray])
         log_probs, best = model.backbone.logits(encoded.slots).log_softmax(-1).max(-1)
     drafts = collapse(best, log_probs, encoded.slot_lengths, model.blank)
     assert model.blank == model.tokenizer.pad_token_id == 0
-    assert [[token[:3] for token in row] for row in model.drafter.drafts(encoded)] == [
+    assert [[token[:3] for token in row] for row in model.greedy.drafts(encoded)] == [
         [token[:3] for token in row] for row in drafts
     ]
     for decoded, draft in zip(decode_clips(model, audio, STEPS), drafts, strict=True):

@@ -182,7 +182,6 @@ def test_recipes_are_frozen() -> None:
         ("", "", "ctc: 0", "'model.ctc' is set, but 'losses.ctc' is 0"),
         ("ctc: false", "", "", "'losses.ctc' is 1.0, but 'model.ctc' is not set"),
         ("dtype: bfloat16", "", "", "'model.dtype' must be left out of a recipe, which has train.dtype"),
-        ("drafter: {kind: beam}", "", "", "'model.drafter' must be left out of a recipe"),
     ],
 )
 def test_sections_that_contradict_each_other_are_named(

@@ -142,13 +142,13 @@ def test_real_words_of_real_sound(bundled: asr.Recognizer, code: str) -> None:
     assert bundled.transcribe(EXAMPLES / f"{code}.flac").language == code  # found by itself
 
 
-def test_a_trusted_draft_and_a_denoised_one_say_which_they_are(bundled: asr.Recognizer) -> None:
+def test_segments_say_what_wrote_them(bundled: asr.Recognizer) -> None:
     path = EXAMPLES / "en.flac"
-    decoders = {
-        start: bundled.transcribe(path, language="en", start=start).segments[0].decoder for start in (None, "draft", "noise")
+    written = {
+        start: bundled.transcribe(path, language="en", start=start).segments[0].decoder
+        for start in (None, "draft", "noise", "ctc")
     }
-    trusted = bundled.model.drafter.trusted
-    assert decoders == {None: "draft" if trusted else "denoising", "draft": "denoising", "noise": "denoising"}
+    assert written == {None: "denoising", "draft": "denoising", "noise": "denoising", "ctc": "draft"}
 
 
 def test_words_have_times_in_order(bundled: asr.Recognizer) -> None:

@@ -22,7 +22,7 @@ from diffusion_gemma_asr.denoise.clip import Shown
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError, AudioError
 from diffusion_gemma_asr.model.ctc import DraftToken
-from diffusion_gemma_asr.model.drafter import Drafter, Encoded
+from diffusion_gemma_asr.model.drafts import Encoded, GreedyCtc
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.server.scheduler import DRAFT, Busy, Closed, Event, Failed, Pace, Request, Scheduler
 from diffusion_gemma_asr.transcribe.recordings import End, TranscribeOptions, transcribe_chunk, transcribe_many
@@ -286,29 +286,24 @@ def test_who_is_cut_off_by_closing_is_told_so(model: DiffusionGemmaASR, how: dic
     assert isinstance(client.wait().end, Closed) and len(client.segments) < 200
 
 
-class SometimesFails:
-    """Greedy CTC that fails whenever it is told to."""
+def test_a_failure_of_the_model_ends_what_is_under_way_and_nothing_else(
+    whisper_folder: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = False
+    plain = GreedyCtc.drafts
 
-    trusted = False
-
-    def __init__(self, drafter: Drafter):
-        self._drafter, self.fails = drafter, False
-
-    def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
-        if self.fails:
+    def drafts(greedy: GreedyCtc, encoded: Encoded) -> list[list[DraftToken]]:
+        if fails:
             raise RuntimeError("out of memory\nand more")
-        return self._drafter.drafts(encoded)
+        return plain(greedy, encoded)
 
-
-def test_a_failure_of_the_model_ends_what_is_under_way_and_nothing_else(whisper_folder: Path, backbone_folder: Path) -> None:
+    monkeypatch.setattr(GreedyCtc, "drafts", drafts)
     model = tiny_model(whisper_folder, backbone_folder)
-    drafter = SometimesFails(model.greedy)
-    model.use_drafter(drafter)
     options = replace(DENOISED, decode=DecodeOptions(language="en", start="draft", steps=3))
     scheduler = Scheduler(model, rows=4)
     (alone,) = transcribe_many(model, [recording([1.0])], options)
     for _ in range(3):
-        drafter.fails = True
+        fails = True
         failing = [Client() for _ in range(6)]
         for client in failing:
             scheduler.submit(recording([1.0, 1.0]), options, client.on_event)
@@ -316,7 +311,7 @@ def test_a_failure_of_the_model_ends_what_is_under_way_and_nothing_else(whisper_
             assert isinstance(client.wait().end, Failed)
             assert str(client.end) == "the model failed: out of memory"
         until(lambda: scheduler.depth == 0 and scheduler.busy_rows == 0)
-        drafter.fails = False
+        fails = False
         works = Client()
         scheduler.submit(recording([1.0]), options, works.on_event)
         assert isinstance(alone, Transcript)

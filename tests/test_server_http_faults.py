@@ -161,7 +161,7 @@ def test_counters_count(server: LiveServer) -> None:
 
 
 def test_options_of_the_command_are_settings() -> None:
-    assert ServeOptions().settings() == ServerSettings(models=("mini6",))
+    assert ServeOptions().settings() == ServerSettings(models=("mini",))
     chosen = from_options(ServeOptions, {"model": ("mini", "a/b"), "idle_unload": 60.0, "cors": ("*",), "api_key": ""})
     settings = chosen.settings()
     assert (settings.models, settings.idle_unload_s, settings.origins) == (("mini", "a/b"), 60.0, ("*",))

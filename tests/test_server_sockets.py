@@ -25,7 +25,7 @@ from spoken import Sound, WordModel
 from test_server_realtime import append, audio_input, connect, connect_async, pcm, sessions_left, socket_url, update
 from tiny_model import tiny_model
 
-from diffusion_gemma_asr.model.drafter import Encoded
+from diffusion_gemma_asr.model.drafts import Encoded
 from diffusion_gemma_asr.server.scheduler import Scheduler
 from diffusion_gemma_asr.server.settings import ServerSettings
 

@@ -18,8 +18,7 @@ import diffusion_gemma_asr as asr
 from diffusion_gemma_asr.denoise.clip import Decoded
 from diffusion_gemma_asr.denoise.decode import decode_clips
 from diffusion_gemma_asr.denoise.options import DecodeOptions
-from diffusion_gemma_asr.model.ctc import DraftToken
-from diffusion_gemma_asr.model.drafter import Encoded
+from diffusion_gemma_asr.model.drafts import GreedyCtc
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
 from diffusion_gemma_asr.transcribe.recordings import POOL_BATCHES, TranscribeOptions, stream_many, transcribe_many
@@ -191,30 +190,28 @@ def test_doubtful_speech_with_an_unsure_text_is_left_out() -> None:
     assert transcribe(sound, PitchModel(), no_speech_threshold=0.6, logprob_threshold=-0.4).text
 
 
-class NoDraft:
-    """A drafter that never hears anything."""
-
-    trusted = False
-
-    def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
-        return [[] for _ in encoded.slots]
+@pytest.fixture
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CTC never hears anything."""
+    monkeypatch.setattr(GreedyCtc, "drafts", lambda self, encoded: [[] for _ in encoded.slots])
 
 
-def test_what_drafts_nothing_heard_no_speech(whisper_folder: Path, backbone_folder: Path) -> None:
+def test_what_drafts_nothing_heard_no_speech(
+    whisper_folder: Path, backbone_folder: Path, request: pytest.FixtureRequest
+) -> None:
     assert transcribe(tone(440, 1.0), PitchModel(deaf=True)).segments == ()
     model = tiny_model(whisper_folder, backbone_folder, start="draft")
     sound = clips([16_000])[0]
     options = {"language": "en", "steps": 2, "logprob_threshold": -99.0}
     assert transcribe(sound, model, **options).text
-    model.use_drafter(NoDraft())
+    request.getfixturevalue("deaf")
     (decoded,) = decode_clips(model, [sound], DecodeOptions(language="en", steps=2))
     assert decoded.text, "the denoiser writes something all the same"
     assert transcribe(sound, model, **options).segments == ()
 
 
-def test_without_ctc_nothing_is_known_of_drafts(whisper_folder: Path, backbone_folder: Path) -> None:
+def test_without_ctc_nothing_is_known_of_drafts(whisper_folder: Path, backbone_folder: Path, deaf: None) -> None:
     model = tiny_model(whisper_folder, backbone_folder, ctc=False)
-    model.use_drafter(NoDraft())
     assert transcribe(clips([16_000])[0], model, language="en", steps=2).text
 
 
@@ -269,7 +266,7 @@ def test_a_text_that_repeats_itself_is_decoded_again(model: DiffusionGemmaASR) -
     assert seen == {None, "seed", "draft"}, "choose other sounds"
 
 
-def test_a_trusted_draft_is_not_decoded_again() -> None:
+def test_what_was_not_denoised_is_not_decoded_again() -> None:
     """Another seed would not change it."""
     model = PitchModel()
     assert transcribe(tone(440, 1.0), model, compression_ratio_threshold=0.1).segments[0].fallback is None

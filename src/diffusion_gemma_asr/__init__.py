@@ -57,9 +57,8 @@ def load(name_or_path: str | Path | None = None, **options: Any) -> Recognizer:
     """Loads a model that transcribes.
 
     Args:
-        name_or_path: a model that travels inside the package, "mini6" (six languages, the default), "mini" (English,
-            half the size, twice as fast) or "base" (six languages, its encoder is openai/whisper-base, fetched by name); a
-            checkpoint folder; or a hub repository.
+        name_or_path: a model that travels inside the package, "mini" (the default) or "base" (which hears with
+            openai/whisper-base, from the hub); a checkpoint folder; or a hub repository.
         **options: of `checkpoint.load.load_checkpoint`: device, dtype, quantization, encoder, backbone, revision,
             local_files_only.
 

@@ -15,7 +15,7 @@ from ..checkpoint.foreign import Imported
 from ..checkpoint.load import fill_projector
 from ..checkpoint.parts import load_encoder, load_head, load_tokenizer
 from ..errors import AsrError
-from ..model.drafter import Encoded, GreedyCtc
+from ..model.drafts import Encoded, GreedyCtc
 from ..model.projector import AudioProjector
 from ..model.prompt import SPECIAL_TOKENS
 

@@ -55,7 +55,7 @@ def export_checkpoint(model: DiffusionGemmaASR, folder: str | Path, untied: bool
     """Writes a model for other programs; the folder appears at once and whole.
 
     Args:
-        model: LoRA is merged, here if it was not yet. It must not be quantised. Its drafter stays behind.
+        model: LoRA is merged, here if it was not yet. It must not be quantised.
         folder: must not exist, or be empty.
         untied: allow stacks that differ, which transformers alone reads.
 

@@ -6,7 +6,6 @@ A checkpoint is a folder, or a hub repository, of these files:
 - `config.json`: a `ModelConfig`
 - `preprocessor_config.json`: the encoder's own, for transformers' pipeline alone
 - `README.md`: the model card
-- what the `drafter` section of config.json names, where it has one
 
 Names of frozen parts are hub names or folders; a relative folder starts from the checkpoint.
 """
@@ -34,11 +33,10 @@ from .parts import check_backbone, check_encoder, load_backbone, load_encoder, l
 from .quantization import find_quantizer
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
-BUNDLED = ("mini6", "mini", "base")  # models inside the package; the last one hears with openai/whisper-base
-DEFAULT_MODEL = "mini6"  # the one that transcribes where none is named
+BUNDLED = ("mini", "base")  # models inside the package; the second one hears with openai/whisper-base
+DEFAULT_MODEL = "mini"  # the one that transcribes where none is named
 ADAPTER = "adapter.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
-SPELLER = "speller."  # of the projector's keys: weights of the drafter of a bundled model
 
 Part = TypeVar("Part", EncoderConfig, BackboneConfig)
 
@@ -60,8 +58,8 @@ def load_checkpoint(
     Shapes are compared before any large file is read or fetched.
 
     Args:
-        name_or_path: "mini6", "mini" or "base", which travel inside the package; a checkpoint folder; or a hub
-            repository. A folder that is called mini itself is "./mini".
+        name_or_path: "mini" or "base", which travel inside the package; a checkpoint folder; or a hub repository. A folder
+            that is called mini itself is "./mini".
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: of all weights, one of DTYPES or torch's own; None and "auto" are that of the frozen parts while training.
         quantization: None, or 4 and 8 bits for the backbone's experts (`quantization.QUANTIZATIONS`).
@@ -86,11 +84,7 @@ def load_checkpoint(
     dtype_ = chosen_dtype or getattr(torch, config.dtype)
     loaded_encoder = load_encoder(config.encoder, dtype=dtype_, device=device, local_files_only=local_files_only)
     projector = AudioProjector(config.projector, loaded_encoder.hidden_size, int(config.backbone.width or 0))
-    weights = _under(adapter, "projector.")
-    speller = _under(weights, SPELLER)
-    fill_projector(
-        projector, {key: value for key, value in weights.items() if not key.startswith(SPELLER)}, folder / ADAPTER
-    )
+    fill_projector(projector, _under(adapter, "projector."), folder / ADAPTER)
     loaded_backbone = load_backbone(
         config.backbone, dtype=dtype_, device=device, quantization=quantization, local_files_only=local_files_only
     )
@@ -99,10 +93,6 @@ def load_checkpoint(
     if merge_lora:
         loaded_backbone.merge_lora()
     model = DiffusionGemmaASR(config, loaded_encoder, projector.to(device, dtype_), loaded_backbone, tokenizer)
-    if config.drafter is not None:
-        from ..drafts import load_drafter
-
-        model.use_drafter(load_drafter(model, config.drafter, folder, speller))
     return model.requires_grad_(False).eval()
 
 
@@ -139,7 +129,7 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: 
         CheckpointError: the folder is no checkpoint, or a tensor is missing, left over or of another shape.
     """
     adapter, own = read_adapter(folder), model.projector.state_dict()
-    weights = {key: value for key, value in _under(adapter, "projector.").items() if not key.startswith(SPELLER)}
+    weights = _under(adapter, "projector.")
     weights["scale"] = own["scale"]
     if not any(key.startswith("deep.") for key in weights):
         weights |= {key: value for key, value in own.items() if key.startswith("deep.")}

@@ -72,12 +72,6 @@ def checkpoint_files(folder: Path) -> list[str]:
     config = read_config_file(folder)
     read_adapter(folder)
     files = [ADAPTER, CONFIG, CARD, EXTRACTOR]
-    if config.drafter is not None:
-        from ..drafts import read_search_config
-
-        files += read_search_config(config.drafter).files()
-        if outside := [file for file in files if Path(file).name != file]:
-            raise CheckpointError(f"{folder} needs {outside[0]}, which lies outside it; copy it into the checkpoint")
     inside = folder.resolve()
     for part in (config.encoder, config.backbone):
         place = Path(resolve_source(part.name, folder))

@@ -49,16 +49,11 @@ def save_checkpoint(
         the folder, absolute.
 
     Raises:
-        CheckpointError: LoRA was merged, so that there is no adapter to save; its drafts are searched, which cannot be saved
-            again; or the folder is not writable.
+        CheckpointError: LoRA was merged, so that there is no adapter to save; or the folder is not writable.
     """
     lora = model.backbone.lora_state_dict()
     if not lora:
         raise CheckpointError("the model has no LoRA matrices (merged?); save the checkpoint before merging")
-    if model.config.drafter is not None:
-        raise CheckpointError(
-            f"the model {model.config.name} searches its drafts; copy its folder in place of saving it again"
-        )
     tensors = {f"projector.{key}": value for key, value in model.projector.state_dict().items()}
     tensors |= {f"lora.{key}": value for key, value in lora.items()}
     return write_checkpoint(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..model.backbone import Prefill
+from ..model.config import Start
 from ..model.ctc import DraftToken, TokenSpan
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import token_pieces
@@ -41,13 +42,11 @@ class DraftedClip(NamedTuple):
     Attributes:
         slots: (S, H) audio tokens.
         draft: of the clip.
-        trusted: whether the draft is the transcript.
         kept: (S,) bool, audio tokens that the prompt holds; None where the model's canvases are packed.
     """
 
     slots: Tensor
     draft: list[DraftToken]
-    trusted: bool
     kept: Tensor | None = None
 
 
@@ -58,10 +57,10 @@ class Decoded:
     Attributes:
         text: the transcript.
         tokens: its ids.
-        logprobs: nats, of the tokens at temperature 1, in the last pass; of a trusted draft those of the draft.
+        logprobs: nats, of the tokens at temperature 1, in the last pass; CTC's where nothing was denoised.
         draft: the text of the draft.
         draft_tokens: its tokens, with their slots.
-        steps: denoising passes used, over all canvases; 0 where the draft was trusted.
+        steps: denoising passes used, over all canvases; 0 where nothing was denoised.
         language: the code that was asked for, or the one that was recognised.
         decoder: what wrote the text.
         spans: where CTC places the tokens, None where that was not asked for or there are more tokens than slots.
@@ -86,9 +85,9 @@ class Decoded:
         return replace(self, text=self.draft, tokens=tokens, logprobs=logprobs, spans=spans, decoder="draft")
 
 
-def starts_from_noise(model: DiffusionGemmaASR, options: DecodeOptions) -> bool:
-    """Whether first canvases are random tokens."""
-    return (options.start or model.config.start) == "noise"
+def start_of(model: DiffusionGemmaASR, options: DecodeOptions) -> Start:
+    """What first canvases hold."""
+    return options.start or model.config.start
 
 
 class _Canvas(NamedTuple):
@@ -112,6 +111,7 @@ class ClipDecoding:
 
     def __init__(self, model: DiffusionGemmaASR, clip: DraftedClip, options: DecodeOptions, language: str):
         self.model, self.clip, self.options, self.language = model, clip, options, language
+        self.start = start_of(model, options)
         self.denoising = options.denoising(model.backbone.sampler_settings())
         self._generator = torch.Generator(model.device).manual_seed(options.seed)
         self._canvases: list[_Canvas] = []
@@ -119,7 +119,7 @@ class ClipDecoding:
     @property
     def done(self) -> bool:
         """Whether there is nothing left to denoise."""
-        if self.clip.trusted:
+        if self.start == "ctc":
             return True
         return bool(self._canvases) and not (self._canvases[-1].full and len(self.written) < len(self.clip.slots))
 
@@ -133,7 +133,7 @@ class ClipDecoding:
         if self.clip.kept is not None:
             return Job(self._aligned(self.clip.kept).to(self.model.device), self._generator)
         draft, blank = [token.id for token in self.clip.draft], self.model.blank
-        if self._canvases or starts_from_noise(self.model, self.options):
+        if self._canvases or self.start == "noise":
             written = len(self.written)
             left = max(0, len(draft) - written) if self.model.config.ctc else None
             length = self.options.canvas_length or fitted_canvas(len(self.clip.slots) - written, left)
@@ -148,7 +148,7 @@ class ClipDecoding:
         """The canvas (C,) with a position for each audio token that the prompt holds."""
         slots, special = int(kept.sum()), self.model.prompts.special
         length = self.options.canvas_length or rounded(slots + 1)
-        if starts_from_noise(self.model, self.options):
+        if self.start == "noise":
             return uniform_canvas(1, length, self.model.backbone.vocab_size, self._generator, self.model.device)[0]
         layout = [*aligned_layout(*kept_spans(self.clip.draft, kept), slots, self.model.blank), special["end_of_turn"]]
         return write_canvas([layout], length, special["eos"])[0]
@@ -174,7 +174,7 @@ class ClipDecoding:
             steps=sum(canvas.steps for canvas in self._canvases),
             language=self.language,
         )
-        return decoded.as_drafted() if self.clip.trusted else decoded
+        return decoded.as_drafted() if self.start == "ctc" else decoded
 
     def shown_draft(self) -> list[Shown]:
         """What a canvas would show that holds the draft, as sure as CTC is of it."""

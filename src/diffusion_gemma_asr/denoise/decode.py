@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..languages import AUTO
 from ..model.backbone import Prefill
-from ..model.drafter import Encoded
+from ..model.drafts import Encoded
 from ..model.model import DiffusionGemmaASR
 from .candidates import chosen, proposed_draft
-from .clip import ClipDecoding, Decoded, DraftedClip, Shown, padded, read_prompts, starts_from_noise
+from .clip import ClipDecoding, Decoded, DraftedClip, Shown, padded, read_prompts, start_of
 from .options import DecodeOptions
 from .queue import run_queue
 
@@ -53,7 +53,7 @@ def decode_clips(
     drafted: dict[int, DraftedClip] = {}
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
-        drafted |= zip(batch, draft_clips(model, model.encode([clips[i] for i in batch]), options), strict=True)
+        drafted |= zip(batch, draft_clips(model, model.encode([clips[i] for i in batch])), strict=True)
     rows = [drafted[i] for i in range(len(clips))]
     decoded = decode(model, rows, options, batch_size=batch_size, languages=languages, on_done=on_done, on_step=on_step)
     if not align:
@@ -62,12 +62,10 @@ def decode_clips(
 
 
 @torch.no_grad()
-def draft_clips(model: DiffusionGemmaASR, encoded: Encoded, options: DecodeOptions) -> list[DraftedClip]:
-    """The clips of a batch, each with its draft: the drafter's, or where canvases start from noise, greedy CTC's."""
-    drafter = model.greedy if starts_from_noise(model, options) else model.drafter
-    trusted = drafter.trusted and options.start is None
-    rows = zip(encoded.slots, encoded.slot_lengths.tolist(), drafter.drafts(encoded), strict=True)
-    clips = [DraftedClip(slots[:n], draft, trusted) for slots, n, draft in rows]
+def draft_clips(model: DiffusionGemmaASR, encoded: Encoded) -> list[DraftedClip]:
+    """The clips of a batch, each with its draft."""
+    rows = zip(encoded.slots, encoded.slot_lengths.tolist(), model.greedy.drafts(encoded), strict=True)
+    clips = [DraftedClip(slots[:n], draft) for slots, n, draft in rows]
     if model.config.canvas == "packed":
         return clips
     kept = model.read_mask(encoded.slots, encoded.slot_lengths).cpu()
@@ -91,9 +89,9 @@ def decode(
         languages = codes * len(clips) if len(codes) == 1 else find_languages(model, clips, codes, options, batch_size)
     seeds = 1
     if options.candidates > 1:
-        if starts_from_noise(model, options):
+        if start_of(model, options) == "noise":
             seeds = options.candidates
-        elif not all(clip.trusted for clip in clips):
+        else:
             clips = with_proposed_drafts(model, clips, languages, options, batch_size)
     decodings = [
         ClipDecoding(model, clip, replace(options, seed=options.seed + seed), code)
@@ -142,15 +140,13 @@ def decode(
 def with_proposed_drafts(
     model: DiffusionGemmaASR, clips: Sequence[DraftedClip], languages: Sequence[str], options: DecodeOptions, batch_size: int
 ) -> list[DraftedClip]:
-    """The clips with the best of several drafts each, as far as their drafts are not trusted already."""
+    """The clips with the best of several drafts each."""
     found = []
     for at in range(0, len(clips), batch_size):
         batch = clips[at : at + batch_size]
         for clip, (prefill, last) in zip(batch, _read_alone(model, batch, languages[at:], options), strict=True):
-            if not clip.trusted:
-                draft = proposed_draft(model, clip.slots, clip.draft, prefill, last, options.candidates)
-                clip = clip._replace(draft=draft)
-            found.append(clip)
+            draft = proposed_draft(model, clip.slots, clip.draft, prefill, last, options.candidates)
+            found.append(clip._replace(draft=draft))
     return found
 
 

@@ -27,7 +27,9 @@ class DecodeOptions:
     hotwords: str | None = option(None, "Words that may occur, for the prompt.")
     steps: int = option(DEFAULT_STEPS, "Denoising steps at most.", min=1)
     start: Start | None = option(
-        None, "First canvas: random tokens, or the CTC draft.", show_default="as the checkpoint was trained"
+        None,
+        "First canvas: random tokens, or the CTC draft. ctc: what CTC hears is the text, nothing is denoised.",
+        show_default="as the checkpoint was trained",
     )
     seed: int = option(0, "Of the random draws; the same seed gives the same transcript.")
     candidates: int = option(

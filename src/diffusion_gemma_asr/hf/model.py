@@ -129,8 +129,7 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
             save_directory: folder of the checkpoint.
 
         Raises:
-            CheckpointError: LoRA was merged (load with merge_lora=False to save again), the checkpoint has a drafter with
-                search, or the folder is not writable.
+            CheckpointError: LoRA was merged (load with merge_lora=False to save again), or the folder is not writable.
         """
         save_checkpoint(self.asr, save_directory)
 
@@ -154,7 +153,7 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
         options.check(asr.config)
         lengths = torch.full((rows,), frames) if attention_mask is None else attention_mask.sum(1).long()
         encoded = asr.project(*asr.encoder(input_features.to(asr.device), lengths.to(asr.device)))
-        decoded = decode(asr, draft_clips(asr, encoded, options), options, batch_size=rows)
+        decoded = decode(asr, draft_clips(asr, encoded), options, batch_size=rows)
         ids = [torch.tensor(row.tokens, dtype=torch.long, device=asr.device) for row in decoded]
         return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=asr.prompts.special["pad"])
 

@@ -4,12 +4,12 @@ is built from."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import RecipeError
 from ..strict import require
 
-Start = Literal["noise", "draft"]
+Start = Literal["noise", "draft", "ctc"]
 Canvas = Literal["packed", "aligned"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -99,11 +99,10 @@ class ModelConfig:
     reads_context: bool = False  # trained with context in the prompt: text that came before, words that may occur
     ctc: bool = True  # CTC trained the projector, so that its slots spell a draft
     canvas: Canvas = "packed"  # the transcript, or a position for each audio token; see denoise/canvas.py
-    start: Start = "noise"  # what a canvas holds at first, where the caller does not say
+    start: Start = "noise"  # what a canvas holds at first, where the caller does not say; see `DecodeOptions`
     dtype: Dtype = "float32"  # of the frozen parts in training, and where loading names none
-    drafter: dict[str, Any] | None = None  # a search for drafts (drafts/); None is greedy CTC
 
     def __post_init__(self) -> None:
         require(len(self.languages) >= 1, "languages", "an empty list", "a list of at least one")
-        if self.start == "draft" and not self.ctc:
-            raise RecipeError("'start' is draft, but 'ctc' is false: without CTC there is no draft to start from")
+        if self.start != "noise" and not self.ctc:
+            raise RecipeError(f"'start' is {self.start}, but 'ctc' is false: without CTC there is no draft")

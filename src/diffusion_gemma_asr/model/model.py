@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .backbone import Backbone, Prefill
 from .config import ModelConfig
 from .ctc import TokenSpan, align, heard, only
-from .drafter import Drafter, Encoded, GreedyCtc
+from .drafts import Encoded, GreedyCtc
 from .encoder import AcousticEncoder
 from .head import Head
 from .lengths import length_mask
@@ -29,9 +29,6 @@ class DiffusionGemmaASR(nn.Module):
         encoder, backbone: frozen.
         projector: trained; its widths must fit both.
         tokenizer: the backbone's.
-
-    Attributes:
-        drafter: what proposes the drafts that canvases start from; greedy CTC unless `use_drafter` says otherwise.
     """
 
     def __init__(
@@ -46,7 +43,6 @@ class DiffusionGemmaASR(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
         self.prompts = PromptBuilder(tokenizer)
-        self._drafter: Drafter | None = None
 
     @property
     def device(self) -> torch.device:
@@ -70,17 +66,8 @@ class DiffusionGemmaASR(nn.Module):
 
     @property
     def greedy(self) -> GreedyCtc:
-        """Greedy CTC over the slots."""
+        """Greedy CTC over the slots, which proposes the drafts."""
         return GreedyCtc(self.head, self.blank)
-
-    @property
-    def drafter(self) -> Drafter:
-        """What proposes the drafts that canvases start from."""
-        return self._drafter or self.greedy
-
-    def use_drafter(self, drafter: Drafter | None) -> None:
-        """Lets a drafter propose; None: greedy CTC."""
-        self._drafter = drafter
 
     def trained(self) -> dict[str, nn.Parameter]:
         """What a checkpoint holds and training changes: the projector and the LoRA matrices."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..denoise.clip import ClipDecoding, Decoded
 from ..denoise.decode import draft_clips, find_languages
 from ..errors import AsrError
-from ..model.drafter import Encoded
+from ..model.drafts import Encoded
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import token_pieces
 from ..transcribe.recordings import ChunkText, second_text, wants_another_seed, with_another_seed
@@ -55,7 +55,7 @@ def draft_chunks(model: DiffusionGemmaASR, batch: Batch, wanted: Sequence[Task])
     for (_, codes, _), rows in alike.items():
         part = Encoded(*(values[rows] for values in batch.encoded))
         options = batch.tasks[rows[0]].request.options.decode
-        clips = draft_clips(model, part, options)
+        clips = draft_clips(model, part)
         languages = codes * len(clips)
         if len(codes) > 1:
             languages = tuple(find_languages(model, clips, codes, options, len(clips)))

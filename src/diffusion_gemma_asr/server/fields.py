@@ -38,7 +38,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {  # name: (schema, what it does
     "stream": ({**FLAG, "default": False}, "Answer with server-sent events."),
     "steps": ({**INTEGER, "default": DEFAULT_STEPS}, "Denoising steps at most. Not in OpenAI's API."),
     "seed": ({**INTEGER, "default": 0}, "Of the random draws. Not in OpenAI's API."),
-    "start": ({**TEXT, "enum": ["noise", "draft"]}, "What canvases start with. Not in OpenAI's API."),
+    "start": ({**TEXT, "enum": ["noise", "draft", "ctc"]}, "What canvases start with. Not in OpenAI's API."),
 }  # fmt: skip
 LISTS = {name.removesuffix("[]") for name in FIELDS if name.endswith("[]")}
 CANNOT = {  # what OpenAI's API knows and this server does not
@@ -212,7 +212,7 @@ class _Fields:
             "hotwords": keywords or None,
             "steps": self.integer("steps", DEFAULT_STEPS, 1, MAX_STEPS),
             "seed": self.integer("seed", 0, 0, 2**53),
-            "start": self.choice("start", ("noise", "draft"), None),
+            "start": self.choice("start", ("noise", "draft", "ctc"), None),
             "t_max": max(temperature, 0.01) if temperature else None,
             "t_min": max(temperature, 0.01) / 2 if temperature else None,
         }

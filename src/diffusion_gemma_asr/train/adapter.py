@@ -302,7 +302,7 @@ def transcribe_cached(
     for i in range(0, len(utterances), batch_size):
         batch = utterances[i : i + batch_size]
         frames, lengths = (part.to(model.device) for part in cache.batch(batch))
-        clips = draft_clips(model, model.project(frames, lengths), options)
+        clips = draft_clips(model, model.project(frames, lengths))
         languages = [u.language for u in batch] if language is None else None
         decoded += decode(model, clips, options, batch_size=batch_size, languages=languages)
     return decoded

@@ -148,7 +148,6 @@ class Recipe:
         if len({train.teacher is None, train.teacher_frames is None, losses.imitation == 0}) > 1:
             raise RecipeError("'train.teacher', 'train.teacher_frames' and 'losses.imitation' go together; give all or none")
         require(model.dtype == "float32", "model.dtype", model.dtype, "left out of a recipe, which has train.dtype")
-        require(model.drafter is None, "model.drafter", "a section", "left out of a recipe: no drafter can be trained")
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...model.drafter import Encoded
+from ...model.drafts import Encoded
 from ...model.model import DiffusionGemmaASR
 from ..protocol import Hypothesis
 

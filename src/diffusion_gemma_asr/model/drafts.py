@@ -3,7 +3,7 @@ text."""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -27,19 +27,6 @@ class Encoded(NamedTuple):
     slot_lengths: Tensor
 
 
-class Drafter(Protocol):
-    """What proposes drafts.
-
-    Attributes:
-        trusted: whether a draft is the transcript, and denoising it would change nothing for the better.
-    """
-
-    trusted: bool
-
-    def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
-        """A draft of each clip: its tokens, with the slots where they are heard and their probabilities."""
-
-
 class GreedyCtc:
     """The most probable symbol of each slot, straight through the backbone's output head.
 
@@ -48,13 +35,11 @@ class GreedyCtc:
         blank: id of the CTC blank.
     """
 
-    trusted = False
-
     def __init__(self, head: Head, blank: int):
         self.head, self.blank = head, blank
 
     def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
-        """See `Drafter.drafts`."""
+        """A draft of each clip: its tokens, with the slots where they are heard and their probabilities."""
         return self.of_slots(encoded.slots, encoded.slot_lengths)
 
     def of_slots(self, slots: Tensor, slot_lengths: Tensor) -> list[list[DraftToken]]:
