@@ -60,8 +60,8 @@ made $run/projector/checkpoint "projector, by CTC on Whisper base's frames" shar
 made $run/reading/projector/adapter.safetensors "backbone, on that projector's audio tokens" shared_train recipes/mini/3-reading.yaml
 made runs/base/checkpoint "base: projector and LoRA" shared_train recipes/base.yaml
 
-made $run/ears/checkpoint "ears of our own: a projector that hears spectrograms" shared_train recipes/mini/4-ears.yaml
-made runs/mini/checkpoint "mini: that projector and LoRA" shared_train recipes/mini.yaml
+made $run/ears/checkpoint "ears of our own: encoder and projector, trained on together" shared_train recipes/mini/4-ears.yaml
+made runs/mini/checkpoint "mini: projector and LoRA on those ears" shared_train recipes/mini.yaml
 
 for name in base mini; do
   made $run/bundle-$name/config.json "bundle of $name, as the package carries it" train recipes/mini/5-bundle-$name.yaml

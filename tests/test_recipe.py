@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -11,7 +10,6 @@ import pytest
 import yaml
 
 from diffusion_gemma_asr.errors import RecipeError
-from diffusion_gemma_asr.model.mel_encoder import LOG_MEL
 from diffusion_gemma_asr.strict import resolve_source
 from diffusion_gemma_asr.train.recipe import Recipe, load_recipe
 from diffusion_gemma_asr.train.recipe_files import RECIPE_FOLDERS, find_recipe, load_recipe_as, read_mapping, recipe_names
@@ -253,26 +251,24 @@ def test_every_recipe_of_the_repository_can_be_read() -> None:
 def test_the_small_models_are_one_recipe_apart_and_each_stage_goes_on_from_the_one_before() -> None:
     recipes, runs = every_recipe(), RECIPES.parent / "runs"
     base, mini, reading = recipes["base"], recipes["mini"], recipes["mini/3-reading"]
-    ears = recipes["mini/4-ears"]
-    parts = {"name": "mini", "encoder": mini.model.encoder, "projector": mini.model.projector}
-    assert dataclasses.replace(base.model, **parts) == mini.model and mini.model.encoder.name == LOG_MEL
-    own = ("start_from", "batch_frames", "spec_augment", "warp")
-    assert dataclasses.replace(base.train, **{key: getattr(mini.train, key) for key in own}) == mini.train
-    assert base.losses == mini.losses
+    projector, ears = recipes["mini/2-projector"], recipes["mini/4-ears"]
+    own = {"name": "mini", "encoder": mini.model.encoder}
+    assert dataclasses.replace(base.model, **own) == mini.model
+    assert dataclasses.replace(base.train, start_from=mini.train.start_from) == mini.train and base.losses == mini.losses
     assert dataclasses.replace(base.data, cache_dir=mini.data.cache_dir) == mini.data
-    projector = recipes["mini/2-projector"]
-    assert base.model.encoder == reading.model.encoder == projector.model.encoder
-    assert base.data.cache_dir == reading.data.cache_dir == projector.data.cache_dir == ears.train.teacher_frames
+    assert base.model.encoder == reading.model.encoder == projector.model.encoder == ears.model.encoder
+    assert base.data.cache_dir == reading.data.cache_dir == projector.data.cache_dir
+    assert len({base.data.cache_dir, mini.data.cache_dir, ears.data.cache_dir}) == 3  # an encoder, another, and none
     assert Path(reading.model.backbone.name) == runs / recipes["mini/1-backbone"].name / "backbone"
-    assert reading.train.start_from == ears.train.teacher == runs / projector.name / "checkpoint"
-    assert Path(ears.model.backbone.name) == runs / reading.name / "backbone"
+    assert reading.train.start_from == runs / projector.name / "checkpoint"
+    assert Path(ears.model.backbone.name) == Path(mini.model.backbone.name) == runs / reading.name / "backbone"
     assert base.train.start_from == runs / reading.name / "projector"
-    assert mini.train.start_from == runs / ears.name / "checkpoint" and mini.data.cache_dir == ears.data.cache_dir
-    plain = {"skip_blanks": None}
-    for one, other in ((base, projector), (mini, ears)):
-        assert dataclasses.replace(one.model.projector, **plain) == other.model.projector
+    assert ears.train.start_from == runs / base.name / "checkpoint"
+    assert mini.train.start_from == runs / ears.name / "checkpoint"
+    assert Path(mini.model.encoder.name) == runs / ears.name / "encoder"
     assert reading.model.projector == base.model.projector
-    assert math.prod(mini.model.projector.strides) == 2 * math.prod(base.model.projector.strides)  # of frames half as long
+    for recipe in (projector, ears):
+        assert dataclasses.replace(base.model.projector, skip_blanks=None) == recipe.model.projector
 
 
 def test_no_list_is_both_trained_on_and_judged_by() -> None:

@@ -17,7 +17,6 @@ from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig
 from diffusion_gemma_asr.model.encoder import AcousticEncoder
 from diffusion_gemma_asr.model.lengths import strided_length
-from diffusion_gemma_asr.model.mel_encoder import LOG_MEL
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.model.projector import AudioProjector
 
@@ -94,7 +93,7 @@ def bundled_model(name: str, spare: Path, folder: Path | None = None) -> Diffusi
     """
     own, encoder = find_checkpoint(name), None
     source = read_config_file(own).encoder
-    if source.name != LOG_MEL and not (own / source.name).is_dir():
+    if not (own / source.name).is_dir():
         assert source.width is not None and source.mel_bins is not None
         encoder = tiny.write_whisper(spare, width=source.width, mel_bins=source.mel_bins)
     return load_checkpoint(folder or own, device="cpu", encoder=encoder)

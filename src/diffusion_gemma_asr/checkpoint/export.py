@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 from ..errors import CheckpointError, first_line
 from ..model.config import ModelConfig
 from ..model.encoder import AcousticEncoder
-from ..model.mel_encoder import LogMel
 from ..model.model import DiffusionGemmaASR
 from ..model.projector import AudioProjector
 from .config_file import CONFIG, read_config_file, write_config
@@ -107,8 +106,6 @@ def _write_audio(model: DiffusionGemmaASR, folder: Path) -> None:
     write_config(with_shapes(model), folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.projector.state_dict().items()}
     save_file(weights, folder / PROJECTOR, metadata={"format": "pt"})
-    if isinstance(model.encoder, LogMel):
-        return
     save_encoder(model.encoder, folder / ENCODER)
 
 

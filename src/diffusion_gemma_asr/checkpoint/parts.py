@@ -34,14 +34,13 @@ from ..model.backbone import Backbone
 from ..model.config import BackboneConfig, EncoderConfig
 from ..model.encoder import AcousticEncoder
 from ..model.head import Head
-from ..model.mel_encoder import LOG_MEL, LogMel, LogMelConfig
 from ..model.packing import is_packed, unpack
 from .known_configs import KNOWN
 from .quantization import find_quantizer, quantize_experts
 
 HEADS = ("lm_head.weight", "model.decoder.embed_tokens.weight", "model.encoder.language_model.embed_tokens.weight")  # tied
 WHOLE = r"^(model\.)?(encoder|audio_tower)\."  # of an encoder's names in a whole model, not in the encoder alone
-ENCODERS = f"a Whisper, a Qwen3-ASR in transformers' layout, or {LOG_MEL}"
+ENCODERS = "a Whisper, or a Qwen3-ASR in transformers' layout"
 WEIGHTS = "model.safetensors"  # of a folder in the layout of a hub repository
 
 
@@ -53,8 +52,6 @@ def read_config(
     Raises:
         CheckpointError: there is no such folder or repository, or its config.json cannot be read.
     """
-    if name_or_path == LOG_MEL:
-        return LogMelConfig()
     _check_folder(name_or_path)
     try:
         return AutoConfig.from_pretrained(name_or_path, revision=revision, local_files_only=local_files_only)
@@ -83,8 +80,6 @@ def load_encoder(
     """
     where: dict[str, Any] = {"revision": source.revision, "local_files_only": local_files_only}
     config = audio_config(read_config(source.name, **where))
-    if isinstance(config, LogMelConfig):
-        return LogMel(load_extractor(source), source.silence_s).to(device).eval()
     kind: type[AcousticEncoder] = AcousticEncoder
     options: dict[str, Any] = {"dtype": dtype, "key_mapping": {WHOLE: ""}, **where}
     if _is_qwen(config):
@@ -104,8 +99,6 @@ def new_encoder(config: PreTrainedConfig, name: str) -> AcousticEncoder:
         CheckpointError: the configuration of `name` is of another kind.
     """
     config = audio_config(config)
-    if isinstance(config, LogMelConfig):
-        return LogMel(WhisperFeatureExtractor(feature_size=config.num_mel_bins))
     if _is_qwen(config):
         from ..model.qwen_encoder import QwenEncoder
 
@@ -123,7 +116,7 @@ def load_extractor(source: EncoderConfig, local_files_only: bool = False) -> Whi
     """
     where: dict[str, Any] = {"revision": source.revision, "local_files_only": local_files_only}
     config = audio_config(read_config(source.name, **where))
-    if isinstance(config, LogMelConfig) or _is_qwen(config):  # Qwen's own pads to 30 s and to whole seconds
+    if _is_qwen(config):  # Qwen's own pads to 30 s and to whole seconds
         return WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     try:
         return WhisperFeatureExtractor.from_pretrained(source.name, **where)
@@ -275,7 +268,7 @@ def check_encoder(entry: EncoderConfig, source: EncoderConfig, local_files_only:
         CheckpointError: they differ.
     """
     actual = audio_config(read_config(source.name, revision=source.revision, local_files_only=local_files_only))
-    if not isinstance(actual, (WhisperConfig, LogMelConfig)) and not _is_qwen(actual):
+    if not isinstance(actual, WhisperConfig) and not _is_qwen(actual):
         raise CheckpointError(f"the encoder {source.name} is a {actual.model_type}; it must be {ENCODERS}")
     if (actual.d_model, actual.num_mel_bins) != (entry.width, entry.mel_bins):
         raise CheckpointError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..checkpoint.config_file import MODEL_TYPE, upgraded
+from ..checkpoint.config_file import MODEL_TYPE
 from ..checkpoint.load import find_checkpoint, load_checkpoint
 from ..checkpoint.save import save_checkpoint
 from ..denoise.decode import decode, draft_clips
@@ -36,8 +36,6 @@ class DiffusionGemmaASRConfig(PreTrainedConfig):
 
         `encoder` and `backbone` are both: keys of the configuration, and options to load other parts.
         """
-        if config_dict.get("format") == 1:
-            config_dict = upgraded(config_dict)
         return_unused = kwargs.pop("return_unused_kwargs", False)
         options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)

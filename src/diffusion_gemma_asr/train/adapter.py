@@ -37,7 +37,6 @@ from .objective import SpeechBatch, losses, text_batch
 from .recipe import LossRecipe, Recipe
 from .shard import follow, leading, shard_experts
 from .speech import SpeechData
-from .teacher import Teacher
 from .workers import rank
 
 MARGIN = 12  # canvases are up to this many tokens longer than the longest transcript
@@ -139,12 +138,6 @@ class AdapterTrainer:
         self.targets = [model.prompts.target(text) for text in self.data.texts]
         if recipe.losses.ctc > 0:
             self._report_too_long()
-        self.teacher = None
-        if recipe.train.teacher is not None and recipe.train.teacher_frames is not None:
-            self.teacher = Teacher(recipe.train.teacher, recipe.train.teacher_frames, model, self.data.utterances)
-            if recipe.train.start_from is None:
-                self.teacher.lend(model.projector)
-            self.console.print(f"imitates the audio tokens of {recipe.train.teacher}", markup=False)
         start = recipe.train.start_from
         silence = model.encoder.silence_s
         self.settings = fingerprint.of_recipe(recipe) | {
@@ -212,8 +205,6 @@ class AdapterTrainer:
         masked = mask_bands(frames, batch.frame_lengths, train.spec_augment)
         batch = replace(batch, frames=masked).to(self.model.device)
         with computing_in(self.dtype, self.model.device):
-            if self.teacher is not None:
-                batch = replace(batch, wanted=self.teacher.slots([self.data.utterances[i] for i in chosen]))
             parts = losses(self.model, batch, self.recipe.losses)
             return parts.total(self.recipe.losses), parts.figures()
 

@@ -29,7 +29,6 @@ LATER = {
     "shared",
     "skip_blanks",
     "frozen_projector",
-    "imitation",
     "warp",
     "known_start",
     "canvas",

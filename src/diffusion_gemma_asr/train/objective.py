@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..denoise.canvas import EditCanvases, aligned_layout, edit_canvases, write_canvas
 from ..denoise.clip import kept_spans
 from ..model.backbone import Backbone, Prefill
-from ..model.ctc import ctc_loss, ctc_losses, only
+from ..model.ctc import ctc_loss, only
 from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
@@ -84,18 +83,15 @@ class SpeechBatch:
         frames: (B, F, D) of the frozen encoder, 20 ms each.
         frame_lengths: (B,) long, frames without padding.
         text: prompts and transcripts of the same rows.
-        wanted: (B, S', H) audio tokens of a teacher, zeros behind each end; None where nothing is imitated.
     """
 
     frames: Tensor
     frame_lengths: Tensor
     text: TextBatch
-    wanted: Tensor | None = None
 
     def to(self, device: torch.device) -> SpeechBatch:
         """A copy of the batch on another device."""
-        wanted = None if self.wanted is None else self.wanted.to(device)
-        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device), wanted)
+        return SpeechBatch(self.frames.to(device), self.frame_lengths.to(device), self.text.to(device))
 
 
 def text_batch(
@@ -146,7 +142,6 @@ class Losses:
         diffusion: mean cross-entropy of a canvas position, in nats.
         autoregressive: mean cross-entropy of a token behind the prompt, in nats.
         ctc: mean negative log-likelihood of a token, in nats.
-        imitation: mean of 1 - cosine between an audio token and the teacher's, times the trust in the teacher.
         canvas_accuracy: share of canvas positions with the target as arg-max.
         next_token_accuracy: share of tokens behind the prompt with the target as arg-max.
     """
@@ -154,15 +149,12 @@ class Losses:
     diffusion: Tensor | None = None
     autoregressive: Tensor | None = None
     ctc: Tensor | None = None
-    imitation: Tensor | None = None
     canvas_accuracy: Tensor | None = None
     next_token_accuracy: Tensor | None = None
 
     def total(self, weights: LossRecipe) -> Tensor:
         """The weighted sum of the computed losses."""
-        parts = [
-            (getattr(weights, name), getattr(self, name)) for name in ("diffusion", "autoregressive", "ctc", "imitation")
-        ]
+        parts = [(getattr(weights, name), getattr(self, name)) for name in ("diffusion", "autoregressive", "ctc")]
         return torch.stack([weight * loss for weight, loss in parts if loss is not None]).sum()
 
     def figures(self) -> dict[str, float]:
@@ -180,37 +172,7 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
         options: weights, and how canvases are corrupted.
     """
     slots, slot_lengths = model.projector(batch.frames, batch.frame_lengths)
-    parts = losses_of_slots(model, slots, slot_lengths, batch.text, options)
-    if batch.wanted is None:
-        return parts
-    trust = trust_in(model, batch.wanted, batch.text)
-    return replace(parts, imitation=imitation_loss(slots, slot_lengths, batch.wanted, trust))
-
-
-@torch.no_grad()
-def trust_in(model: DiffusionGemmaASR, wanted: Tensor, text: TextBatch) -> Tensor:
-    """(B,) how well a teacher's audio tokens (B, S, H) spell the transcripts: a token's mean probability, geometrically."""
-    lengths = wanted.any(-1).sum(1)
-    with torch.autocast(wanted.device.type, enabled=False):
-        hidden = wanted.to(model.head.weight.dtype)
-        return (-ctc_losses(model.head, hidden, text.canvas, lengths, text.counts, model.blank)).exp()
-
-
-def imitation_loss(slots: Tensor, slot_lengths: Tensor, wanted: Tensor, trust: Tensor) -> Tensor:
-    """How far audio tokens are from a teacher's, as far as that is to be trusted.
-
-    Args:
-        slots: (B, S, H); slot_lengths: (B,).
-        wanted: (B, S', H), zeros behind each end; the two may differ by an audio token there, where strides round otherwise.
-        trust: (B,) weight of each row.
-
-    Returns:
-        scalar: the mean over all audio tokens of 1 - cosine, times the row's weight.
-    """
-    size = min(slots.shape[1], wanted.shape[1])
-    used = length_mask(slot_lengths, size) & wanted[:, :size].any(-1)
-    cosine = F.cosine_similarity(slots[:, :size].float(), wanted[:, :size].float(), dim=-1)  # (B, size)
-    return ((1 - cosine) * trust[:, None])[used].mean()
+    return losses_of_slots(model, slots, slot_lengths, batch.text, options)
 
 
 def losses_of_slots(
@@ -306,7 +268,7 @@ def backbone_losses(
         aligned: canvases have a position for each audio token, and the positions of these; `drafts` then holds all canvases.
 
     Returns:
-        the losses; `ctc` and `imitation` are None.
+        the losses; `ctc` is None.
     """
     prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
     ar = ar_accuracy = diffusion = accuracy = None

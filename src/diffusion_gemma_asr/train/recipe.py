@@ -15,7 +15,6 @@ from ..checkpoint.quantization import QUANTIZATIONS
 from ..data.augment import Masking
 from ..errors import RecipeError
 from ..model.config import ModelConfig
-from ..model.mel_encoder import LOG_MEL
 from ..strict import require
 from .loop import LoopOptions
 from .recipe_files import SOURCE, load_recipe_as
@@ -28,7 +27,6 @@ class LossRecipe:
     diffusion: float = 1.0  # weight of denoising the transcript on the canvas
     autoregressive: float = 1.0  # weight of predicting the transcript's next token in the backbone's encoder
     ctc: float = 1.0  # weight of CTC on the audio tokens, through the backbone's head
-    imitation: float = 0.0  # weight of making the audio tokens of train.teacher
     self_conditioning: float = 0.5  # probability of a first pass whose logits condition the second
     full_noise: float = 0.0  # probability of pure noise on a canvas instead of t ~ U(eps, 1)
     known_start: float = 0.0  # probability of a clean beginning, of random length, and pure noise behind it
@@ -36,7 +34,7 @@ class LossRecipe:
     unroll: float = 0.0  # probability that the second pass continues from the canvas after the first
 
     def __post_init__(self) -> None:
-        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc", "imitation")}
+        weights = {key: getattr(self, key) for key in ("diffusion", "autoregressive", "ctc")}
         for key, weight in weights.items():
             require(weight >= 0, f"losses.{key}", weight, "at least 0")
         require(any(weights.values()), "losses", "weights of 0 alone", "positive for at least one of them")
@@ -60,11 +58,9 @@ class TrainRecipe(LoopOptions):
     warp: tuple[float, float] = (
         1.0,
         1.0,
-    )  # range of the factor on an utterance's frequencies, where frames are spectrograms
+    )  # range of the factor on an utterance's frequencies; in the stage `ears`
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
-    teacher: Path | None = None  # checkpoint with the projector that losses.imitation learns from; see train/teacher.py
-    teacher_frames: Path | None = None  # its encoder's frames of all training utterances: a `data.cache_dir`
     monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
     shard: Literal["experts"] | None = None  # share the frozen experts among the workers (shard.py); None: each has all
     quantization: str | None = None  # pack the frozen experts in 4 or 8 bits (checkpoint/quantization.py); None: not
@@ -140,13 +136,8 @@ class Recipe:
         _agree(model.reads_context, "model.reads_context", train.context, "train.context")
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
-        if train.warp != (1, 1) and model.encoder.name != LOG_MEL and self.stage != "ears":
-            raise RecipeError(
-                f"'train.warp' is {list(train.warp)}, but frames are spectrograms only with the encoder {LOG_MEL}, and in "
-                "the stage 'ears'"
-            )
-        if len({train.teacher is None, train.teacher_frames is None, losses.imitation == 0}) > 1:
-            raise RecipeError("'train.teacher', 'train.teacher_frames' and 'losses.imitation' go together; give all or none")
+        if train.warp != (1, 1) and self.stage != "ears":
+            raise RecipeError(f"'train.warp' is {list(train.warp)}, but spectrograms are warped, in the stage 'ears' alone")
         require(model.dtype == "float32", "model.dtype", model.dtype, "left out of a recipe, which has train.dtype")
 
     @property

@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ...checkpoint.load import load_adapter
 from ...checkpoint.save import save_checkpoint, save_encoder
 from ...errors import RecipeError
 from ...model.encoder import AcousticEncoder
-from ...model.lengths import Length
-from ...model.mel_encoder import LogMel
+from ...model.lengths import Length, length_mask
 from ...model.projector import AudioProjector
 from .. import fingerprint
 from ..adapter import AdapterTrainer, build_model
@@ -39,10 +39,45 @@ class EarsRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.losses.uses_backbone or self.losses.imitation:
+        if self.losses.uses_backbone:
             raise RecipeError("the stage 'ears' trains by CTC alone: set losses.diffusion and losses.autoregressive to 0")
         if self.model.encoder.silence_s:
             raise RecipeError("the stage 'ears' hears clips as they are: leave out 'model.encoder.silence_s'")
+
+
+class Spectrograms(AcousticEncoder):
+    """Log-mel spectrograms as frames (B, T, bins), 10 ms each, in an encoder's place while the encoder itself is trained.
+
+    Args:
+        extractor: makes them.
+    """
+
+    frame_s = 0.01
+    place: Tensor
+
+    def __init__(self, extractor: WhisperFeatureExtractor):
+        nn.Module.__init__(self)
+        self.extractor, self.silence_s = extractor, 0.0
+        self.register_buffer("place", torch.zeros(0), persistent=False)  # tells the device
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.place.device
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a frame: the mel bins."""
+        return self.extractor.feature_size
+
+    @property
+    def max_samples(self) -> int:
+        """Samples of 30 s."""
+        return self.extractor.n_samples
+
+    def _encode(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """See `AcousticEncoder.forward`."""
+        return mel.transpose(1, 2) * length_mask(lengths, mel.shape[2])[..., None].to(mel.dtype), lengths
 
 
 class Ears(nn.Module):
@@ -103,7 +138,7 @@ def train_ears(recipe: EarsRecipe, folder: Path, device: torch.device) -> Path:
     origin = fingerprint.of_tensors(encoder.state_dict())
     encoder.float().requires_grad_(True)
     encoder.encoder.embed_positions.requires_grad_(False)
-    model.encoder, model.projector = LogMel(encoder.extractor).to(device), Ears(encoder, projector)  # type: ignore[assignment]
+    model.encoder, model.projector = Spectrograms(encoder.extractor).to(device), Ears(encoder, projector)  # type: ignore[assignment]
     trainer = AdapterTrainer(recipe, model, folder)
     trained = {n: p for n, p in model.trained().items() if n.startswith("projector.") and p.requires_grad}
     run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings | {"encoder": origin})
