@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from diffusion_gemma_asr.data.augment import Masking, mask_bands, warp_frequencies
+from diffusion_gemma_asr.data.augment import Masking, mask_bands, warp_frequencies, with_others
 
 ROWS, FRAMES, CHANNELS = 600, 120, 16
 TIME_ONLY = Masking(time_bands=1, time_width=20, channel_bands=0, channel_width=0)
@@ -120,3 +120,14 @@ def test_a_factor_of_one_changes_nothing_and_rows_have_their_own() -> None:
     torch.testing.assert_close(warped[0], mel[0], atol=1e-4, rtol=0)
     assert not torch.allclose(warped[1], mel[1], atol=0.1)
     torch.testing.assert_close(warp_frequencies(mel[1:], torch.tensor([1.2]))[0], warped[1])
+
+
+def test_each_row_is_mixed_with_the_next() -> None:
+    rows = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    rows[1, 3:] = 0  # ends sooner
+    mixed = with_others(rows, torch.tensor([0.25, 0.0, 0.5]))
+    torch.testing.assert_close(mixed[0, :3], 0.75 * rows[0, :3] + 0.25 * rows[1, :3])
+    torch.testing.assert_close(mixed[0, 3:], 0.75 * rows[0, 3:])
+    assert torch.equal(mixed[1], rows[1])
+    torch.testing.assert_close(mixed[2], 0.5 * (rows[2] + rows[0]))
+    torch.testing.assert_close(with_others(rows[:1], torch.tensor([0.4])), rows[:1])  # nobody else is there

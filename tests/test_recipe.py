@@ -101,6 +101,8 @@ def test_small_recipe_shows_every_key() -> None:
         ("steps: 10", "steps: 10, warmup_steps: 11", ["'train.warmup_steps' must be at most train.steps"]),
         ("steps: 10", "steps: 10, spec_augment: {time_bands: -1}", ["'train.spec_augment.time_bands' must"]),
         ("steps: 10", "steps: 10, spec_augment: 3", ["'train.spec_augment' must be a section"]),
+        ("steps: 10", "steps: 10, others: [0.5, 0.2]", ["'train.others' must be two shares"]),
+        ("steps: 10", "steps: 10, warp: [0.9, 1.1]", ["in the stage 'ears' alone"]),
         ("[{manifest: train.jsonl}]", "[]", ["'data.train' must be a list of at least one"]),
         ("[{manifest: train.jsonl}]", "[train.jsonl]", ["'data.train[0]' must be a section"]),
         ("[dev.jsonl]", "dev.jsonl", ["'data.dev' must be a list, found the text 'dev.jsonl'"]),

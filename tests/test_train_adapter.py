@@ -66,6 +66,7 @@ def recipe(backbone_folder: Path, whisper_folder: Path, tmp_path_factory: pytest
             "lr": 0.01,
             "dtype": "float32",
             "spec_augment": {"time_width": 10, "channel_width": 3},
+            "others": [0.0, 0.3],
             "save_every": SAVE_EVERY,
             "eval_every": 3,
             "monitor_samples": 1,

@@ -1,4 +1,4 @@
-"""Feature augmentation for training: masking and frequency warping.
+"""Feature augmentation for training: masking, frequency warping, other voices.
 
 Masking is SpecAugment's (Park et al. 2019, arXiv 1904.08779), on spectrograms or on encoder frames. Frequency warping
 imitates other vocal tracts (vocal tract length perturbation, Jaitly & Hinton 2013).
@@ -62,6 +62,23 @@ def warp_frequencies(mel: Tensor, factors: Tensor) -> Tensor:
     share = (source_bins - low).to(mel.dtype)[:, None]
     below, above = (mel.gather(2, index[:, None].expand_as(mel)) for index in (low, low + 1))
     return below * (1 - share) + above * share
+
+
+def with_others(features: Tensor, shares: Tensor) -> Tensor:
+    """Mixes each row with the next one, as if somebody else spoke at the same time.
+
+    CTC misreads hardly any audio token of speech that the projector was trained on, however many frames are masked or noisy.
+    Mixed with others' frames they are as doubtful as those of speech that it has not met.
+
+    Args:
+        features: (B, T, W), zeros behind each row's end; the first row follows the last.
+        shares: (B,) of the other row, from 0 to 1.
+
+    Returns:
+        (B, T, W), a new tensor; a row that ends sooner is mixed with silence behind its end.
+    """
+    share = shares[:, None, None].to(features)
+    return features * (1 - share) + features.roll(-1, 0) * share
 
 
 def mask_bands(features: Tensor, lengths: Tensor, masking: Masking, generator: torch.Generator | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..checkpoint.load import load_adapter, read_adapter
 from ..checkpoint.parts import load_backbone, load_encoder, load_tokenizer
 from ..checkpoint.save import save_checkpoint
-from ..data.augment import log_uniform, mask_bands, warp_frequencies
+from ..data.augment import log_uniform, mask_bands, warp_frequencies, with_others
 from ..data.context import drawn_context
 from ..data.features import FeatureCache
 from ..data.manifest import Utterance
@@ -26,6 +26,7 @@ from ..denoise.decode import decode, draft_clips
 from ..denoise.options import DecodeOptions
 from ..errors import DataError
 from ..evaluate.metrics import error_rate
+from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.projector import AudioProjector
 from ..model.prompt import AUTO
@@ -199,14 +200,21 @@ class AdapterTrainer:
         unnamed = [rng.random() < train.unnamed for _ in chosen]
         contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < train.context else "" for i in chosen]
         batch = self.batch(chosen, margin, unnamed, contexts)
-        frames = batch.frames
-        if train.warp != (1, 1):
-            frames = warp_frequencies(frames, log_uniform(train.warp, len(frames)))
-        masked = mask_bands(frames, batch.frame_lengths, train.spec_augment)
-        batch = replace(batch, frames=masked).to(self.model.device)
+        batch = replace(batch, frames=self.augmented(batch.frames, batch.frame_lengths)).to(self.model.device)
         with computing_in(self.dtype, self.model.device):
             parts = losses(self.model, batch, self.recipe.losses)
             return parts.total(self.recipe.losses), parts.figures()
+
+    def augmented(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Frames (B, F, D) with lengths (B,), changed at random as the recipe says."""
+        train = self.recipe.train
+        if train.warp != (1, 1):
+            frames = warp_frequencies(frames, log_uniform(train.warp, len(frames)))
+        if train.others != (0, 0):
+            low, high = train.others
+            mixed = with_others(frames, low + (high - low) * torch.rand(len(frames)))
+            frames = mixed * length_mask(lengths, frames.shape[1])[..., None].to(mixed)
+        return mask_bands(frames, lengths, train.spec_augment)
 
     def evaluate(self, step: int) -> Metrics:
         """Transcribes the dev lists, prints some transcripts beside their references, and computes error rates."""

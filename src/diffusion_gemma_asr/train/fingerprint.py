@@ -30,6 +30,7 @@ LATER = {
     "skip_blanks",
     "frozen_projector",
     "warp",
+    "others",
     "known_start",
     "canvas",
 }

@@ -59,6 +59,7 @@ class TrainRecipe(LoopOptions):
         1.0,
         1.0,
     )  # range of the factor on an utterance's frequencies; in the stage `ears`
+    others: tuple[float, float] = (0.0, 0.0)  # range of the share of another utterance's frames in each utterance's
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
     monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
@@ -75,6 +76,8 @@ class TrainRecipe(LoopOptions):
             require(value >= 0, f"train.spec_augment.{item.name}", value, "at least 0")
         require(self.batch_frames is None or self.batch_frames >= 1, "train.batch_frames", self.batch_frames, "at least 1")
         require(0 < self.warp[0] <= self.warp[1], "train.warp", self.warp, "two factors above 0, the smaller one first")
+        low, high = self.others
+        require(0 <= low <= high < 1, "train.others", self.others, "two shares from 0 to below 1, the smaller one first")
         require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
         require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")
         packings = (None, *QUANTIZATIONS)

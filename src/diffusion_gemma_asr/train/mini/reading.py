@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...checkpoint.load import load_adapter
 from ...checkpoint.save import save_projector
-from ...data.augment import mask_bands
 from ...errors import RecipeError
 from ...model.model import DiffusionGemmaASR
 from ...strict import require
@@ -151,7 +150,7 @@ class ReadingTrainer(AdapterTrainer):
             torch.manual_seed(step_seed(train.seed, number))
             chosen = self.data.mixture.at(number)
             frames, lengths = self.data.cache.batch([self.data.utterances[i] for i in chosen])
-            frames = mask_bands(frames, lengths, train.spec_augment).to(model.device)
+            frames = self.augmented(frames, lengths).to(model.device)
             with computing_in(self.dtype, model.device):
                 slots, slot_lengths = model.projector(frames, lengths.to(model.device))
             slots = slots.float()
