@@ -9,11 +9,12 @@ import tiny
 import torch
 
 from diffusion_gemma_asr.checkpoint.load import ADAPTER, load_checkpoint, read_adapter
+from diffusion_gemma_asr.checkpoint.parts import load_encoder
 from diffusion_gemma_asr.checkpoint.save import save_checkpoint, save_projector
 from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.model.config import ProjectorConfig
+from diffusion_gemma_asr.model.config import EncoderConfig, ProjectorConfig
 from diffusion_gemma_asr.model.projector import AudioProjector
-from diffusion_gemma_asr.train.average import average, main
+from diffusion_gemma_asr.train.average import average, average_encoder, main
 
 
 def projector(seed: int, hidden: int = 8) -> AudioProjector:
@@ -55,3 +56,21 @@ def test_the_command_writes_a_checkpoint_that_loads(
     assert capsys.readouterr().out.strip() == str(out)
     assert read_adapter(out).keys() == read_adapter(tmp_path / "a").keys() and (out / ADAPTER).is_file()
     assert load_checkpoint(out).config.name == config.name
+
+
+def test_encoders_are_averaged_beside_the_adapters(tmp_path: Path, whisper_folder: Path, backbone_folder: Path) -> None:
+    config = tiny.model_config(whisper_folder, backbone_folder)
+    for name in ("a", "b"):
+        save_checkpoint(tiny.build_model(config), tmp_path / name)
+    other = tiny.write_whisper(tmp_path / "whisper", seed=1)
+    encoders = ["--encoders", str(whisper_folder), str(other), "--shares", "1", "3"]
+    main([str(tmp_path / "a"), str(tmp_path / "b"), *encoders, "--out", str(tmp_path / "c")])
+    first, second, mean = (
+        load_encoder(EncoderConfig(str(name))) for name in (whisper_folder, other, tmp_path / "c/encoder")
+    )
+    for key, value in mean.state_dict().items():
+        torch.testing.assert_close(value, 0.25 * first.state_dict()[key] + 0.75 * second.state_dict()[key])
+    moved = (tmp_path / "c").rename(tmp_path / "moved")
+    assert load_checkpoint(moved).config.encoder.name == str(moved / "encoder")
+    with pytest.raises(CheckpointError, match="give each a share"):
+        average_encoder([str(whisper_folder)], [1.0, 1.0])

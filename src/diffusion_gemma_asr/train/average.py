@@ -3,23 +3,29 @@
     python -m diffusion_gemma_asr.train.average runs/a/checkpoint runs/b/checkpoint --shares 0.3 0.7 --out runs/c/checkpoint
 
 What an adapter learnt of training speech by heart differs from run to run and is averaged away (Wortsman et al. 2022, arXiv
-2203.05482); figures in docs/results/log.md.
+2203.05482); figures in docs/results/log.md. With `--encoders` their encoders are averaged too, into OUT/encoder.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoint.config_file import read_config_file, write_config
 from ..checkpoint.load import ADAPTER, read_adapter
+from ..checkpoint.parts import load_encoder
+from ..checkpoint.save import save_encoder
 from ..errors import CheckpointError
 from ..files import whole_file
+from ..model.config import EncoderConfig
+from ..model.encoder import AcousticEncoder
 
 
 def average(folders: Sequence[str | Path], shares: Sequence[float]) -> dict[str, Tensor]:
@@ -35,19 +41,41 @@ def average(folders: Sequence[str | Path], shares: Sequence[float]) -> dict[str,
     Raises:
         CheckpointError: an adapter is missing or damaged, or has other tensors than the first; or the shares do not fit.
     """
-    if len(folders) != len(shares) or min(shares, default=0.0) < 0 or sum(shares) <= 0:
-        raise CheckpointError(f"{len(folders)} adapters and the shares {list(shares)}; give each a share, none below 0")
-    adapters = [read_adapter(folder) for folder in folders]
-    shapes = [{key: value.shape for key, value in adapter.items()} for adapter in adapters]
-    for folder, own in zip(folders, shapes, strict=True):
+    return _mean(folders, [read_adapter(folder) for folder in folders], shares)
+
+
+def average_encoder(names: Sequence[str], shares: Sequence[float]) -> AcousticEncoder:
+    """The weighted mean of several encoders, in float32 on the CPU.
+
+    Args:
+        names: folders or hub repositories of encoders with the same architecture.
+        shares: of each; they are divided by their sum.
+
+    Raises:
+        CheckpointError: an encoder is missing or damaged, or has other tensors than the first; or the shares do not fit.
+    """
+    encoders = [load_encoder(EncoderConfig(str(name))) for name in names]
+    mean = _mean(names, [encoder.state_dict() for encoder in encoders], shares)
+    encoders[-1].load_state_dict(mean)
+    return encoders[-1]
+
+
+def _mean(
+    names: Sequence[str | Path], weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float]
+) -> dict[str, Tensor]:
+    """See `average`."""
+    if len(names) != len(shares) or min(shares, default=0.0) < 0 or sum(shares) <= 0:
+        raise CheckpointError(f"{len(names)} to average and the shares {list(shares)}; give each a share, none below 0")
+    shapes = [{key: value.shape for key, value in tensors.items()} for tensors in weights]
+    for name, own in zip(names, shapes, strict=True):
         if own != shapes[0]:
-            raise CheckpointError(f"{folder} has other tensors than {folders[0]}; they cannot be averaged")
+            raise CheckpointError(f"{name} has other tensors than {names[0]}; they cannot be averaged")
 
     def mean(key: str) -> Tensor:
-        parts = [adapter[key].double() * (share / sum(shares)) for adapter, share in zip(adapters, shares, strict=True)]
+        parts = [tensors[key].double() * (share / sum(shares)) for tensors, share in zip(weights, shares, strict=True)]
         return torch.stack(parts).sum(0)
 
-    return {key: mean(key).to(last.dtype) if last.is_floating_point() else last for key, last in adapters[-1].items()}
+    return {key: mean(key).to(last.dtype) if last.is_floating_point() else last for key, last in weights[-1].items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,13 +83,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", type=Path, help="folders of checkpoints")
     parser.add_argument("--shares", nargs="+", type=float, help="of each (default: equal)")
+    parser.add_argument("--encoders", nargs="+", help="of each, folders or hub repositories: these are averaged as well")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; config.json is the last one's")
     args = parser.parse_args(arguments)
+    shares = args.shares or [1.0] * len(args.checkpoints)
     with torch.inference_mode():
-        tensors = average(args.checkpoints, args.shares or [1.0] * len(args.checkpoints))
+        tensors = average(args.checkpoints, shares)
     shutil.copytree(args.checkpoints[-1], args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ADAPTER))
     with whole_file(args.out / ADAPTER) as part:
         save_file({key: value.contiguous() for key, value in tensors.items()}, part)
+    if args.encoders:
+        with torch.no_grad():
+            save_encoder(average_encoder(args.encoders, shares), args.out / "encoder")
+        config = read_config_file(args.out)
+        write_config(replace(config, encoder=replace(config.encoder, name="encoder", revision=None)), args.out)
     print(args.out)
 
 
