@@ -67,7 +67,7 @@ def test_the_command_line_prints_the_transcript(capsys: pytest.CaptureFixture[st
 
 def test_the_bundles_are_small() -> None:
     """A package index takes wheels of at most 100 MB."""
-    assert sum(path.stat().st_size for path in PRESETS.rglob("*") if path.is_file()) < 95e6
+    assert sum(path.stat().st_size for path in PRESETS.rglob("*") if path.is_file()) < 80e6  # as they travel in the package
 
 
 SIX = ("en", "de", "fr", "es", "hi", "zh")
