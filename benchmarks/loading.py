@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -106,9 +107,11 @@ def measure(folder: Path, dtype: str | None = None) -> dict[str, int]:
 
 
 def measure_apart(folder: Path, dtype: str | None = None) -> dict[str, int]:
-    """`measure` in a process of its own."""
+    """`measure` in a process of its own, whose glibc maps large blocks as that of a new process does: freeing the model that
+    `measure` loads first would change that."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
     command = [sys.executable, __file__, "--measure", str(folder), *([] if dtype is None else ["--dtype", dtype])]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -310,7 +310,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     (
         "newer",
         edit_config(lambda c: c.update(format=3)),
-        "has format 3 of version .*; update diffusion-gemma-asr",
+        "has format 3 of version .*; use the version that wrote it",
     ),
     (
         "unknown key",
@@ -321,7 +321,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("missing name", edit_config(lambda c: c["backbone"].pop("name")), "'backbone.name' is missing"),
     ("missing layers", edit_config(lambda c: c["backbone"].update(layers=None)), "'backbone.layers' is missing"),
     ("wrong value", edit_config(lambda c: c["lora"].update(rank="four")), "'lora.rank' must be a whole number, found"),
-    ("half an old config", edit_config(lambda c: c.update(format=1)), "'recipe' is missing"),
+    ("older", edit_config(lambda c: c.update(format=1)), "has format 1 of version .*; use the version that wrote it"),
     (
         "lost projector",
         edit_tensors(lambda t: t.pop("projector.linear.bias")),

@@ -51,18 +51,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, whisper_folder: Path, backb
     return save_checkpoint(tiny.build_model(config), tmp_path_factory.mktemp("hf") / "checkpoint")
 
 
-@pytest.fixture
-def old_folder(folder: Path, tmp_path: Path) -> Path:
-    """The tiny checkpoint as it was saved before transformers could take it: format 1, without model_type."""
-    old = Path(shutil.copytree(folder, tmp_path / "old"))
-    (old / "preprocessor_config.json").unlink()
-    config = json.loads((old / "config.json").read_text())
-    kept = {key: config[key] for key in ("encoder", "backbone", "projector", "lora", "languages", "dtype", "start")}
-    kept |= {"format": 1, "package_version": "0.1.0", "recipe": config["name"], "drafts": config["ctc"]}
-    (old / "config.json").write_text(json.dumps(kept))
-    return old
-
-
 @pytest.fixture(scope="module")
 def pipe() -> hf.DiffusionGemmaASRPipeline:
     return pipeline(TASK, model=hf.bundled("mini"), device="cpu")
@@ -319,20 +307,6 @@ def test_a_hub_repository_in_the_cache_is_taken_by_name(folder: Path, tmp_path: 
     found = subprocess.run([sys.executable, "-c", code], env=where, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == ascii(asr.load(folder, device="cpu").transcribe(sound, language="en").text)
-
-
-def test_an_old_checkpoint_loads_as_ever_and_makes_a_pipeline_by_class(
-    folder: Path, old_folder: Path, sound: np.ndarray
-) -> None:
-    text = asr.load(folder, device="cpu").transcribe(sound, language="en").text
-    assert asr.load(old_folder, device="cpu").transcribe(sound, language="en").text == text
-    with pytest.raises(ValueError, match="model_type"):
-        pipeline(TASK, model=old_folder)
-    wrapped = hf.DiffusionGemmaASRForSpeechSeq2Seq.from_pretrained(old_folder)
-    assert wrapped.config.name == "tiny" and wrapped.config.ctc is True
-    assert hf.DiffusionGemmaASRPipeline(wrapped, device="cpu")(sound, language="en")["text"] == text
-    hf.DiffusionGemmaASRForSpeechSeq2Seq.from_pretrained(old_folder, merge_lora=False).save_pretrained(old_folder)
-    assert pipeline(TASK, model=old_folder, device="cpu")(sound, language="en")["text"] == text
 
 
 def test_other_models_get_the_pipeline_they_had(whisper_folder: Path, backbone_folder: Path) -> None:

@@ -18,8 +18,10 @@ from torch import Tensor
 import diffusion_gemma_asr
 from diffusion_gemma_asr.app.cli import main
 from diffusion_gemma_asr.checkpoint.config_file import read_config_file
-from diffusion_gemma_asr.checkpoint.load import find_checkpoint, load_checkpoint
+from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.model.config import LoraConfig, ModelConfig, ProjectorConfig
+from diffusion_gemma_asr.model.ctc import DraftToken
+from diffusion_gemma_asr.model.drafts import GreedyCtc
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 PUBLISHED = ProjectorConfig(24, scaled=False)
@@ -170,22 +172,23 @@ def test_what_a_lone_number_means_is_asked_for(
             torch.testing.assert_close(slots, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_adapter_that_hears_is_known_by_its_drafts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The bundled English model, as if its files were another program's; its projector was trained with CTC."""
-    bundled = find_checkpoint("mini")
-    theirs = load_checkpoint("mini", device="cpu", merge_lora=False)
-    projector = {f"audio.{k}": v.clone() for k, v in theirs.projector.state_dict().items()}
-    lora = {k: v.clone() for k, v in theirs.backbone.lora_state_dict().items()}
-    save_file(projector | lora, tmp_path / "a.safetensors")
-    parts = ["--encoder", str(bundled / "encoder"), "--backbone", str(bundled / "backbone"), "--scale", "rms"]
-    command = [str(tmp_path / "a.safetensors"), *parts, "--out", str(tmp_path / "ours")]
-    status, _, err = run(command, capsys)
-    assert status == 0 and "LoRA's alpha is twice its rank, 32" in err
-    assert 'for "Follow the river until you reach the mill."' in err and "not used" not in err, err
-    assert read_config_file(tmp_path / "ours").ctc
-    wrong = [*command, "--strides", "8,1"]  # as many audio tokens, but the second convolution misses half of the sound
-    assert run(wrong, capsys)[0] == 0
-    assert not read_config_file(tmp_path / "ours").ctc
+def test_an_adapter_that_hears_is_known_by_its_drafts(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    whisper_folder: Path,
+    backbone_folder: Path,
+) -> None:
+    """A head that spells the example out of any audio tokens, and one that spells something else."""
+    model = foreign_model(whisper_folder, backbone_folder)
+    command = [*write_safetensors(tmp_path, model), "--encoder", str(whisper_folder), "--backbone", str(backbone_folder)]
+    command += ["--languages", "en", "--out", str(tmp_path / "ours")]
+    for said, heard in (("Follow the river until you reach the mill", True), ("Something else", False)):
+        tokens = [DraftToken(token, i, i + 1, 1.0) for i, token in enumerate(model.tokenizer(said)["input_ids"])]
+        monkeypatch.setattr(GreedyCtc, "drafts", lambda self, encoded, tokens=tokens: [tokens])
+        status, _, err = run(command, capsys)
+        assert status == 0 and f'greedy CTC hears "{said}" for "Follow the river until you reach the mill."' in err, err
+        assert ("not used" in err) != heard and read_config_file(tmp_path / "ours").ctc == heard
 
 
 def test_where_the_frozen_parts_are_not_here_a_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

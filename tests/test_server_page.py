@@ -104,13 +104,12 @@ def test_a_recording_and_its_canvas(page: Page) -> None:
         page.fill("[data-slider]", str(step))
         assert page.inner_text("[data-step]") == f"step {step} of {last}"
         canvases.append(cells(page))
-    assert "follow" not in canvases[0] and canvases[-1][:3] == ["follow", "the", "river"]
-    assert "".join(canvases[-1]) == text.replace(" ", "")
+    assert "follow" not in "".join(canvases[0]) and "".join(canvases[-1]) == text.replace(" ", "")
     sure = page.locator("[data-cells] span").evaluate_all(
         "cells => cells.map(cell => cell.style.getPropertyValue('--sure'))"
     )
     assert all(0 <= float(value) <= 1 for value in sure) and float(sure[0]) > 0.5
-    assert cells(page, "draft-cells")[0] == "follow"
+    assert "".join(cells(page, "draft-cells")).startswith("follow")
 
 
 def test_a_canvas_from_the_draft_begins_with_the_draft(page: Page) -> None:
@@ -123,7 +122,7 @@ def test_times_play_the_sound(page: Page) -> None:
     transcribe(page, "draft")
     page.click("#segments button")
     until(page, "document.querySelector('audio').currentTime > 0.2")
-    assert page.get_attribute("#segments li", "class") == "now"
+    until(page, "document.querySelector('#segments li').className === 'now'")
 
 
 def test_files_to_save(page: Page, tmp_path: Path) -> None:

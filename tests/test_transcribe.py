@@ -350,7 +350,7 @@ def test_impossible_options() -> None:
     for wrong, message in (
         ({"language": "xx"}, r"language 'xx' is not one of en .*, zh .*, auto"),
         ({"language": "auto,en"}, "give auto alone, or codes"),
-        ({"start": "middle"}, "'start' must be one of noise, draft, found the text 'middle'"),
+        ({"start": "middle"}, "'start' must be one of noise, draft, ctc, found the text 'middle'"),
         ({"steps": 0}, "steps is 0"),
         ({"t_min": 0.9}, "choose 0 < t_min <= t_max"),
         ({"canvas_length": 0}, "canvas_length is 0"),

@@ -129,7 +129,7 @@ TWO: dict[str, Callable[[], tuple[Sound, Sound]]] = {
     "on noisy lines": lambda: (ANN + noise(0.1, 1), BOB + noise(0.1, 2)),
     "with a hum in both": lambda: (ANN + tone(50, SECONDS, amplitude=0.02), BOB + tone(50, SECONDS, amplitude=0.02)),
     "heard a little in each other's": lambda: (ANN + 0.001 * BOB, BOB + 0.001 * ANN),
-    "in turn": lambda: (spoken("en", "de"), later(spoken("fr", "zh"), 6.3)),
+    "in turn": lambda: (spoken("en", "de"), later(spoken("fr", "zh"), 5.3)),
 }
 
 
