@@ -205,4 +205,4 @@ def test_two_thousand_sockets_are_refused_politely_and_leave_nothing() -> None:
             memory.append(process.memory_info().rss)
         print(f"files {files}, threads {threads}, MB {[round(size / 1e6, 1) for size in memory]}")
         assert max(files) <= files[0] + 5 and max(threads) <= threads[0] + 5
-        assert memory[2] - memory[1] < 30e6  # what is freed goes back to the system late, but a leak goes on
+        assert memory[2] - memory[1] < 45e6  # what is freed goes back to the system late, but a leak goes on
