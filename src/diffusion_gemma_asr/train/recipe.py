@@ -55,10 +55,7 @@ class TrainRecipe(LoopOptions):
     batch_frames: int | None = None  # encoder frames (20 ms) in one forward pass at most, with padding; None is no limit
     start_from: Path | None = None  # checkpoint folder with the initial adapter; None is a newly initialised one
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
-    warp: tuple[float, float] = (
-        1.0,
-        1.0,
-    )  # range of the factor on an utterance's frequencies; in the stage `ears`
+    warp: tuple[float, float] = (1.0, 1.0)  # range of the factor on an utterance's frequencies; stage `ears` alone
     others: tuple[float, float] = (0.0, 0.0)  # range of the share of another utterance's frames in each utterance's
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
@@ -129,9 +126,7 @@ class Recipe:
     train: TrainRecipe
     data: DataRecipe
     losses: LossRecipe = field(default_factory=LossRecipe)
-    stage: Literal["adapter", "reading", "ears"] = (
-        "adapter"  # what is trained; train/mini/ has the other two, and their keys
-    )
+    stage: Literal["adapter", "reading", "ears"] = "adapter"  # what is trained; the other two are in train/mini/
 
     def __post_init__(self) -> None:
         model, train, losses = self.model, self.train, self.losses

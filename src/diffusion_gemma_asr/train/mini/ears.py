@@ -126,8 +126,8 @@ def train_ears(recipe: EarsRecipe, folder: Path, device: torch.device) -> Path:
         the checkpoint's folder, an argument for `load()` and for `train.start_from`.
 
     Raises:
-        CheckpointError: the encoder is not a Whisper, or a part cannot be loaded.
-        AsrError: a data list or a saved state cannot be used.
+        RecipeError: the encoder is not a Whisper.
+        AsrError: a model part, a data list or a saved state cannot be used.
     """
     model = build_model(recipe, device, compute_dtype(recipe.train.dtype, device))
     if recipe.train.start_from is not None:
