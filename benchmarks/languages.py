@@ -271,6 +271,7 @@ def main() -> None:
         measuring.add_argument("model", help="bundled model or checkpoint folder; a Whisper's folder or hub name")
         measuring.add_argument("--name", help="in the tables; by default that of the model's folder")
         measuring.add_argument("--encoder", help="folder or hub name in place of the encoder that the model names")
+        measuring.add_argument("--backbone", help="folder or hub name in place of the backbone that the model names")
         measuring.add_argument("--device", default="auto")
         measuring.add_argument("--count", type=int, default=COUNT, help="the first so many utterances of each list")
         measuring.add_argument("--again", action="store_true", help="also what is measured already")
@@ -283,7 +284,7 @@ def main() -> None:
         whisper = Whisper(args.model)
         measure(args, partial(measure_whisper, whisper), whisper.languages)
     else:
-        model = load_checkpoint(args.model, device=args.device, encoder=args.encoder)
+        model = load_checkpoint(args.model, device=args.device, dtype="auto", encoder=args.encoder, backbone=args.backbone)
         measure(args, partial(measure_list, model), model.config.languages)
 
 

@@ -62,11 +62,11 @@ class Size:
     """
 
     clients: int = 64
-    recordings: int = 100
+    recordings: int = 200
     longest_s: float = 60.0
-    long_s: float = 900.0
+    long_s: float = 3600.0
     short: int = 20
-    many: int = 1000
+    many: int = 2000
 
 
 SMALL = Size(clients=8, recordings=10, longest_s=6.0, long_s=60.0, short=4, many=40)

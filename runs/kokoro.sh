@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 out=$PWD/runs/kokoro
 [ -e "$out/voices" ] && exit 0
-$python -m pip install --quiet "misaki[zh]" openvino onnx
+$python -m pip install --quiet "misaki[zh]" phonemizer-fork espeakng-loader openvino onnx
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 mkdir -p "$out"

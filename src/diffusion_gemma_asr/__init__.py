@@ -59,8 +59,8 @@ def load(name_or_path: str | Path | None = None, **options: Any) -> Recognizer:
     Args:
         name_or_path: a model that travels inside the package, "mini" (the default) or "base" (which hears with
             openai/whisper-base, from the hub); a checkpoint folder; or a hub repository.
-        **options: of `checkpoint.load.load_checkpoint`: device, dtype, quantization, encoder, backbone, revision,
-            local_files_only.
+        **options: of `checkpoint.load.load_checkpoint`: device, dtype ("auto" if nothing is said), quantization, encoder,
+            backbone, revision, local_files_only.
 
     Raises:
         CheckpointError: the model is missing, incomplete, or its parts do not fit each other.
@@ -71,7 +71,7 @@ def load(name_or_path: str | Path | None = None, **options: Any) -> Recognizer:
     from .transcribe.recognizer import Recognizer
 
     check_keywords(load_checkpoint, options)
-    return Recognizer(load_checkpoint(name_or_path or DEFAULT_MODEL, **options))
+    return Recognizer(load_checkpoint(name_or_path or DEFAULT_MODEL, **{"dtype": "auto", **options}))
 
 
 def __getattr__(name: str) -> Any:

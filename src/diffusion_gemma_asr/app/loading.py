@@ -23,7 +23,11 @@ class LoadOptions:
 
     model: str = option(DEFAULT_MODEL, f"{', '.join(BUNDLED)} (bundled); a checkpoint folder; a hub repository.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
-    dtype: str = option("auto", f"auto (the model's own), {', '.join(DTYPES)}.", names=["--compute_type"])
+    dtype: str = option(
+        "auto",
+        f"auto (the model's own, the encoder in bfloat16 where the processor is fast at it), {', '.join(DTYPES)}.",
+        names=["--compute_type"],
+    )
     encoder: str | None = option(
         None, "Whisper's encoder: a folder or a hub name in place of the one that the model names.", show_default="its own"
     )

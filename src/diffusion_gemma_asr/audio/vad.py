@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -37,6 +37,7 @@ FRAME = SAMPLE_RATE // 50  # 20 ms
 
 Clips = tuple[tuple[float, float], ...]
 Detector = Callable[[Samples], float]
+Turn = Callable[[], AbstractContextManager[None]]
 """A window (512,) to the probability that somebody speaks in it; windows come in order."""
 
 
@@ -96,25 +97,30 @@ class Chunk:
         return len(self.samples) / SAMPLE_RATE
 
 
-def speech_chunks(blocks: Iterable[Samples], options: VadOptions | None = None, clips: Clips = ()) -> Iterator[Chunk]:
+def speech_chunks(
+    blocks: Iterable[Samples], options: VadOptions | None = None, clips: Clips = (), turn: Turn = nullcontext
+) -> Iterator[Chunk]:
     """Find the speech in a recording, without ever holding more of it than a chunk.
 
     Args:
         blocks: consecutive (n_i,) float32, 16 kHz.
         clips: (start, end) in seconds, rising: the parts to look at; none is all of it.
+        turn: entered while speech is looked for, in some 0.75 s of sound at a time.
 
     Yields:
         chunks in order of time, which do not overlap, each of them when its end is known.
     """
     options = options or VadOptions()
     with _detectors(options) as detectors:
-        hearing = _Hearing(detectors, options, clips)
+        hearing = _Hearing(detectors, options, clips, turn)
         for block in blocks:
             yield from hearing.feed(block)
         yield from hearing.finish()
 
 
-def channel_chunks(blocks: Iterable[Samples], options: VadOptions | None = None, clips: Clips = ()) -> Iterator[Chunk]:
+def channel_chunks(
+    blocks: Iterable[Samples], options: VadOptions | None = None, clips: Clips = (), turn: Turn = nullcontext
+) -> Iterator[Chunk]:
     """As `speech_chunks`, of several channels side by side.
 
     Args:
@@ -127,7 +133,7 @@ def channel_chunks(blocks: Iterable[Samples], options: VadOptions | None = None,
     options, hearings, waiting = options or VadOptions(), list[_Hearing](), list[Chunk]()
     with ExitStack() as stack:
         for block in blocks:
-            hearings = hearings or [_Hearing(stack.enter_context(_detectors(options)), options, clips) for _ in block]
+            hearings = hearings or [_Hearing(stack.enter_context(_detectors(options)), options, clips, turn) for _ in block]
             for number, hearing in enumerate(hearings):
                 waiting += (replace(chunk, channel=number) for chunk in hearing.feed(block[number]))
             waiting.sort(key=lambda chunk: (chunk.start, chunk.end))
@@ -152,8 +158,8 @@ def speech_windows(samples: Samples) -> NDArray[np.bool_]:
 class _Hearing:
     """Finds the speech in one channel of a recording, or in parts of it, as it is read."""
 
-    def __init__(self, detectors: Detectors, options: VadOptions, clips: Clips):
-        self._detectors, self._options, self._level = detectors, options, Level()
+    def __init__(self, detectors: Detectors, options: VadOptions, clips: Clips, turn: Turn):
+        self._detectors, self._options, self._level, self._turn = detectors, options, Level(), turn
         self._ahead = HeardAhead(self._level)
         self._clips = [(round(start * SAMPLE_RATE), end * SAMPLE_RATE) for start, end in clips or ((0.0, math.inf),)]
         self._finder: SpeechFinder | None = None
@@ -163,7 +169,9 @@ class _Hearing:
     def feed(self, block: Samples) -> Iterator[Chunk]:
         """Takes (n,) samples; gives the chunks that are complete now."""
         for heard in self._ahead.feed(block):
-            yield from self._hear(heard)
+            with self._turn():
+                found = list(self._hear(heard))
+            yield from found
 
     def finish(self) -> Iterator[Chunk]:
         """What is under way when the sound ends."""

@@ -61,7 +61,8 @@ def load_checkpoint(
         name_or_path: "mini" or "base", which travel inside the package; a checkpoint folder; or a hub repository. A folder
             that is called mini itself is "./mini".
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
-        dtype: of all weights, one of DTYPES or torch's own; None and "auto" are that of the frozen parts while training.
+        dtype: of all weights, one of DTYPES or torch's own; None is that of the frozen parts while training; "auto" too, but
+            the encoder is in bfloat16 on processors that are fast at it.
         quantization: None, or 4 and 8 bits for the backbone's experts (`quantization.QUANTIZATIONS`).
         encoder, backbone: folder or hub name to use in place of the one that the checkpoint names.
         revision: of the checkpoint's repository: branch, tag or commit.
@@ -82,7 +83,8 @@ def load_checkpoint(
     check_backbone(config.backbone, config.backbone, local_files_only)
     tokenizer = load_tokenizer(config.backbone, local_files_only)
     dtype_ = chosen_dtype or getattr(torch, config.dtype)
-    loaded_encoder = load_encoder(config.encoder, dtype=dtype_, device=device, local_files_only=local_files_only)
+    encoder_dtype = torch.bfloat16 if dtype == "auto" and device.type == "cpu" and fast_bfloat16() else dtype_
+    loaded_encoder = load_encoder(config.encoder, dtype=encoder_dtype, device=device, local_files_only=local_files_only)
     projector = AudioProjector(config.projector, loaded_encoder.hidden_size, int(config.backbone.width or 0))
     fill_projector(projector, _under(adapter, "projector."), folder / ADAPTER)
     loaded_backbone = load_backbone(
@@ -245,6 +247,12 @@ def choose_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         raise AsrError(f"dtype {dtype} is not known; give auto or one of {', '.join(DTYPES)}")
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32: twice as fast with AVX-512 BF16, more with AMX."""
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

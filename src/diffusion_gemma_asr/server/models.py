@@ -219,7 +219,10 @@ class Models:
         with ExitStack() as stack:  # detectors of speech take a while to make, and are kept for the next who needs one
             for _ in range(WARM_FINDERS):
                 stack.enter_context(speech_finder())
-        return self._load(source)
+        # In a thread that ends: OpenMP keeps helpers for each thread that computed, and where they outnumber the cores they
+        # sleep between any two products. Requests took a fifth longer.
+        with ThreadPoolExecutor(1) as passing:
+            return passing.submit(self._load, source).result()
 
     async def _watch(self) -> None:
         idle_s = self.settings.idle_unload_s

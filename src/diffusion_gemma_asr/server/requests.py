@@ -12,12 +12,13 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from ..audio.vad import Chunk
+from ..audio.vad import Chunk, Turn
 from ..denoise.clip import ClipDecoding
 from ..denoise.decode import OnStep
 from ..errors import AsrError, AudioError, first_line
 from ..transcribe.recordings import ChunkText, End, TranscribeOptions, recording_events
 from ..transcribe.results import Segment
+from .turns import Turns
 
 FEW = 2  # chunks of a request that wait at least, as long as there are more
 MAX_BEGUN = 64  # recordings that are read at once: each has detectors of speech of 20 MB
@@ -120,9 +121,9 @@ def chunk_request(chunk: Chunk, options: TranscribeOptions, on_event: Callable[[
     return request
 
 
-def recording_reads(audio: object, options: TranscribeOptions) -> Reads:
+def recording_reads(audio: object, options: TranscribeOptions, turn: Turn) -> Reads:
     """As `recordings.recording_events`, a generator that can be closed."""
-    yield from recording_events(audio, options)  # type: ignore[arg-type]
+    yield from recording_events(audio, options, turn)  # type: ignore[arg-type]
 
 
 def _nothing() -> Reads:
@@ -137,10 +138,13 @@ class Readers:
         requests: gives the requests there are.
         ahead: chunks that may wait, of all requests together.
         count: of threads.
+        turns: with the engine.
     """
 
-    def __init__(self, changed: threading.Condition, requests: Callable[[], Sequence[Request]], ahead: int, count: int):
-        self._changed, self._requests, self._ahead = changed, requests, ahead
+    def __init__(
+        self, changed: threading.Condition, requests: Callable[[], Sequence[Request]], ahead: int, count: int, turns: Turns
+    ):
+        self._changed, self._requests, self._ahead, self._turns = changed, requests, ahead, turns
         self._reads = itertools.count(1)
         self._ended = False
         self._threads = [threading.Thread(target=self._run, name="reader", daemon=True) for _ in range(count)]
@@ -177,6 +181,7 @@ class Readers:
                 last = request.over or not isinstance(event, Chunk)
                 request.read_all |= last
                 self._changed.notify_all()
+            self._turns.read()
             if last:
                 request.reads.close()
             del request, event  # they hold sound, and may have to wait long for the next

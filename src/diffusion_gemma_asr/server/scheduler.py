@@ -1,13 +1,13 @@
 """Continuous batching across requests: the speech of all of them shares the rows of one engine.
 
 Recordings are cut into chunks of at most 30 s as they are read, some chunks ahead of what is decoded. One thread takes
-chunks round-robin over requests, so that a short file never waits behind an hour, encodes them, adds their canvases to the
-engine, and makes a step of all canvases under way. A request that nobody waits for any more leaves its rows at once.
+chunks round-robin over requests, so that a short file never waits behind an hour, encodes them, adds their canvases to an
+engine, and makes a step of all canvases under way. A request that nobody waits for any more leaves its rows at once. On a
+processor, short recordings go first (rows.py).
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -17,13 +17,10 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..audio.read import AudioSource
 from ..audio.vad import Chunk
-from ..denoise.clip import read_prompts
 from ..denoise.decode import OnStep
-from ..denoise.queue import engine_for
 from ..errors import AsrError, first_line
 from ..model.model import DiffusionGemmaASR
 from ..transcribe.memory import give_back_memory
@@ -31,11 +28,13 @@ from ..transcribe.recordings import ChunkText, TranscribeOptions, chunk_segment
 from ..transcribe.results import Segment
 from .chunks import Batch, draft_chunks, encode_chunks, text_of, token_logprobs
 from .requests import DRAFT, Busy, Closed, Event, Failed, Readers, Request, Task, chunk_request, recording_reads
+from .rows import QUICK_S, Rows
+from .turns import Turns
 
 __all__ = ["DRAFT", "Busy", "Closed", "Event", "Failed", "Pace", "Request", "Scheduler"]
 
-QUICK_S = 6.0  # seconds of sound that may overtake a longer batch between its encoding and its drafts
 PATIENCE = 16  # chunks of others that came after it may be taken before one of a request that was served before
+READING_S = 0.1  # that readers get between two turns of the engine while rows are empty for want of what they read
 MAX_SEED = 1 << 53
 TRIM_S = 5.0  # free memory goes back to the system so often at most
 LAST_S = 30.0  # for the step under way to end when the scheduler is closed
@@ -55,7 +54,7 @@ class Pace(NamedTuple):
     open_s: float
 
 
-PACES = {"cpu": Pace(6.0, 60.0), "cuda": Pace(240.0, 960.0)}  # a CPU gains nothing from larger batches
+PACES = {"cpu": Pace(20.0, 240.0), "cuda": Pace(240.0, 960.0)}  # a CPU gains nothing from larger batches
 
 
 class Scheduler:
@@ -83,15 +82,14 @@ class Scheduler:
         self._requests: list[Request] = []  # in the order in which they came
         self._open: set[Task] = set()  # taken from their requests, not yet done
         self._batch: Batch | None = None  # a long one, encoded in the last turn
-        self._overtaken = False  # it was, once
-        self._tasks: dict[int, Task] = {}  # in the engine, by their numbers there
         self._follow: deque[Task] = deque()  # drafted, for another canvas
-        self._numbers, self._taken = itertools.count(), 0
-        self._engine = engine_for(model.backbone, self._show)
+        self._taken = 0
+        self._rows = Rows(model)
         self._changed = threading.Condition()
         self._closing = self._dropping = False
         self._trimmed = time.monotonic()
-        self._readers = Readers(self._changed, lambda: self._requests, 2 * rows, readers)
+        self._turns = Turns(torch.get_num_threads() if model.device.type == "cpu" else None, self._reading_s)
+        self._readers = Readers(self._changed, lambda: self._requests, 2 * rows, readers, self._turns)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -120,7 +118,9 @@ class Scheduler:
             Closed: it is closing.
         """
         self._check(options)
-        request = Request(options, on_event, on_step, {} if logprobs else None, recording_reads(audio, options))
+        request = Request(
+            options, on_event, on_step, {} if logprobs else None, recording_reads(audio, options, self._turns.computing)
+        )
         self._add(request, self.max_queue)
         return request
 
@@ -181,7 +181,7 @@ class Scheduler:
     @property
     def busy_rows(self) -> int:
         """Canvases under way."""
-        return len(self._tasks)
+        return len(self._rows)
 
     def _check(self, options: TranscribeOptions) -> None:
         """Raises AsrError on what would fail in the engine's thread, and with it what others wait for."""
@@ -205,7 +205,8 @@ class Scheduler:
         with torch.inference_mode():
             while self._wait():
                 try:
-                    self._turn()
+                    with self._turns.engine():
+                        self._turn()
                 except Exception as error:  # one bad batch must not stop the server
                     self._fail(error)
         self._readers.end()
@@ -224,15 +225,31 @@ class Scheduler:
             return True
         return any(r.over or r.waiting or r.told in r.results for r in self._requests)
 
+    def _reading_s(self) -> float:
+        """Seconds that the engine leaves to the readers before its next turn, if they have so much to do."""
+        reading = [request for request in self._requests if request.reading]
+        if any(not request.read for request in reading):  # nothing of it is there yet
+            return READING_S
+        waiting = sum(len(request.waiting) for request in self._requests)
+        if waiting >= self.rows - len(self._rows):
+            return READING_S / 10 if reading else 0.0
+        if not reading:
+            return 0.0
+        return READING_S / 3 if self._rows.quick or self._newcomers() else READING_S
+
+    def _newcomers(self) -> bool:
+        """Whether a request waits to begin, with something short."""
+        return any(_is_newcomer(request) for request in self._requests)
+
     def _turn(self) -> None:
         """Requests that are over leave, others come in, all canvases make a step."""
         if self._dropping:
             for request in list(self._requests):
                 request.tell(Closed("the server is shutting down; try again later"))
         self._leave()
-        self._enter()
-        for number, finished in self._engine.step():
-            task = self._tasks.pop(number)
+        quick = self._rows.quick_turn(self._newcomers())
+        self._enter(quick)
+        for task, finished in self._rows.step(quick):
             assert task.decoding is not None
             task.decoding.take(finished)
             self._go_on(task)
@@ -257,61 +274,55 @@ class Scheduler:
             request.reads.close()
         self._open = {task for task in self._open if task.request not in gone}
         self._follow = deque(task for task in self._follow if task in self._open)
-        rows = {number for number, task in self._tasks.items() if task not in self._open}
-        for number in rows:
-            del self._tasks[number]
-        if rows:
-            self._engine.drop(rows)
+        self._rows.keep(self._open)
 
-    def _enter(self) -> None:
+    def _enter(self, quick: bool) -> None:
         """Fills free rows: first with further canvases of what was begun, then with chunks of all requests in turn.
 
-        A long batch is drafted in the turn behind the one in which it was encoded; what is short overtakes it there.
+        A long batch is drafted in the turn behind the one in which it was encoded, so that a quick turn may come between.
+
+        Args:
+            quick: only what is short, of requests that begin.
         """
-        batch, free = self._batch, self.rows - len(self._tasks)
+        batch, free = self._batch, self.rows - len(self._rows)
         ready = [self._follow.popleft() for _ in range(min(free, len(self._follow)))]
         free -= len(ready) + (0 if batch is None else len(batch.tasks))
         drafted: list[Task] = []
-        if batch is None:
+        if quick:
+            for encoded in self._encode(self._next_chunks(free, QUICK_S, newcomers=True)):
+                drafted += self._draft(encoded)
+        elif batch is None:
             for encoded in self._encode(self._next_chunks(free, self.pace.entering_s)):
                 if encoded.seconds > QUICK_S:
                     self._batch = encoded
                 else:
                     drafted += self._draft(encoded)
-        elif not self._overtaken and (quick := self._next_chunks(free, QUICK_S, newcomers=True)):
-            self._overtaken = True
-            drafted = [task for encoded in self._encode(quick) for task in self._draft(encoded)]
         else:
-            self._batch, self._overtaken = None, False
+            self._batch = None
             drafted = self._draft(batch)
         for task in drafted:
             if task.decoding is not None and task.decoding.done:
                 self._go_on(task)
             else:
                 ready.append(task)
-        if ready:
-            decodings = [task.decoding for task in ready if task.decoding is not None]
-            numbers = [next(self._numbers) for _ in ready]
-            self._tasks.update(zip(numbers, ready, strict=True))
-            jobs = [decoding.job() for decoding in decodings]
-            self._engine.add(numbers, jobs, [decoding.denoising for decoding in decodings], read_prompts(decodings))
+        self._rows.add(ready)
 
     def _next_chunks(self, free: int, most_s: float, newcomers: bool = False) -> list[Task]:
         """At most so many chunks and seconds of sound, from the requests that have waited longest.
 
         Args:
-            newcomers: only of requests that have nothing under way; else the first chunk is taken however long it is.
+            newcomers: only what is short, of requests that begin; else the first chunk is taken however long it is.
         """
         tasks: list[Task] = []
         seconds, open_s = 0.0, sum(task.chunk.duration for task in self._open)
 
         def fits(request: Request) -> bool:
-            if not request.waiting or request.over:
+            if not request.waiting or request.over or (newcomers and not _is_newcomer(request)):
                 return False
             duration = request.waiting[0].chunk.duration
-            if request.open and (newcomers or open_s + seconds + duration > self.pace.open_s):
+            if request.open and open_s + seconds + duration > self.pace.open_s:
                 return False
-            return seconds + duration <= most_s or not (newcomers or tasks)
+            return seconds + duration <= most_s or not tasks
 
         with self._changed:
             while len(tasks) < free and (fitting := [request for request in self._requests if fits(request)]):
@@ -381,13 +392,15 @@ class Scheduler:
     def _fail(self, error: Exception) -> None:
         """All that is under way has failed for a reason that nobody foresaw."""
         logger.error("the model failed", exc_info=error)
-        self._engine = engine_for(self.model.backbone, self._show)
-        self._tasks, self._batch, self._overtaken = {}, None, False
+        self._rows, self._batch = Rows(self.model), None
         self._follow.clear()
         for task in list(self._open):
             self._done(task, Failed(f"the model failed: {first_line(error)}"))
 
-    def _show(self, number: int, step: int, canvas: Tensor, entropy: Tensor) -> None:
-        task = self._tasks[number]
-        assert task.decoding is not None
-        task.request.show(task.place, step, task.decoding, (canvas, entropy))
+
+def _is_newcomer(request: Request) -> bool:
+    try:
+        task = request.waiting[0]
+        return task.place == 0 and task.chunk.duration <= QUICK_S and not request.over
+    except IndexError:  # nothing waits
+        return False

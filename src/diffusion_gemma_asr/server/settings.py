@@ -28,7 +28,7 @@ class ServerSettings:
 
     models: tuple[str, ...]
     device: str = "auto"
-    dtype: str | None = None
+    dtype: str = "auto"
     encoder: str | None = None
     quantization: str | None = None
     api_key: str | None = None

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..audio.mix import Mixer
 from ..audio.read import SAMPLE_RATE, AudioSource, Samples, describe, read_blocks, read_channels
-from ..audio.vad import Chunk, Clips, VadOptions, channel_chunks, speech_chunks
+from ..audio.vad import Chunk, Clips, Turn, VadOptions, channel_chunks, speech_chunks
 from ..audio.voices import held_apart
 from ..denoise.clip import Decoded
 from ..denoise.decode import OnStep, decode_clips
@@ -232,10 +233,15 @@ def _pools(audio: Iterable[AudioSource | Part], options: TranscribeOptions, larg
         yield pool
 
 
-def recording_events(source: AudioSource, options: TranscribeOptions) -> Iterator[tuple[Event, float]]:
+def recording_events(
+    source: AudioSource, options: TranscribeOptions, turn: Turn = nullcontext
+) -> Iterator[tuple[Event, float]]:
     """The chunks of a recording as they are read, then its end or what is wrong with it; with the seconds read so far.
 
     Chunks come in order of the time at which their speech starts, also where they are of several channels.
+
+    Args:
+        turn: see `speech_chunks`.
     """
     samples = 0
 
@@ -248,7 +254,7 @@ def recording_events(source: AudioSource, options: TranscribeOptions) -> Iterato
     try:
         apart, blocks = _channels(source, options)
         find = channel_chunks if apart else speech_chunks
-        for chunk in find(counted(blocks), options.vad(), options.clips()):
+        for chunk in find(counted(blocks), options.vad(), options.clips(), turn):
             yield chunk, samples / SAMPLE_RATE
     except AudioError as error:
         yield error, samples / SAMPLE_RATE

@@ -44,9 +44,13 @@ PHONEMES = {  # the voice of espeak-ng that writes them; Mandarin has a writer o
 GERMAN = (("ɔø", "Y"), ("aɪ", "I"), ("aʊ", "W"), ("ts", "ʦ"), ("ʏ", "y"), ("ɜ", "ɐ"))  # espeak-ng's symbols → Kokoro's
 WORDS = (3, 28)  # fewest and most of a sentence
 CHARACTERS = (4, 44)  # of one in Mandarin
-NEEDS = 'Kokoro needs: pip install "misaki[zh]" openvino'
+NEEDS = 'Kokoro needs: pip install "misaki[zh]" phonemizer-fork espeakng-loader openvino'
 # Not pinned: the only threads of two workers would share a core.
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 1, "ENABLE_CPU_PINNING": False}
+
+
+class UnspeakableError(SynthesisError):
+    """A line has no phonemes, or too many."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,12 @@ class Kokoro:
             (n,) float32 samples at 24 kHz.
 
         Raises:
-            SynthesisError: the line has no phonemes, or too many.
+            UnspeakableError: the line has no phonemes, or too many.
+            SynthesisError: what writes phonemes is not installed.
         """
         phonemes = self.phonemes(line.text, line.language)
         if not 0 < len(phonemes) <= LONGEST:
-            raise SynthesisError(f"Kokoro cannot say {line.text!r}: {len(phonemes)} phonemes, 1 to {LONGEST} can be said")
+            raise UnspeakableError(f"Kokoro cannot say {line.text!r}: {len(phonemes)} phonemes, 1 to {LONGEST} can be said")
         own, other = (self._style(voice, len(phonemes)) for voice in (line.voice, line.other))
         style = (1 - line.share) * own + line.share * other
         tokens = np.array([[0, *(self._vocab[symbol] for symbol in phonemes), 0]], np.int64)
@@ -197,7 +202,7 @@ def _read_aloud(task: tuple[Line, Path]) -> Utterance | None:
     if not path.exists():
         try:
             sound = _model.speak(line)
-        except SynthesisError:
+        except UnspeakableError:
             return None
         write_sound(path, distorted(soxr.resample(sound, KOKORO_RATE, SAMPLE_RATE), line.distortion))
     text, speaker = plain_text(line.text, line.language), f"{line.voice}+{line.other}"
