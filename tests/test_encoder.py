@@ -80,6 +80,16 @@ def test_batch_is_what_single_calls_give(encoder: AcousticEncoder, lengths: list
             assert not together[row, n:].any(), "not zero behind the end"
 
 
+def test_on_a_processor_a_batch_is_bit_by_bit_what_single_calls_give(whisper_folder: Path) -> None:
+    """Also in bfloat16, where a rounding would soon become another word."""
+    encoder = loud_encoder(whisper_folder).bfloat16()
+    audio = clips([9000, 3000, 12_000, 640])
+    with torch.no_grad():
+        together, lengths = encoder(*encoder.features(audio))
+        for row, n, clip in zip(together, lengths.tolist(), audio, strict=True):
+            assert torch.equal(row[:n], encoder(*encoder.features([clip]))[0][0])
+
+
 @pytest.mark.parametrize("samples, frames", [(320, 1), (479, 1), (480, 2), (640, 2), (641, 2), (16_000, 50), (16_160, 51)])
 def test_short_sound_gets_only_its_frames(encoder: AcousticEncoder, samples: int, frames: int) -> None:
     mel, lengths = encoder.features(clips([samples]))

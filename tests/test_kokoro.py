@@ -110,6 +110,15 @@ def test_a_sound_is_written_once_with_its_plain_text(
     assert kokoro._read_aloud((replace(LINE, text="?!"), tmp_path / "000001.wav")) is None
 
 
+def test_a_missing_package_ends_the_run_and_leaves_nothing_out_in_silence(
+    model: tuple[kokoro.Kokoro, list], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kokoro, "_model", model[0])
+    monkeypatch.setitem(sys.modules, "misaki.espeak", None)
+    with pytest.raises(SynthesisError, match="phonemizer-fork"):
+        kokoro._read_aloud((LINE, tmp_path / "000000.wav"))
+
+
 def test_the_command_reads_sentences_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = tmp_path / "en.txt"
     text.write_text("He came, at last.\nIt was 5 o'clock then.\nGo on.\nShe left early.\n")

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_model import tiny_model
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -21,8 +22,12 @@ from transformers import (
     WhisperModel,
 )
 
+from diffusion_gemma_asr.checkpoint import load
 from diffusion_gemma_asr.checkpoint.known_configs import diffusiongemma_26b, whisper_large_v3, whisper_small
 from diffusion_gemma_asr.checkpoint.parts import load_backbone, load_encoder, read_config
+from diffusion_gemma_asr.checkpoint.save import save_checkpoint
+from diffusion_gemma_asr.denoise.decode import decode_clips
+from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import CheckpointError
 from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig
@@ -138,6 +143,33 @@ def test_a_sharded_backbone_loads_with_every_weight_in_place(backbone_folder: Pa
 def test_dtypes(backbone_folder: Path, whisper_folder: Path, dtype: torch.dtype) -> None:
     assert {p.dtype for p in backbone_of(backbone_folder, dtype=dtype).parameters()} == {dtype}
     assert {p.dtype for p in encoder_of(whisper_folder, dtype=dtype).parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_has_the_encoder_in_bfloat16_where_the_processor_is_fast_at_it(
+    whisper_folder: Path, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    folder = save_checkpoint(tiny_model(whisper_folder, backbone_folder), tmp_path / "model")
+    monkeypatch.setattr(load, "fast_bfloat16", lambda: fast)
+    model = load.load_checkpoint(folder, device="cpu", dtype="auto")
+    assert {p.dtype for p in model.encoder.parameters()} == {torch.bfloat16 if fast else torch.float32}
+    assert {p.dtype for part in (model.projector, model.backbone) for p in part.parameters()} == {torch.float32}
+    assert {p.dtype for p in load.load_checkpoint(folder, device="cpu").parameters()} == {torch.float32}
+    (text,) = [one.text for one in decode_clips(model, [SECOND], DecodeOptions(language="en", steps=2))]
+    assert isinstance(text, str)
+
+
+@pytest.mark.parametrize(
+    "told, fast", [({"avx512_bf16": True}, True), ({"amx_bf16": True, "avx512_bf16": False}, True), ({"avx2": True}, False)]
+)
+def test_which_processors_are_fast_at_bfloat16(monkeypatch: pytest.MonkeyPatch, told: dict[str, bool], fast: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert load.fast_bfloat16() is fast
+
+
+def test_a_torch_that_tells_nothing_of_the_processor_is_taken_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert load.fast_bfloat16() is False
 
 
 def drop_weights(part: str) -> Callable[[Path], None]:

@@ -24,7 +24,8 @@ class Turns:
     def __init__(self, together: int | None, reading_s: Callable[[], float]):
         self._together, self._reading_s = together, reading_s
         self._changed = threading.Condition()
-        self._computing = 0  # readers
+        self._computing = self._waiting = 0  # readers
+        self._owed = 0  # readers that begin before the engine does, since they waited when its last turn ended
         self._engine = False
         self._slice_ends = math.inf  # from then on the engine, which waits, lets no more of them begin
 
@@ -36,7 +37,7 @@ class Turns:
             return
         with self._changed:
             began = time.monotonic()
-            while self._computing or time.monotonic() < began + self._reading_s():
+            while self._computing or self._owed or time.monotonic() < began + self._reading_s():
                 self._slice_ends = began + self._reading_s()
                 self._changed.wait(max(0.001, self._slice_ends - time.monotonic()))
             self._engine = True
@@ -45,6 +46,7 @@ class Turns:
         finally:
             with self._changed:
                 self._engine, self._slice_ends = False, math.inf
+                self._owed = min(self._waiting, self._together)
                 self._changed.notify_all()
 
     @contextmanager
@@ -54,9 +56,12 @@ class Turns:
             yield
             return
         with self._changed:
-            while self._engine or self._computing >= self._together or time.monotonic() >= self._slice_ends:
+            self._waiting += 1
+            while self._engine or self._computing >= self._together or self._over():
                 self._changed.wait()
+            self._waiting -= 1
             self._computing += 1
+            self._owed = max(0, self._owed - 1)
         try:
             yield
         finally:
@@ -68,3 +73,6 @@ class Turns:
         """A reader has read something, which may be what the engine waits for."""
         with self._changed:
             self._changed.notify_all()
+
+    def _over(self) -> bool:
+        return not self._owed and time.monotonic() >= self._slice_ends
