@@ -42,10 +42,15 @@ Turn = Callable[[], AbstractContextManager[None]]
 
 
 class Detectors(NamedTuple):
-    """Give detectors that have heard nothing yet; one that was given before must not be used any more."""
+    """Give detectors that have heard nothing yet.
+
+    Attributes:
+        forwards: the one of a recording; one that was given before must not be used any more.
+        backwards: lent for a moment.
+    """
 
     forwards: Callable[[], Detector]
-    backwards: Callable[[], Detector]
+    backwards: Callable[[], AbstractContextManager[Detector]]
 
 
 @dataclass(frozen=True)
@@ -322,11 +327,11 @@ class SpeechFinder:
         before = (self._start - first) // WINDOW
         inside = (min(self._next, self._first + len(self._sound)) - self._start) // WINDOW
         sound = raised(self._piece(self._start - before * WINDOW, self._start + inside * WINDOW), self._level.gain)
-        detect = self._backwards()
-        heard = (detect(window) for window in sound[::-1].reshape(-1, WINDOW))
-        for _ in range(inside):
-            next(heard)
-        earlier = list(itertools.takewhile(lambda probability: probability >= LOST, heard))
+        with self._backwards() as detect:
+            heard = (detect(window) for window in sound[::-1].reshape(-1, WINDOW))
+            for _ in range(inside):
+                next(heard)
+            earlier = list(itertools.takewhile(lambda probability: probability >= LOST, heard))
         while earlier and earlier[-1] < SURE:
             earlier.pop()
         self._start -= len(earlier) * WINDOW
@@ -382,26 +387,35 @@ MOST_IDLE = 16  # detectors, of 10 MB each, that are kept
 _idle: list[SileroVAD] = []  # loading one takes longer than a second of sound does
 
 
-def _idle_detector() -> SileroVAD | None:
+@contextmanager
+def _silero() -> Iterator[SileroVAD]:
     try:
-        return _idle.pop()
-    except IndexError:  # another thread was faster
-        return None
+        model = _idle.pop()
+    except IndexError:  # none is idle
+        model = SileroVAD(SAMPLE_RATE)
+    try:
+        yield model
+    finally:
+        if len(_idle) < MOST_IDLE:
+            _idle.append(model)
+
+
+def _listening(model: SileroVAD) -> Detector:
+    """A detector that has heard nothing yet."""
+    model.reset()
+    return lambda window: model.process(np.clip(window, -1.0, 1.0).data)
+
+
+@contextmanager
+def _backwards() -> Iterator[Detector]:
+    with _silero() as model:
+        yield _listening(model)
 
 
 @contextmanager
 def _detectors(options: VadOptions) -> Iterator[Detectors]:
     if options.method == "energy":
-        yield Detectors(lambda: _loud, lambda: _loud)
+        yield Detectors(lambda: _loud, lambda: nullcontext(_loud))
         return
-    models = [_idle_detector() or SileroVAD(SAMPLE_RATE) for _ in range(2)]
-
-    def detector(model: SileroVAD) -> Detector:
-        model.reset()
-        return lambda window: model.process(np.clip(window, -1.0, 1.0).data)
-
-    try:
-        yield Detectors(lambda: detector(models[0]), lambda: detector(models[1]))
-    finally:
-        if len(_idle) < MOST_IDLE:
-            _idle.extend(models)
+    with _silero() as model:
+        yield Detectors(lambda: _listening(model), _backwards)

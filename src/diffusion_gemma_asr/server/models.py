@@ -29,7 +29,7 @@ from .settings import ServerSettings
 
 ALIASES = ("whisper-1", "gpt-transcribe", "gpt-4o-transcribe", "gpt-4o-mini-transcribe", "gpt-live-transcribe")
 LOOK_S = 5.0  # between two looks for models that nobody uses
-WARM_FINDERS = 4  # recordings that can be read at once without a delay
+WARM_FINDERS = 8  # recordings that can be read at once without a delay
 DRAIN_S = 600.0  # for requests under way when the server ends
 
 LoadModel = Callable[[str], DiffusionGemmaASR]

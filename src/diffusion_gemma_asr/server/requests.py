@@ -21,7 +21,7 @@ from ..transcribe.results import Segment
 from .turns import Turns
 
 FEW = 2  # chunks of a request that wait at least, as long as there are more
-MAX_BEGUN = 64  # recordings that are read at once: each has detectors of speech of 20 MB
+MAX_BEGUN = 64  # recordings that are read at once: each has a detector of speech of 10 MB
 DRAFT = -1  # the step under which `on_step` is shown a chunk's draft
 
 Event: TypeAlias = "Segment | End | AsrError"
