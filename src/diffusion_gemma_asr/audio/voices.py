@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AudioError
+from .detectors import SILENCE_DBFS, WINDOW
 from .read import SAMPLE_RATE, Samples
-from .vad import SILENCE_DBFS, WINDOW, speech_windows
+from .vad import speech_windows
 
 ENOUGH_S = 30.0  # of sound in both channels at once, by which is decided
 LONGEST_S = 120.0  # of a recording that is held until there is so much

@@ -15,7 +15,7 @@ from ..denoise.clip import read_prompts
 from ..denoise.engine import Finished
 from ..denoise.queue import engine_for
 from ..model.model import DiffusionGemmaASR
-from .requests import Task
+from .requests import Request, Task
 
 QUICK_S = 6.0  # seconds of a short recording, at most
 QUICK_TURNS = 8  # turns for short recordings alone between two for all
@@ -90,3 +90,12 @@ def _is_quick(task: Task) -> bool:
     """Whether it is, as far as is known, all of a short recording."""
     request = task.request
     return task.place == 0 and task.chunk.duration <= QUICK_S and (request.read_all or request.read < 2)
+
+
+def is_newcomer(request: Request) -> bool:
+    """Whether a request waits to begin, with something short."""
+    try:
+        task = request.waiting[0]
+        return task.place == 0 and task.chunk.duration <= QUICK_S and not request.over
+    except IndexError:  # nothing waits
+        return False

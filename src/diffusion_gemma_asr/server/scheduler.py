@@ -28,7 +28,7 @@ from ..transcribe.recordings import ChunkText, TranscribeOptions, chunk_segment
 from ..transcribe.results import Segment
 from .chunks import Batch, draft_chunks, encode_chunks, text_of, token_logprobs
 from .requests import DRAFT, Busy, Closed, Event, Failed, Readers, Request, Task, chunk_request, recording_reads
-from .rows import QUICK_S, Rows
+from .rows import QUICK_S, Rows, is_newcomer
 from .turns import Turns
 
 __all__ = ["DRAFT", "Busy", "Closed", "Event", "Failed", "Pace", "Request", "Scheduler"]
@@ -239,7 +239,7 @@ class Scheduler:
 
     def _newcomers(self) -> bool:
         """Whether a request waits to begin, with something short."""
-        return any(_is_newcomer(request) for request in self._requests)
+        return any(is_newcomer(request) for request in self._requests)
 
     def _turn(self) -> None:
         """Requests that are over leave, others come in, all canvases make a step."""
@@ -317,7 +317,7 @@ class Scheduler:
         seconds, open_s = 0.0, sum(task.chunk.duration for task in self._open)
 
         def fits(request: Request) -> bool:
-            if not request.waiting or request.over or (newcomers and not _is_newcomer(request)):
+            if not request.waiting or request.over or (newcomers and not is_newcomer(request)):
                 return False
             duration = request.waiting[0].chunk.duration
             if request.open and open_s + seconds + duration > self.pace.open_s:
@@ -396,11 +396,3 @@ class Scheduler:
         self._follow.clear()
         for task in list(self._open):
             self._done(task, Failed(f"the model failed: {first_line(error)}"))
-
-
-def _is_newcomer(request: Request) -> bool:
-    try:
-        task = request.waiting[0]
-        return task.place == 0 and task.chunk.duration <= QUICK_S and not request.over
-    except IndexError:  # nothing waits
-        return False
