@@ -166,6 +166,8 @@ def measure(
     """Adds the lists of a system that are not measured yet, or all of them again."""
     name = args.name or Path(args.model).name
     for title, rows in lists(codes).items():
+        if args.only and not title.startswith(tuple(args.only)):
+            continue
         if title in read_results(DATA).get(name, {"lists": {}})["lists"] and not args.again:
             continue
         start = time.time()
@@ -274,6 +276,7 @@ def main() -> None:
         measuring.add_argument("--backbone", help="folder or hub name in place of the backbone that the model names")
         measuring.add_argument("--device", default="auto")
         measuring.add_argument("--count", type=int, default=COUNT, help="the first so many utterances of each list")
+        measuring.add_argument("--only", nargs="*", help="lists whose titles begin so, such as 'real fr'; all if left out")
         measuring.add_argument("--again", action="store_true", help="also what is measured already")
     commands.add_parser("report")
     args = parser.parse_args()

@@ -31,7 +31,7 @@ class Queue:
     def jobs(self) -> list[Job]:
         jobs = []
         for number, length in enumerate(LENGTHS):
-            generator = torch.Generator().manual_seed(220 + number)  # none meets a tie of two experts, which rounding decides
+            generator = torch.Generator().manual_seed(220 + number)  # none meets a tie of two experts: rounding decides
             jobs.append(Job(uniform_canvas(1, length, self.model.backbone.vocab_size, generator)[0], generator))
         return jobs
 
