@@ -1,8 +1,8 @@
 """Synthetic speech that sounds like people: sentences read by Kokoro-82M (Apache 2.0) in blended voices.
 
 Whisper's encoder hears little of what espeak-ng says, and Kokoro's speech about as well as people's; German has a foreign
-accent. Needs `pip install "misaki[zh]" openvino` and a folder with `model.onnx`, `config.json` (its `vocab`) and
-`voices/*.bin`, as in the ONNX export of Kokoro-82M v1.0; `runs/kokoro.sh` makes one.
+accent. Needs `pip install "misaki[zh]" phonemizer-fork espeakng-loader openvino` and a folder with `model.onnx`,
+`config.json` (its `vocab`) and `voices/*.bin`, as in the ONNX export of Kokoro-82M v1.0; `runs/kokoro.sh` makes one.
 
     python -m diffusion_gemma_asr.data.synthetic.kokoro --model runs/kokoro --text text/es.txt --language es \
       --count 1100 --out runs/kokoro-es
