@@ -126,7 +126,8 @@ def work(number: int, port: int, whisper: Path, backbone: Path, recipe: Path, ru
         losses(model, speech_batch(model, TEXTS, [90, 120]), ALWAYS)
     assert gathered() == 0  # a layer at a time, also where no backward pass follows
     shared = gradients(model, SOMETIMES, seed=2 + number)
-    assert all((shared[name] - gradient).abs().max() <= 1e-5 for name, gradient in other.items())
+    for name, gradient in other.items():  # rounding grows with what is summed
+        assert (shared[name] - gradient).abs().max() <= 1e-6 * max(1.0, float(gradient.abs().max())), name
     train_from_recipe(recipe, run, "cpu")
 
 

@@ -9,7 +9,7 @@ import torch
 
 import diffusion_gemma_asr as asr
 
-from ..checkpoint.load import BUNDLED, DEFAULT_MODEL, DTYPES, choose_device, choose_dtype
+from ..checkpoint.load import BUNDLED, DEFAULT_MODEL, DTYPE_HELP, choose_device, choose_dtype
 from ..checkpoint.quantization import QUANTIZATIONS
 from ..errors import AsrError
 from ..strict import option
@@ -23,11 +23,7 @@ class LoadOptions:
 
     model: str = option(DEFAULT_MODEL, f"{', '.join(BUNDLED)} (bundled); a checkpoint folder; a hub repository.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
-    dtype: str = option(
-        "auto",
-        f"auto (the model's own, the encoder in bfloat16 where the processor is fast at it), {', '.join(DTYPES)}.",
-        names=["--compute_type"],
-    )
+    dtype: str = option("auto", DTYPE_HELP, names=["--compute_type"])
     encoder: str | None = option(
         None, "Whisper's encoder: a folder or a hub name in place of the one that the model names.", show_default="its own"
     )

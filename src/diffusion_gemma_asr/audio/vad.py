@@ -1,8 +1,7 @@
 """Voice activity: a stream of sound to chunks that hold speech, each as long as the model can take at once.
 
-Speech is found in windows of 32 ms (detectors.py). A chunk goes
-on until a pause of half a second; where none comes in time it is cut at the quietest place of its last five seconds. Speech
-that is far too quiet is raised first, see `level`.
+Speech is found in windows of 32 ms (detectors.py). A chunk goes on until a pause of half a second; where none comes in time
+it is cut at the quietest place of its last five seconds. Speech that is far too quiet is raised first, see `level`.
 """
 
 from __future__ import annotations

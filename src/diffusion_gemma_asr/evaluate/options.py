@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..checkpoint.load import BUNDLED, DEFAULT_MODEL
+from ..checkpoint.load import BUNDLED, DEFAULT_MODEL, DTYPE_HELP
 from ..errors import AsrError
 from ..strict import option
 from ..transcribe.recordings import TranscribeOptions
@@ -30,7 +30,7 @@ class EvaluateOptions:
     )
     steps: str = option("8", "Denoising steps at most; 1,2,4,8 measures each.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
-    dtype: str = option("auto", "Of the weights: auto, float32, bfloat16 or float16.")
+    dtype: str = option("auto", DTYPE_HELP)
     encoder: str | None = option(
         None, "Whisper's encoder: a folder or a hub name in place of the one that the model names.", show_default="its own"
     )

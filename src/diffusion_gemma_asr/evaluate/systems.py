@@ -132,11 +132,12 @@ def describe(model: DiffusionGemmaASR, name: str, quantization: str | None = Non
         quantization: the argument of `load_checkpoint`.
 
     Returns:
-        name and file hash of the checkpoint, dtype, device and quantization.
+        name and file hash of the checkpoint, dtype, device and quantization; the encoder's dtype where it has another.
     """
     folder = find_checkpoint(name)
-    dtype = str(model.backbone.lm_head_weight.dtype).removeprefix("torch.")
-    return {
+    dtypes = model.backbone.lm_head_weight.dtype, next(model.encoder.parameters()).dtype
+    dtype, encoder_dtype = (str(one).removeprefix("torch.") for one in dtypes)
+    return ({} if encoder_dtype == dtype else {"encoder_dtype": encoder_dtype}) | {
         "model": name,
         "model_sha256": fingerprint([folder / CONFIG, folder / ADAPTER]),
         "dtype": dtype,

@@ -11,7 +11,7 @@ from types import FrameType
 
 import uvicorn
 
-from ..checkpoint.load import DEFAULT_MODEL, DTYPES, find_checkpoint
+from ..checkpoint.load import DEFAULT_MODEL, DTYPE_HELP, find_checkpoint
 from ..errors import AsrError
 from ..strict import option
 from ..transcribe.memory import steady_memory
@@ -43,9 +43,7 @@ class ServeOptions:
     idle_unload: float = option(0.0, "Seconds behind which a model that nobody uses is unloaded; 0: never.")
     rows: int = option(ServerSettings.rows, "Stretches of speech decoded at once.", min=1)
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: the first that is there.")
-    dtype: str = option(
-        "auto", f"auto (the model's own, the encoder in bfloat16 where the processor is fast at it), {', '.join(DTYPES)}."
-    )
+    dtype: str = option("auto", DTYPE_HELP)
     encoder: str | None = option(None, "Whisper's encoder: a folder or a hub name in place of that which the models name.")
     quantization: str | None = option(None, "bnb-4bit and the like, for large backbones.")
 

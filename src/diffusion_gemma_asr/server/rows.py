@@ -86,16 +86,19 @@ class Rows:
         task.request.show(task.place, step, task.decoding, (canvas, entropy))
 
 
-def _is_quick(task: Task) -> bool:
-    """Whether it is, as far as is known, all of a short recording."""
-    request = task.request
-    return task.place == 0 and task.chunk.duration <= QUICK_S and (request.read_all or request.read < 2)
-
-
 def is_newcomer(request: Request) -> bool:
     """Whether a request waits to begin, with something short."""
     try:
-        task = request.waiting[0]
-        return task.place == 0 and task.chunk.duration <= QUICK_S and not request.over
+        return _begins_short(request.waiting[0]) and not request.over
     except IndexError:  # nothing waits
         return False
+
+
+def _is_quick(task: Task) -> bool:
+    """Whether it is, as far as is known, all of a short recording."""
+    return _begins_short(task) and (task.request.read_all or task.request.read < 2)
+
+
+def _begins_short(task: Task) -> bool:
+    """Whether it is the first chunk of a recording, and short."""
+    return task.place == 0 and task.chunk.duration <= QUICK_S

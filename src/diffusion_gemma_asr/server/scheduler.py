@@ -230,11 +230,11 @@ class Scheduler:
         reading = [request for request in self._requests if request.reading]
         if any(not request.read for request in reading):  # nothing of it is there yet
             return READING_S
-        waiting = sum(len(request.waiting) for request in self._requests)
-        if waiting >= self.rows - len(self._rows):
-            return READING_S / 10 if reading else 0.0
         if not reading:
             return 0.0
+        waiting = sum(len(request.waiting) for request in self._requests)
+        if waiting >= self.rows - len(self._rows):
+            return READING_S / 10
         return READING_S / 3 if self._rows.quick or self._newcomers() else READING_S
 
     def _newcomers(self) -> bool:

@@ -37,9 +37,11 @@ class Turns:
             return
         with self._changed:
             began = time.monotonic()
-            while self._computing or self._owed or time.monotonic() < began + self._reading_s():
+            self._slice_ends = began + self._reading_s()
+            while self._computing or self._owed or time.monotonic() < self._slice_ends:
+                left = self._slice_ends - time.monotonic()
+                self._changed.wait(left if left > 0 else None)  # who computes tells when that ends
                 self._slice_ends = began + self._reading_s()
-                self._changed.wait(max(0.001, self._slice_ends - time.monotonic()))
             self._engine = True
         try:
             yield
