@@ -23,6 +23,7 @@ part "recorded steps on the bundled model" timeout 120 $python benchmarks/record
 measure 'ours 10 s, batch (1|32), canvas 48, .*'
 measure 'generate\(\) 10 s, 8 steps'
 measure 'experts in bnb-4bit'
+measure 'experts in fp8'
 measure 'training step'
 measure 'ours 10 s, batch (8|64), canvas 48, .*|ours 30 s, batch (1|8|32), canvas 128, .*'
 measure 'experts in torchao-int8'

@@ -37,7 +37,7 @@ from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 DATA, PAGE, README = RESULTS / "languages.json", ROOT / "docs/results/languages.md", ROOT / "README.md"
 DOMAINS = {"synthetic": "runs/mini/heldout-{}/manifest.jsonl", "real": "../shared/speech/{}-dev.jsonl"}
-COUNT, BATCH, EXAMPLES, CANDIDATES = 300, 16, 3, 8
+COUNT, BATCH, EXAMPLES, CANDIDATES = 300, 16, 3, 32
 SYSTEMS = {
     "draft": "CTC draft",
     "denoised": f"denoised from it, {DEFAULT_STEPS} steps",

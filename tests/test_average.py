@@ -9,10 +9,10 @@ import tiny
 import torch
 
 from diffusion_gemma_asr.checkpoint.load import ADAPTER, load_checkpoint, read_adapter
-from diffusion_gemma_asr.checkpoint.parts import load_encoder
+from diffusion_gemma_asr.checkpoint.parts import load_backbone, load_encoder
 from diffusion_gemma_asr.checkpoint.save import save_checkpoint, save_projector
 from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.model.config import EncoderConfig, ProjectorConfig
+from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, ProjectorConfig
 from diffusion_gemma_asr.model.projector import AudioProjector
 from diffusion_gemma_asr.train.average import average, average_encoder, main
 
@@ -74,3 +74,19 @@ def test_encoders_are_averaged_beside_the_adapters(tmp_path: Path, whisper_folde
     assert load_checkpoint(moved).config.encoder.name == str(moved / "encoder")
     with pytest.raises(CheckpointError, match="give each a share"):
         average_encoder([str(whisper_folder)], [1.0, 1.0])
+
+
+def test_backbones_are_averaged_beside_the_adapters(tmp_path: Path, whisper_folder: Path, backbone_folder: Path) -> None:
+    config = tiny.model_config(whisper_folder, backbone_folder)
+    save_checkpoint(tiny.build_model(config), tmp_path / "a")
+    other = tiny.write_backbone(tmp_path / "backbone", seed=1)
+    backbones = ["--backbones", str(backbone_folder), str(other), "--shares", "1", "3"]
+    main([str(tmp_path / "a"), str(tmp_path / "a"), *backbones, "--out", str(tmp_path / "c")])
+    first, second, mean = (
+        load_backbone(BackboneConfig(str(name))).state_dict() for name in (backbone_folder, other, tmp_path / "c/backbone")
+    )
+    assert any(not torch.equal(first[key], second[key]) for key in mean)
+    for key, value in mean.items():
+        torch.testing.assert_close(value, 0.25 * first[key] + 0.75 * second[key], atol=1e-3, rtol=1e-3)  # of 16 bits
+    moved = (tmp_path / "c").rename(tmp_path / "moved")
+    assert load_checkpoint(moved).config.backbone.name == str(moved / "backbone")

@@ -15,11 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusion_gemma_asr.denoise import decode as decode_module
-from diffusion_gemma_asr.denoise.candidates import ROWS, chosen, read_scores
+from diffusion_gemma_asr.denoise.candidates import (
+    LENGTH,
+    READ,
+    ROWS,
+    SAID,
+    ReadPrompt,
+    chosen,
+    prompt_without_sound,
+    read_scores,
+)
 from diffusion_gemma_asr.denoise.decode import decode_clips, draft_clips
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError
-from diffusion_gemma_asr.model.backbone import Prefill
 from diffusion_gemma_asr.model.ctc import transcript_scores
 from diffusion_gemma_asr.model.ctc_beam import likeliest
 from diffusion_gemma_asr.model.head import Head
@@ -65,12 +73,12 @@ def test_silence_proposes_nothing() -> None:
     assert likeliest(*slots_of(sure), 0, 1)[0][0] == ()
 
 
-def read(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> tuple[Tensor, Prefill, Tensor]:
-    """Slots (S, H) of the first clip, the cache of its prompt, and the hidden state (1, H) at its end."""
+def read(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> tuple[Tensor, ReadPrompt]:
+    """Slots (S, H) of the first clip, and its prompt."""
     with torch.no_grad():
         encoded = model.encode(audio[:1])
         prefill, hidden = model.read_prompts(encoded.slots, encoded.slot_lengths, ["en"])
-    return encoded.slots[0], prefill.keep(torch.tensor([0]), int(prefill.lengths[0])), hidden[:, -1]
+    return encoded.slots[0], ReadPrompt(prefill.keep(torch.tensor([0]), int(prefill.lengths[0])), hidden[:, -1])
 
 
 @torch.no_grad()
@@ -80,8 +88,8 @@ def test_transcripts_are_scored_as_the_encoder_reads_them_in_one_go(
     """Prompt, transcript and end as one sequence: the sum of the next tokens' log-probabilities."""
     generator = torch.Generator().manual_seed(0)
     candidates = [torch.randint(5, 400, (n,), generator=generator).tolist() for n in (3, 7, 0, 1)]
-    slots, prefill, last = read(model, audio)
-    found = read_scores(model, candidates, prefill, last)
+    slots, heard = read(model, audio)
+    found = read_scores(model, candidates, heard)
     end = model.prompts.special["end_of_turn"]
     for tokens, score in zip(candidates, found, strict=True):
         _, hidden = model.read_prompts(slots[None], torch.tensor([len(slots)]), ["en"], [[*tokens, end]])
@@ -89,26 +97,41 @@ def test_transcripts_are_scored_as_the_encoder_reads_them_in_one_go(
         assert score == pytest.approx(
             -float(F.cross_entropy(logits, torch.tensor([*tokens, end]), reduction="sum")), abs=1e-2
         )
+    prefill = heard.prefill
     assert int(prefill.lengths[0]) == prefill.visible.shape[1] == prefill.layers()[0][0].shape[2]  # as it was
 
 
 @torch.no_grad()
 def test_many_candidates_are_read_in_parts(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
-    _, prefill, last = read(model, audio)
+    _, heard = read(model, audio)
     rows = [[7, 8], [9]] * ROWS
-    found = read_scores(model, rows, prefill, last)
-    assert found == pytest.approx(read_scores(model, rows[:2], prefill, last) * ROWS, abs=1e-3)
+    found = read_scores(model, rows, heard)
+    assert found == pytest.approx(read_scores(model, rows[:2], heard) * ROWS, abs=1e-3)
 
 
-def test_the_sum_of_both_scores_decides(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
-    slots, prefill, last = read(model, audio)
+def test_a_weighted_sum_decides(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    """Of what CTC hears, what the backbone reads, and what it expects without sound."""
+    slots, heard = read(model, audio)
+    unheard = prompt_without_sound(model, "en")
     candidates = [[5, 6], [7], [9, 9, 9]]
-    heard = transcript_scores(model.head, slots, candidates, model.blank)
-    totals = [a + b for a, b in zip(read_scores(model, candidates, prefill, last), heard, strict=True)]
-    assert chosen(model, slots, candidates, prefill, last) == totals.index(max(totals))
+
+    def best(by_ctc: list[float], rows: list[list[int]]) -> int:
+        read, said = read_scores(model, rows, heard), read_scores(model, rows, unheard)
+        assert read != said
+        totals = [a + READ * b + SAID * c + LENGTH * len(row) for a, b, c, row in zip(by_ctc, read, said, rows, strict=True)]
+        return totals.index(max(totals))
+
+    expected = best(transcript_scores(model.head, slots, candidates, model.blank), candidates)
+    assert chosen(model, slots, candidates, heard, unheard) == expected
     too_long = [[5] * (len(slots) + 1), [6] * (len(slots) + 2)]  # CTC hears neither: the backbone decides alone
-    read_alone = read_scores(model, too_long, prefill, last)
-    assert chosen(model, slots, too_long, prefill, last) == read_alone.index(max(read_alone))
+    assert chosen(model, slots, too_long, heard, unheard) == best([0.0, 0.0], too_long)
+
+
+def test_the_prompt_without_sound_is_a_clip_of_one_random_token(model: DiffusionGemmaASR) -> None:
+    prompt, again, german = (prompt_without_sound(model, code) for code in ("en", "en", "de"))
+    assert int(prompt.prefill.lengths[0]) == len(model.prompts.row(1, "en"))
+    assert torch.equal(prompt.last, again.last) and not torch.equal(prompt.last, german.last)
+    assert not torch.equal(prompt.last, prompt_without_sound(model, "en", "A context.").last)
 
 
 def test_one_candidate_changes_nothing(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
@@ -124,10 +147,10 @@ def test_drafts_are_proposed_and_the_best_is_denoised(
     decoded = decode_clips(model, audio, options)
     drafted = draft_clips(model, model.encode(audio))
     for one, clip in zip(decoded, drafted, strict=True):
-        slots, prefill, last = read(model, [audio[decoded.index(one)]])
+        slots, heard = read(model, [audio[decoded.index(one)]])
         found = [tokens for tokens, _ in likeliest(model.head, slots, model.blank, 4)]
         candidates = list(dict.fromkeys([tuple(token.id for token in clip.draft), *found]))[:4]
-        best = candidates[chosen(model, slots, candidates, prefill, last)]
+        best = candidates[chosen(model, slots, candidates, heard, prompt_without_sound(model, "en"))]
         assert tuple(token.id for token in one.draft_tokens) == best
         assert [token.start for token in one.draft_tokens] == sorted(token.start for token in one.draft_tokens)
     monkeypatch.setattr(decode_module, "proposed_draft", lambda *_: [])
@@ -144,9 +167,9 @@ def test_seeds_are_denoised_and_the_best_is_taken(model: DiffusionGemmaASR, audi
     assert sorted(finished) == [0, 1, 2] and set(steps) == {0, 1, 2}
     taken = set()
     for index, one in enumerate(together):
-        slots, prefill, last = read(model, [audio[index]])
+        slots, heard = read(model, [audio[index]])
         rows = [run[index] for run in alone]
-        best = chosen(model, slots, [row.tokens for row in rows], prefill, last)
+        best = chosen(model, slots, [row.tokens for row in rows], heard, prompt_without_sound(model, "en"))
         taken.add(best)
         assert one.tokens == rows[best].tokens and one.steps == sum(row.steps for row in rows)
     assert len(taken) > 1 or taken != {0}, "always the first seed: nothing to show"

@@ -160,9 +160,10 @@ def load_backbone(
     quantizer = None if quantization is None else find_quantizer(quantization)
     where = {"revision": source.revision, "local_files_only": local_files_only}
     model = load_pretrained(DiffusionGemmaForBlockDiffusion, source.name, "backbone", dtype=dtype, **where)
+    backbone = Backbone(model)
     if quantizer is not None:
-        quantize_experts(model, quantizer, device)
-    return Backbone(model.to(device)).eval().requires_grad_(False)
+        quantize_experts(backbone.model, quantizer, device)
+    return backbone.to(device).eval().requires_grad_(False)
 
 
 def load_head(source: BackboneConfig) -> Head:

@@ -1,4 +1,4 @@
-"""4-bit and 8-bit backbones: the experts' weights are stored small and unpacked layer by layer.
+"""4-bit and 8-bit backbones: the experts' weights are stored small, and unpacked layer by layer.
 
 Of the real backbone's 25.8 billion parameters 88 % are expert matrices, fused into three-dimensional
 tensors. The usual switch (`quantization_config` in transformers) replaces `nn.Linear` modules alone and
@@ -6,7 +6,8 @@ would leave exactly these at 16 bits. So here the experts are packed, and nothin
 LoRA sits, and the embeddings, which CTC reads, stay as they are. By count that makes 19 GB of 52 in 4 bits
 and 30 GB in 8 (bfloat16, bitsandbytes). The two stacks share each packed tensor, as they share the weights.
 
-The extra `quantization` installs both libraries.
+With fp8 nothing is unpacked where a GPU multiplies 8-bit floats: `model/experts.py` then rounds what goes into the experts
+as well. It needs no library; the extra `quantization` installs those of the others.
 """
 
 from __future__ import annotations
@@ -19,26 +20,32 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
+from ..model.experts import FP8_ALIGNMENT, FP8_EXPERTS, to_fp8
 
 EXPERT_WEIGHTS = ("gate_up_proj", "down_proj")  # (experts, out, in) each
 BNB_BLOCK_SIZE = 64  # neighbouring weights that share one scale, bitsandbytes
 TORCHAO_GROUP_SIZE = 32  # the same along a row, torchao; it must divide the row
 
-Packed = tuple[Tensor, nn.Module]  # the packed weight (uint8), and the module whose forward unpacks it
+Packed = tuple[Tensor, nn.Module]  # the packed weight (of bytes), and the module whose forward unpacks it
 
 
 @dataclass(frozen=True)
 class Quantizer:
-    """One way to pack a weight: `pack` takes floats and returns them packed, with the module that unpacks."""
+    """One way to pack a weight: `pack` takes floats and returns them packed, with the module that unpacks.
+
+    `experts` names an implementation of the experts that reads packed weights, see model/experts.py; None is any.
+    """
 
     name: str
     pack: Callable[[Tensor], Packed]
+    experts: str | None = None
 
 
 def find_quantizer(name: str) -> Quantizer:
-    """The quantizer of that name: bnb-4bit, bnb-8bit, torchao-int4 or torchao-int8.
+    """The quantizer of that name: bnb-4bit, bnb-8bit, torchao-int4, torchao-int8 or fp8.
 
     Raises:
         CheckpointError: there is no such name, or its library is not installed; the message says what to
@@ -54,19 +61,23 @@ def find_quantizer(name: str) -> Quantizer:
             f"quantization '{name}' needs {library}, which cannot be imported ({error}); "
             "install it with: pip install 'diffusion-gemma-asr[quantization]'"
         ) from None
-    return Quantizer(name, lambda weight: packer(functions, weight, bits))
+    return Quantizer(name, lambda weight: packer(functions, weight, bits), FP8_EXPERTS if name == "fp8" else None)
 
 
-def quantize_experts(model: nn.Module, quantizer: Quantizer, device: str | torch.device) -> None:
+def quantize_experts(model: PreTrainedModel, quantizer: Quantizer, device: str | torch.device) -> None:
     """Pack every expert weight of a model in place, one tensor at a time on `device`.
 
     Packed weights unpack in each forward pass. To train LoRA beside them (as QLoRA does), call
     `Backbone.recompute_experts` next: the backward pass would otherwise hold the unpacked weights of all layers.
 
     Args:
-        model: on the CPU in its final dtype; experts are three-dimensional and named as in EXPERT_WEIGHTS.
+        model: on the CPU in its final dtype; experts are three-dimensional and named as in EXPERT_WEIGHTS. It is that of a
+            `Backbone`, which chooses how experts answer when it is made.
         quantizer: from `find_quantizer`.
         device: where packing runs and the packed tensors stay.
+
+    Raises:
+        CheckpointError: the experts are packed already, or the quantizer cannot pack matrices of their shape.
     """
     done: dict[int, Packed] = {}  # tied weights are packed once; ids are unique while `experts` holds the weights
     experts = [
@@ -75,6 +86,8 @@ def quantize_experts(model: nn.Module, quantizer: Quantizer, device: str | torch
         for name, parameter in module.named_parameters(recurse=False)
         if name in EXPERT_WEIGHTS and parameter.dim() == 3
     ]
+    if not experts:
+        raise CheckpointError("there are no experts to pack, or they are packed already; load the backbone anew")
     for module, name, parameter in experts:
         if id(parameter) not in done:
             packed, unpack = quantizer.pack(parameter.detach().to(device))
@@ -83,6 +96,8 @@ def quantize_experts(model: nn.Module, quantizer: Quantizer, device: str | torch
         setattr(module, name, weight)
         # "unsafe" allows a change of shape and dtype
         parametrize.register_parametrization(module, name, unpack, unsafe=True)
+    if quantizer.experts is not None:
+        model.set_experts_implementation(quantizer.experts)
 
 
 class _BitsAndBytesUnpack(nn.Module):
@@ -154,11 +169,37 @@ def _pack_torchao(functions: ModuleType, weight: Tensor, bits: int) -> Packed:
     return packed, _AffineUnpack(functions, scale, zero, weight, bits)
 
 
+class _Fp8Unpack(nn.Module):
+    """8-bit floats times the scale of their row."""
+
+    scale: Tensor  # (E, O) float32
+
+    def __init__(self, scale: Tensor, like: Tensor):
+        super().__init__()
+        self.dtype = like.dtype
+        self.register_buffer("scale", scale, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, packed: Tensor) -> Tensor:
+        return packed.to(self.dtype) * self.scale[..., None].to(self.dtype)
+
+
+def _pack_fp8(functions: ModuleType, weight: Tensor, bits: int) -> Packed:
+    if any(size % FP8_ALIGNMENT for size in weight.shape[1:]):
+        raise CheckpointError(
+            f"fp8 wants experts of a multiple of {FP8_ALIGNMENT} rows and columns, not of {tuple(weight.shape[1:])}; "
+            "use bnb-4bit or bnb-8bit"
+        )
+    packed, scale = to_fp8(weight)
+    return packed, _Fp8Unpack(scale, weight)
+
+
 # name → library, the module with its functions, our packer, bits
 _PACKERS = {
     "bnb-4bit": ("bitsandbytes", "bitsandbytes.functional", _pack_bitsandbytes, 4),
     "bnb-8bit": ("bitsandbytes", "bitsandbytes.functional", _pack_bitsandbytes, 8),
     "torchao-int4": ("torchao", "torchao.quantization.quant_primitives", _pack_torchao, 4),
     "torchao-int8": ("torchao", "torchao.quantization.quant_primitives", _pack_torchao, 8),
+    "fp8": ("torch", "torch", _pack_fp8, 8),
 }
 QUANTIZATIONS = tuple(_PACKERS)

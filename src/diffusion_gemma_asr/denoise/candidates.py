@@ -1,17 +1,21 @@
-"""Several transcripts of a clip, of which the backbone chooses one: the likeliest as it reads them, and as CTC hears them.
+"""Several transcripts of a clip, of which the backbone chooses one: n-best rescoring by the system itself.
 
-The backbone's encoder is an autoregressive language model that has heard the clip: behind the same prompt it gives each
-transcript a probability, token by token, all of them in one pass over one cache. CTC gives another, straight from the
-sound. The transcript whose product of both is largest is taken: n-best rescoring with no other model than the system itself.
+The backbone's encoder is an autoregressive language model: behind a prompt it gives each transcript a probability, token
+by token, all of them in one pass over one cache. Behind the clip's prompt that is how likely the transcript is once the
+clip is heard; behind a prompt without sound, how likely anybody is to say it. CTC gives a third probability, straight from
+the sound. The transcript with the largest weighted sum of the three logarithms is taken. A backbone that was trained on few
+hours believes its audio tokens too readily, and what it knows of language counts for little behind them: hence the second.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..model.backbone import Prefill
 from ..model.ctc import DraftToken, transcript_scores
@@ -19,11 +23,42 @@ from ..model.ctc_beam import likeliest
 from ..model.model import DiffusionGemmaASR
 
 ROWS = 32  # transcripts read at once
+# Weights beside CTC's 1, and nats for each token, since language likes short texts; benchmarks/candidates.py fits them.
+READ, SAID, LENGTH = 0.5, 0.5, 1.0
+
+
+class ReadPrompt(NamedTuple):
+    """A prompt that was read: its cache, one row, and the backbone's hidden state (1, H) at its end."""
+
+    prefill: Prefill
+    last: Tensor
+
+
+@torch.no_grad()
+def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str = "") -> ReadPrompt:
+    """The prompt of a clip that holds one audio token of noise, as training has it for language alone.
+
+    Args:
+        model: that reads it.
+        language, context: see `PromptBuilder.row`.
+    """
+    noise = torch.randn(1, model.backbone.hidden_size, generator=torch.Generator().manual_seed(0))
+    weight = model.head.weight
+    slots = F.rms_norm(noise, noise.shape[1:]).to(weight.device, weight.dtype) * model.projector.scale.to(weight.dtype)
+    prefill, hidden = model.read_prompts(
+        slots[None], torch.ones(1, dtype=torch.long, device=slots.device), [language], None, context
+    )
+    return ReadPrompt(prefill, hidden[0, int(prefill.lengths[0]) - 1][None])
 
 
 @torch.no_grad()
 def proposed_draft(
-    model: DiffusionGemmaASR, slots: Tensor, draft: list[DraftToken], prefill: Prefill, last: Tensor, count: int
+    model: DiffusionGemmaASR,
+    slots: Tensor,
+    draft: list[DraftToken],
+    heard: ReadPrompt,
+    unheard: ReadPrompt,
+    count: int,
 ) -> list[DraftToken]:
     """The best of the drafts that CTC finds likeliest.
 
@@ -31,14 +66,14 @@ def proposed_draft(
         model: that made the slots.
         slots: (S, H) of one clip.
         draft: greedy CTC's, one of the candidates.
-        prefill: of the clip's prompt, one row.
-        last: (1, H), the backbone's hidden state at the prompt's end.
+        heard: the clip's prompt.
+        unheard: see `prompt_without_sound`.
         count: candidates.
     """
     found = [prefix for prefix, _ in likeliest(model.head, slots, model.blank, count)]
     greedy = tuple(token.id for token in draft)
     candidates = list(dict.fromkeys([greedy, *found]))[:count]
-    best = candidates[chosen(model, slots, candidates, prefill, last)]
+    best = candidates[chosen(model, slots, candidates, heard, unheard)]
     spans = None if best == greedy else model.align(slots, best)
     if spans is None:
         return draft
@@ -48,37 +83,37 @@ def proposed_draft(
 
 @torch.no_grad()
 def chosen(
-    model: DiffusionGemmaASR, slots: Tensor, candidates: Sequence[Sequence[int]], prefill: Prefill, last: Tensor
+    model: DiffusionGemmaASR, slots: Tensor, candidates: Sequence[Sequence[int]], heard: ReadPrompt, unheard: ReadPrompt
 ) -> int:
-    """The place of the transcript with the largest sum of log-probabilities: the backbone's and CTC's.
+    """The place of the transcript with the largest weighted sum of log-probabilities.
 
     Args:
         model: that made the slots.
         slots: (S, H) of one clip.
         candidates: tokens of the transcripts.
-        prefill: see `proposed_draft`.
-        last: see `proposed_draft`.
+        heard, unheard: see `proposed_draft`.
     """
-    read = read_scores(model, candidates, prefill, last)
-    heard = transcript_scores(model.head, slots, candidates, model.blank)
-    if all(score == -math.inf for score in heard):  # more tokens than slots in each
-        heard = [0.0] * len(heard)
-    totals = [a + b for a, b in zip(read, heard, strict=True)]
+    by_ctc = transcript_scores(model.head, slots, candidates, model.blank)
+    if all(score == -math.inf for score in by_ctc):  # more tokens than slots in each
+        by_ctc = [0.0] * len(by_ctc)
+    read, said = read_scores(model, candidates, heard), read_scores(model, candidates, unheard)
+    totals = [
+        a + READ * b + SAID * c + LENGTH * len(tokens)
+        for a, b, c, tokens in zip(by_ctc, read, said, candidates, strict=True)
+    ]
     return max(range(len(totals)), key=totals.__getitem__)
 
 
 @torch.no_grad()
-def read_scores(
-    model: DiffusionGemmaASR, candidates: Sequence[Sequence[int]], prefill: Prefill, last: Tensor
-) -> list[float]:
+def read_scores(model: DiffusionGemmaASR, candidates: Sequence[Sequence[int]], prompt: ReadPrompt) -> list[float]:
     """Log-probabilities in nats of transcripts and their ends behind one prompt, read token after token.
 
     Args:
         model: with the backbone.
         candidates: tokens of the transcripts.
-        prefill: see `proposed_draft`.
-        last: see `proposed_draft`.
+        prompt: that they stand behind.
     """
+    prefill, last = prompt
     end, scores = model.prompts.special["end_of_turn"], []
     for at in range(0, len(candidates), ROWS):
         rows = candidates[at : at + ROWS]

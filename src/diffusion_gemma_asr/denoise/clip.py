@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from ..model.ctc import DraftToken, TokenSpan
 from ..model.model import DiffusionGemmaASR
 from ..model.prompt import token_pieces
 from .canvas import aligned_layout, edit_layout, uniform_canvas, write_canvas
-from .engine import Finished, Job
+from .engine import BLOCK, Finished, Job, in_blocks
 from .options import DecodeOptions
 from .steps import cut_at_end
 
@@ -205,6 +206,18 @@ def kept_spans(draft: Sequence[DraftToken], kept: Tensor) -> tuple[list[int], li
 
 def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:
     """Reads the prompts of clips of one model that are to be denoised next, with what is written of their transcripts."""
+    device = clips[0].model.device
+    blocks = in_blocks([len(clip.clip.slots) for clip in clips], BLOCK["cpu" if device.type == "cpu" else "cuda"])
+    parts = [_read_together([clips[row] for row in rows]) for rows in blocks]
+    if len(parts) == 1:
+        return parts[0]
+    prefill = reduce(Prefill.join, parts)
+    places = torch.tensor([row for rows in blocks for row in rows], device=device).argsort()
+    return prefill.keep(places, prefill.visible.shape[1])
+
+
+def _read_together(clips: Sequence[ClipDecoding]) -> Prefill:
+    """The same in one batch."""
     slots, lengths = padded([clip.clip.slots for clip in clips])
     languages, written = [clip.language for clip in clips], [clip.written for clip in clips]
     contexts = [clip.options.context for clip in clips]

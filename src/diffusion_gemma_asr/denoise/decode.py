@@ -13,7 +13,7 @@ from ..languages import AUTO
 from ..model.backbone import Prefill
 from ..model.drafts import Encoded
 from ..model.model import DiffusionGemmaASR
-from .candidates import chosen, proposed_draft
+from .candidates import ReadPrompt, chosen, prompt_without_sound, proposed_draft
 from .clip import ClipDecoding, Decoded, DraftedClip, Shown, padded, read_prompts, start_of
 from .options import DecodeOptions
 from .queue import run_queue
@@ -142,10 +142,11 @@ def with_proposed_drafts(
 ) -> list[DraftedClip]:
     """The clips with the best of several drafts each."""
     found = []
+    unheard = {code: prompt_without_sound(model, code, options.context) for code in {*languages}}
     for at in range(0, len(clips), batch_size):
-        batch = clips[at : at + batch_size]
-        for clip, (prefill, last) in zip(batch, _read_alone(model, batch, languages[at:], options), strict=True):
-            draft = proposed_draft(model, clip.slots, clip.draft, prefill, last, options.candidates)
+        batch, codes = clips[at : at + batch_size], languages[at : at + batch_size]
+        for clip, code, heard in zip(batch, codes, read_alone(model, batch, codes, options), strict=True):
+            draft = proposed_draft(model, clip.slots, clip.draft, heard, unheard[code], options.candidates)
             found.append(clip._replace(draft=draft))
     return found
 
@@ -159,23 +160,25 @@ def chosen_among_seeds(
 ) -> list[Decoded]:
     """Of each clip's transcripts the best one, with the passes of all."""
     found = []
+    codes = [ones[0].language for ones in groups]
+    unheard = {code: prompt_without_sound(model, code, options.context) for code in {*codes}}
     for at in range(0, len(clips), batch_size):
         batch, group = clips[at : at + batch_size], groups[at : at + batch_size]
-        read = _read_alone(model, batch, [ones[0].language for ones in group], options)
-        for clip, ones, (prefill, last) in zip(batch, group, read, strict=True):
-            best = ones[chosen(model, clip.slots, [one.tokens for one in ones], prefill, last)]
+        read = read_alone(model, batch, codes[at:], options)
+        for clip, ones, heard in zip(batch, group, read, strict=True):
+            best = ones[chosen(model, clip.slots, [one.tokens for one in ones], heard, unheard[ones[0].language])]
             found.append(replace(best, steps=sum(one.steps for one in ones)))
     return found
 
 
-def _read_alone(
+def read_alone(
     model: DiffusionGemmaASR, clips: Sequence[DraftedClip], languages: Sequence[str], options: DecodeOptions
-) -> Iterator[tuple[Prefill, Tensor]]:
-    """The prompt of each clip, read in one batch: one row of the cache, and the hidden state (1, H) at its end."""
+) -> Iterator[ReadPrompt]:
+    """The prompt of each clip, read in one batch."""
     slots, lengths = padded([clip.slots for clip in clips])
     prefill, hidden = model.read_prompts(slots, lengths, languages[: len(clips)], context=options.context)
     for row, length in enumerate(prefill.lengths.tolist()):
-        yield prefill.keep(torch.tensor([row], device=model.device), length), hidden[row, length - 1][None]
+        yield ReadPrompt(prefill.keep(torch.tensor([row], device=model.device), length), hidden[row, length - 1][None])
 
 
 @torch.no_grad()

@@ -23,6 +23,9 @@ from .steps import DenoiseOptions, accept, pick, should_stop, temperature_at
 
 FLOOR = -60.0  # nats below the peak; what is less likely counts for nothing, and subnormal numbers are slow
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # logits at a time: on a CPU they stay in its cache
+# Positions of canvases denoised, or of prompts read, at once, padding included. On a CPU two rows together are as fast as
+# eight, and rows of unlike lengths cost padding.
+BLOCK = {"cpu": 512, "cuda": 1 << 62}
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,12 @@ class _Rows:
             unchanged=self.unchanged[at],
         )
 
+    def only(self, rows: list[int]) -> _Rows | None:
+        """Some of them, as they are if it is all; None if it is none."""
+        if len(rows) == len(self.jobs):
+            return self
+        return self.keep(rows) if rows else None
+
     def join(self, other: _Rows) -> _Rows:
         """Both."""
         size = max(self.canvas.shape[1], other.canvas.shape[1])
@@ -210,7 +219,7 @@ class _Rows:
 
 
 class Engine:
-    """Canvases under way on one backbone.
+    """Canvases under way on one backbone, in blocks of rows of like lengths.
 
     Args:
         backbone: that denoises them.
@@ -220,12 +229,12 @@ class Engine:
     def __init__(self, backbone: Backbone, on_canvas: OnCanvas | None = None):
         self.backbone, self.on_canvas = backbone, on_canvas
         kind = "cpu" if backbone.device.type == "cpu" else "cuda"
-        self._head = replace(backbone.head, chunk_elements=CHUNK[kind])
-        self._rows: _Rows | None = None
+        self._head, self._largest = replace(backbone.head, chunk_elements=CHUNK[kind]), BLOCK[kind]
+        self._blocks: list[_Rows] = []
 
     def __len__(self) -> int:
         """Canvases under way."""
-        return 0 if self._rows is None else len(self._rows.jobs)
+        return sum(len(block.jobs) for block in self._blocks)
 
     @torch.no_grad()
     def add(self, numbers: Sequence[int], jobs: Sequence[Job], options: Sequence[DenoiseOptions], prefill: Prefill) -> None:
@@ -240,19 +249,38 @@ class Engine:
             for number, job in zip(numbers, jobs, strict=True):
                 self.on_canvas(number, 0, job.canvas, torch.full((len(job.canvas),), torch.inf))
         added = _Rows.new(list(numbers), jobs, options, prefill, self.backbone)
-        self._rows = added if self._rows is None else self._rows.join(added)
+        for rows in in_blocks(added.lengths.tolist(), self._largest):
+            block = added.only(rows)
+            assert block is not None
+            for at, other in enumerate(self._blocks):
+                size = max(block.canvas.shape[1], other.canvas.shape[1])
+                if size * (len(block.jobs) + len(other.jobs)) <= self._largest:
+                    self._blocks[at] = other.join(block)
+                    break
+            else:
+                self._blocks.append(block)
 
     def drop(self, numbers: Collection[int]) -> None:
         """Jobs that nobody waits for any more leave their rows at once."""
-        if self._rows is not None:
-            self._keep([row for row, number in enumerate(self._rows.jobs) if number not in numbers])
+        self._blocks = [
+            left
+            for block in self._blocks
+            if (left := block.only([row for row, number in enumerate(block.jobs) if number not in numbers])) is not None
+        ]
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Finished]]:
         """One denoising step of all canvases under way; gives those that have stopped, which leave."""
-        now = self._rows
-        if now is None:
-            return []
+        blocks, self._blocks, finished = self._blocks, [], []
+        for block in blocks:
+            left, done = self._step(block)
+            finished += done
+            if left is not None:
+                self._blocks.append(left)
+        return finished
+
+    def _step(self, now: _Rows) -> tuple[_Rows | None, list[tuple[int, Finished]]]:
+        """One step of a block: what is left of it, if anything, and what has stopped."""
         lengths = now.lengths.tolist()
         used = length_mask(now.lengths, now.canvas.shape[1])  # (R, C)
         hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft)[used]  # (N, H)
@@ -272,7 +300,7 @@ class Engine:
         if self.on_canvas is not None:
             for row, number in enumerate(now.jobs):
                 self.on_canvas(number, steps[row], best[row, : lengths[row]], entropy[row, : lengths[row]])
-        self._rows = replace(
+        block = replace(
             now,
             canvas=now.canvas.masked_scatter(used, torch.where(accepted, predicted.drawn, noise)),
             best=best,
@@ -282,7 +310,7 @@ class Engine:
         )
         places = stopped.nonzero().flatten().tolist()
         if not places:
-            return []
+            return block, []
 
         ends = stopped.repeat_interleave(now.lengths)  # (N,)
         tokens = predicted.best[ends]
@@ -290,17 +318,26 @@ class Engine:
         sizes = [lengths[row] for row in places]
         parts = zip(places, tokens.split(sizes), logprobs.split(sizes), strict=True)
         finished = [(now.jobs[row], Finished(canvas, values, steps[row])) for row, canvas, values in parts]
-        self._keep((~stopped).nonzero().flatten().tolist())
-        return finished
+        return block.only((~stopped).nonzero().flatten().tolist()), finished
 
     def close(self) -> None:
         """Gives up what is under way."""
-        self._rows = None
+        self._blocks = []
 
-    def _keep(self, rows: list[int]) -> None:
-        assert self._rows is not None
-        if len(rows) < len(self._rows.jobs):
-            self._rows = self._rows.keep(rows) if rows else None
+
+def in_blocks(lengths: Sequence[int], largest: int) -> list[list[int]]:
+    """Rows of such lengths in blocks of at most `largest` positions with padding, one row at least; where they are too many
+    for one block, the longest first."""
+    rows = range(len(lengths))
+    if max(lengths, default=0) * len(lengths) <= largest:
+        return [list(rows)]
+    blocks: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        if blocks and lengths[blocks[-1][0]] * (len(blocks[-1]) + 1) <= largest:
+            blocks[-1].append(row)
+        else:
+            blocks.append([row])
+    return blocks
 
 
 def _draw(backbone: Backbone, generators: Sequence[torch.Generator], lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
     python -m diffusion_gemma_asr.train.average runs/a/checkpoint runs/b/checkpoint --shares 0.3 0.7 --out runs/c/checkpoint
 
 What an adapter learnt of training speech by heart differs from run to run and is averaged away (Wortsman et al. 2022, arXiv
-2203.05482); figures in docs/results/log.md. With `--encoders` their encoders are averaged too, into OUT/encoder.
+2203.05482); figures in docs/results/log.md. With `--encoders` their encoders are averaged too, into OUT/encoder, with
+`--backbones` their backbones, into OUT/backbone.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from ..checkpoint.config_file import read_config_file, write_config
 from ..checkpoint.load import ADAPTER, read_adapter
-from ..checkpoint.parts import load_encoder
+from ..checkpoint.parts import load_backbone, load_encoder, load_tokenizer
 from ..checkpoint.save import save_encoder
 from ..errors import CheckpointError
 from ..files import whole_file
-from ..model.config import EncoderConfig
+from ..model.backbone import Backbone
+from ..model.config import BackboneConfig, EncoderConfig
 from ..model.encoder import AcousticEncoder
 
 
@@ -60,6 +62,14 @@ def average_encoder(names: Sequence[str], shares: Sequence[float]) -> AcousticEn
     return encoders[-1]
 
 
+def average_backbone(names: Sequence[str], shares: Sequence[float]) -> Backbone:
+    """The weighted mean of several backbones, in float32 on the CPU; arguments and errors as for `average_encoder`."""
+    backbones = [load_backbone(BackboneConfig(str(name))) for name in names]
+    mean = _mean(names, [backbone.state_dict() for backbone in backbones], shares)
+    backbones[-1].load_state_dict(mean)
+    return backbones[-1]
+
+
 def _mean(
     names: Sequence[str | Path], weights: Sequence[Mapping[str, Tensor]], shares: Sequence[float]
 ) -> dict[str, Tensor]:
@@ -84,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoints", nargs="+", type=Path, help="folders of checkpoints")
     parser.add_argument("--shares", nargs="+", type=float, help="of each (default: equal)")
     parser.add_argument("--encoders", nargs="+", help="of each, folders or hub repositories: these are averaged as well")
+    parser.add_argument("--backbones", nargs="+", help="likewise")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; config.json is the last one's")
     args = parser.parse_args(arguments)
     shares = args.shares or [1.0] * len(args.checkpoints)
@@ -92,11 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shutil.copytree(args.checkpoints[-1], args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ADAPTER))
     with whole_file(args.out / ADAPTER) as part:
         save_file({key: value.contiguous() for key, value in tensors.items()}, part)
-    if args.encoders:
-        with torch.no_grad():
-            save_encoder(average_encoder(args.encoders, shares), args.out / "encoder")
+    if args.encoders or args.backbones:
         config = read_config_file(args.out)
-        write_config(replace(config, encoder=replace(config.encoder, name="encoder", revision=None)), args.out)
+        with torch.no_grad():
+            if args.encoders:
+                save_encoder(average_encoder(args.encoders, shares), args.out / "encoder")
+                config = replace(config, encoder=replace(config.encoder, name="encoder", revision=None))
+            if args.backbones:
+                average_backbone(args.backbones, shares).model.half().save_pretrained(args.out / "backbone")
+                load_tokenizer(BackboneConfig(str(args.backbones[-1]))).save_pretrained(args.out / "backbone")
+                config = replace(config, backbone=replace(config.backbone, name="backbone", revision=None))
+        write_config(config, args.out)
     print(args.out)
 
 
