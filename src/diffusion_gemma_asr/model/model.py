@@ -95,7 +95,7 @@ class DiffusionGemmaASR(nn.Module):
             rows = [self.projector(row[None, :n], n[None]) for row, n in zip(frames, frame_lengths, strict=True)]
             slots = nn.utils.rnn.pad_sequence([slots[0] for slots, _ in rows], batch_first=True)
             slot_lengths = torch.cat([n for _, n in rows])
-        return Encoded(frames, frame_lengths, slots.to(self.head.weight.dtype), slot_lengths)
+        return Encoded(frames, frame_lengths, slots, slot_lengths)
 
     def read_slots(self, slots: Tensor, slot_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The audio tokens that a prompt holds: all, or those that are not blanks (`ProjectorConfig.skip_blanks`).
