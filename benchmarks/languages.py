@@ -41,7 +41,7 @@ COUNT, BATCH, EXAMPLES, CANDIDATES = 300, 16, 3, 32
 SYSTEMS = {
     "draft": "CTC draft",
     "denoised": f"denoised from it, {DEFAULT_STEPS} steps",
-    "candidates": f"the same, of {CANDIDATES} drafts the one that the backbone chooses",
+    "candidates": f"the same from one of {CANDIDATES} drafts, which the backbone chooses",
     "noise": f"from noise, {DEFAULT_STEPS} steps",
     "autoregressive": "token after token",
     "whisper": "own decoder",
@@ -244,7 +244,7 @@ def short_table(data: dict[str, Any]) -> str:
     rows = []
     for name, measured in data.items():
         for domain in DOMAINS:
-            for system in ("draft", "denoised", "noise"):
+            for system in ("draft", "denoised", "candidates", "noise"):
                 cells = [summed(measured, f"{domain} {code}", system) for code in LANGUAGES]
                 if set(cells) != {"–"}:
                     rows.append([f"`{name}`, {domain}: {SYSTEMS[system]}", *cells])
