@@ -18,17 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from languages import in_batches, lists
-from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, stated, write_results
+from pages import RESULTS, ROOT, add_results, fill, markdown, measure_or_report, read_results, stated
 
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.data.sound import read_utterance
-from diffusion_gemma_asr.denoise.candidates import LENGTH, READ, SAID, prompt_without_sound, read_scores
-from diffusion_gemma_asr.denoise.decode import draft_clips, read_alone
+from diffusion_gemma_asr.denoise.candidates import LENGTH, READ, SAID, proposed, read_scores
+from diffusion_gemma_asr.denoise.decode import draft_clips, scoring_prompts
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.evaluate.metrics import edits, percent
 from diffusion_gemma_asr.model.ctc import transcript_scores
-from diffusion_gemma_asr.model.ctc_beam import likeliest
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 DATA, PAGE = RESULTS / "candidates.json", ROOT / "docs/results/candidates.md"
@@ -54,14 +53,11 @@ def scored(model: DiffusionGemmaASR, rows: Sequence[Utterance]) -> list[Scored]:
     """Candidates and scores of every utterance, all of one language."""
     found = []
     options = DecodeOptions(start="draft")
-    unheard = prompt_without_sound(model, rows[0].language)
     for batch in in_batches(rows):
         clips = draft_clips(model, model.encode([read_utterance(u) for u in batch]))
-        prompts = read_alone(model, clips, [u.language for u in batch], options)
-        for utterance, clip, heard in zip(batch, clips, prompts, strict=True):
-            greedy = tuple(token.id for token in clip.draft)
-            proposed = [prefix for prefix, _ in likeliest(model.head, clip.slots, model.blank, COUNTS[-1])]
-            candidates = list(dict.fromkeys([greedy, *proposed]))
+        prompts = scoring_prompts(model, clips, [u.language for u in batch], options, len(batch))
+        for utterance, clip, (heard, unheard) in zip(batch, clips, prompts, strict=True):
+            candidates = proposed(model, clip.slots, clip.draft, COUNTS[-1])
             wrong = [edits(utterance.text, model.text(row), utterance.language) for row in candidates]
             columns = (
                 transcript_scores(model.head, clip.slots, candidates, model.blank),
@@ -97,7 +93,8 @@ def measure(args: argparse.Namespace) -> None:
         tables[title] = {"utterances": len(clips), "draft": round(draft, 5)}
         for count in COUNTS:
             rates = [rate(clips, weights, count) for weights in grid]
-            relative[count].append([one / draft for one in rates])
+            if draft:
+                relative[count].append([one / draft for one in rates])
             tables[title][str(count)] = {
                 "best_possible": round(float(sum(c.errors[:count].min() for c in clips) / words), 5),
                 "without_said": round(rate(clips, WITHOUT_SAID, count), 5),
@@ -109,12 +106,10 @@ def measure(args: argparse.Namespace) -> None:
         str(count): [[*grid[at], round(float(mean[at]), 4)] for at in np.argsort(mean)[:SHOWN]]
         for count, mean in means.items()
     }
-    content = read_results(DATA)
-    content[args.model] = {"lists": tables, "best": best, "circumstances": circumstances()}
-    write_results(DATA, content)
+    add_results(DATA, args.model, {"lists": tables, "best": best})
 
 
-def report(_: argparse.Namespace) -> None:
+def report() -> None:
     """Two tables a model: the lists, and the weights."""
     parts = {}
     for name, content in read_results(DATA).items():
@@ -133,13 +128,9 @@ def report(_: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parses arguments and runs a part."""
-    parser = argparse.ArgumentParser(description="Weights of the scores that choose among candidates.")
-    commands = parser.add_subparsers(required=True)
-    measuring = commands.add_parser("measure")
+    parser, measuring = measure_or_report("Weights of the scores that choose among candidates.", measure, report)
     measuring.add_argument("model")
     measuring.add_argument("--count", type=int, default=40, help="utterances of each list")
-    measuring.set_defaults(run=measure)
-    commands.add_parser("report").set_defaults(run=report)
     args = parser.parse_args()
     args.run(args)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, stated, write_results
+from pages import RESULTS, ROOT, circumstances, fill, markdown, measure_or_report, read_results, stated, write_results
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -213,20 +213,14 @@ def report() -> None:
 
 def main() -> None:
     """Measures or reports."""
-    parser = argparse.ArgumentParser(description="Speed by what makes decoding fast.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser("measure")
+    parser, measuring = measure_or_report("Speed by what makes decoding fast.", measure, report)
     measuring.add_argument("source", help="manifest or folder of English speech")
     measuring.add_argument("--model", default="mini", help="bundled model or checkpoint folder")
     measuring.add_argument("--count", type=int, default=60, help="the first so many utterances")
     measuring.add_argument("--steps", type=int, default=8)
     measuring.add_argument("--repeats", type=int, default=3)
-    commands.add_parser("report")
     args = parser.parse_args()
-    if args.command == "measure":
-        measure(args)
-    else:
-        report()
+    args.run(args)
 
 
 if __name__ == "__main__":

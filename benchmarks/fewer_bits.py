@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, stated, write_results
+from pages import RESULTS, ROOT, circumstances, fill, markdown, measure_or_report, read_results, stated, write_results
 from torch import Tensor
 
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
@@ -70,7 +70,7 @@ def measure(args: argparse.Namespace) -> None:
     write_results(DATA, {"model": args.model, "utterances": len(said), "rows": rows, "circumstances": circumstances()})
 
 
-def report(_: argparse.Namespace) -> None:
+def report() -> None:
     """The table."""
     content = read_results(DATA)
     heading = ["experts in", "divergence of the first pass, nats", "same best token", f"WER, {NORMALISER}"]
@@ -84,14 +84,10 @@ def report(_: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parses arguments and runs a part."""
-    parser = argparse.ArgumentParser(description="Fewer bits in the experts.")
-    commands = parser.add_subparsers(required=True)
-    measuring = commands.add_parser("measure")
+    parser, measuring = measure_or_report("Fewer bits in the experts.", measure, report)
     measuring.add_argument("source")
     measuring.add_argument("--model", default="mini")
     measuring.add_argument("--count", type=int, default=60)
-    measuring.set_defaults(run=measure)
-    commands.add_parser("report").set_defaults(run=report)
     args = parser.parse_args()
     args.run(args)
 

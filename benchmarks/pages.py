@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,23 @@ def write_results(path: Path, content: dict[str, Any]) -> None:
     """Writes a data file; makes its folder if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def add_results(path: Path, name: str, content: dict[str, Any]) -> None:
+    """Adds to a data file what was measured of one model, and where."""
+    write_results(path, read_results(path) | {name: content | {"circumstances": circumstances()}})
+
+
+def measure_or_report(
+    description: str, measure: Callable[[argparse.Namespace], None], report: Callable[[], None]
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """A command line whose parsed arguments have `run`, and the parser of `measure`, to add arguments to."""
+    parser = argparse.ArgumentParser(description=description)
+    commands = parser.add_subparsers(required=True)
+    measuring = commands.add_parser("measure")
+    measuring.set_defaults(run=measure)
+    commands.add_parser("report").set_defaults(run=lambda _: report())
+    return parser, measuring
 
 
 def circumstances() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from languages import in_batches, lists
-from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, stated, write_results
+from pages import RESULTS, ROOT, add_results, fill, markdown, measure_or_report, read_results, stated
 
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.data.sound import read_utterance
@@ -50,12 +50,10 @@ def measure(args: argparse.Namespace) -> None:
                     "passes": round(sum(row.steps for row in decoded) / len(decoded), 2),
                 }
             print(title, start, tables[title], flush=True)
-    content = read_results(DATA)
-    content[Path(args.model).name] = {"lists": tables, "circumstances": circumstances()}
-    write_results(DATA, content)
+    add_results(DATA, Path(args.model).name, {"lists": tables})
 
 
-def report(_: argparse.Namespace) -> None:
+def report() -> None:
     """A table a model."""
     parts = {}
     for name, content in read_results(DATA).items():
@@ -75,14 +73,10 @@ def report(_: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parses arguments and runs a part."""
-    parser = argparse.ArgumentParser(description="Error rates over denoising steps.")
-    commands = parser.add_subparsers(required=True)
-    measuring = commands.add_parser("measure")
+    parser, measuring = measure_or_report("Error rates over denoising steps.", measure, report)
     measuring.add_argument("model")
     measuring.add_argument("--encoder", help="folder or hub name in place of the encoder that the model names")
     measuring.add_argument("--count", type=int, default=60, help="utterances of each list")
-    measuring.set_defaults(run=measure)
-    commands.add_parser("report").set_defaults(run=report)
     args = parser.parse_args()
     args.run(args)
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..model.backbone import Prefill
 from ..model.ctc import DraftToken, transcript_scores
-from ..model.ctc_beam import likeliest
+from ..model.ctc_beam import Prefix, likeliest
 from ..model.model import DiffusionGemmaASR
+from ..model.projector import noise
 
 ROWS = 32  # transcripts read at once
 # Weights beside CTC's 1, and nats for each token, since language likes short texts; benchmarks/candidates.py fits them.
@@ -42,12 +42,9 @@ def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str =
         model: that reads it.
         language, context: see `PromptBuilder.row`.
     """
-    noise = torch.randn(1, model.backbone.hidden_size, generator=torch.Generator().manual_seed(0))
-    weight = model.head.weight
-    slots = F.rms_norm(noise, noise.shape[1:]).to(weight.device, weight.dtype) * model.projector.scale.to(weight.dtype)
-    prefill, hidden = model.read_prompts(
-        slots[None], torch.ones(1, dtype=torch.long, device=slots.device), [language], None, context
-    )
+    slots = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
+    one = torch.ones(1, dtype=torch.long, device=model.device)
+    prefill, hidden = model.read_prompts(slots[None].to(model.head.weight), one, [language], context=context)
     return ReadPrompt(prefill, hidden[0, int(prefill.lengths[0]) - 1][None])
 
 
@@ -70,15 +67,19 @@ def proposed_draft(
         unheard: see `prompt_without_sound`.
         count: candidates.
     """
-    found = [prefix for prefix, _ in likeliest(model.head, slots, model.blank, count)]
-    greedy = tuple(token.id for token in draft)
-    candidates = list(dict.fromkeys([greedy, *found]))[:count]
+    candidates = proposed(model, slots, draft, count)
     best = candidates[chosen(model, slots, candidates, heard, unheard)]
-    spans = None if best == greedy else model.align(slots, best)
+    spans = None if best == candidates[0] else model.align(slots, best)
     if spans is None:
         return draft
     aligned = zip(best, spans, strict=True)
     return [DraftToken(token, span.start, span.end, math.exp(span.logprob)) for token, span in aligned]
+
+
+def proposed(model: DiffusionGemmaASR, slots: Tensor, draft: Sequence[DraftToken], count: int) -> list[Prefix]:
+    """The tokens of at most `count` transcripts: the draft of greedy CTC, then those that CTC finds likeliest."""
+    found = [prefix for prefix, _ in likeliest(model.head, slots, model.blank, count)]
+    return list(dict.fromkeys([tuple(token.id for token in draft), *found]))[:count]
 
 
 @torch.no_grad()

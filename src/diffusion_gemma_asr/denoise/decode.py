@@ -141,14 +141,11 @@ def with_proposed_drafts(
     model: DiffusionGemmaASR, clips: Sequence[DraftedClip], languages: Sequence[str], options: DecodeOptions, batch_size: int
 ) -> list[DraftedClip]:
     """The clips with the best of several drafts each."""
-    found = []
-    unheard = {code: prompt_without_sound(model, code, options.context) for code in {*languages}}
-    for at in range(0, len(clips), batch_size):
-        batch, codes = clips[at : at + batch_size], languages[at : at + batch_size]
-        for clip, code, heard in zip(batch, codes, read_alone(model, batch, codes, options), strict=True):
-            draft = proposed_draft(model, clip.slots, clip.draft, heard, unheard[code], options.candidates)
-            found.append(clip._replace(draft=draft))
-    return found
+    prompts = scoring_prompts(model, clips, languages, options, batch_size)
+    return [
+        clip._replace(draft=proposed_draft(model, clip.slots, clip.draft, heard, unheard, options.candidates))
+        for clip, (heard, unheard) in zip(clips, prompts, strict=True)
+    ]
 
 
 def chosen_among_seeds(
@@ -160,25 +157,25 @@ def chosen_among_seeds(
 ) -> list[Decoded]:
     """Of each clip's transcripts the best one, with the passes of all."""
     found = []
-    codes = [ones[0].language for ones in groups]
-    unheard = {code: prompt_without_sound(model, code, options.context) for code in {*codes}}
-    for at in range(0, len(clips), batch_size):
-        batch, group = clips[at : at + batch_size], groups[at : at + batch_size]
-        read = read_alone(model, batch, codes[at:], options)
-        for clip, ones, heard in zip(batch, group, read, strict=True):
-            best = ones[chosen(model, clip.slots, [one.tokens for one in ones], heard, unheard[ones[0].language])]
-            found.append(replace(best, steps=sum(one.steps for one in ones)))
+    prompts = scoring_prompts(model, clips, [ones[0].language for ones in groups], options, batch_size)
+    for clip, ones, (heard, unheard) in zip(clips, groups, prompts, strict=True):
+        best = ones[chosen(model, clip.slots, [one.tokens for one in ones], heard, unheard)]
+        found.append(replace(best, steps=sum(one.steps for one in ones)))
     return found
 
 
-def read_alone(
-    model: DiffusionGemmaASR, clips: Sequence[DraftedClip], languages: Sequence[str], options: DecodeOptions
-) -> Iterator[ReadPrompt]:
-    """The prompt of each clip, read in one batch."""
-    slots, lengths = padded([clip.slots for clip in clips])
-    prefill, hidden = model.read_prompts(slots, lengths, languages[: len(clips)], context=options.context)
-    for row, length in enumerate(prefill.lengths.tolist()):
-        yield ReadPrompt(prefill.keep(torch.tensor([row], device=model.device), length), hidden[row, length - 1][None])
+def scoring_prompts(
+    model: DiffusionGemmaASR, clips: Sequence[DraftedClip], languages: Sequence[str], options: DecodeOptions, batch_size: int
+) -> Iterator[tuple[ReadPrompt, ReadPrompt]]:
+    """The prompt of each clip, read in batches, and the one of its language without sound."""
+    unheard = {code: prompt_without_sound(model, code, options.context) for code in {*languages}}
+    for at in range(0, len(clips), batch_size):
+        batch, codes = clips[at : at + batch_size], languages[at : at + batch_size]
+        slots, lengths = padded([clip.slots for clip in batch])
+        prefill, hidden = model.read_prompts(slots, lengths, codes, context=options.context)
+        for row, (length, code) in enumerate(zip(prefill.lengths.tolist(), codes, strict=True)):
+            alone = prefill.keep(torch.tensor([row], device=model.device), length)
+            yield ReadPrompt(alone, hidden[row, length - 1][None]), unheard[code]
 
 
 @torch.no_grad()

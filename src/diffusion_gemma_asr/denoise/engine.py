@@ -172,7 +172,9 @@ class _Rows:
         )
 
     def keep(self, rows: list[int]) -> _Rows:
-        """Some of them, cut to what they need."""
+        """Some of them, cut to what they need; all as they are."""
+        if len(rows) == len(self.jobs):
+            return self
         at = torch.tensor(rows, device=self.canvas.device)
         size = int(self.lengths[at].max())
         return _Rows(
@@ -188,12 +190,6 @@ class _Rows:
             soft=self.soft[at, :size],
             unchanged=self.unchanged[at],
         )
-
-    def only(self, rows: list[int]) -> _Rows | None:
-        """Some of them, as they are if it is all; None if it is none."""
-        if len(rows) == len(self.jobs):
-            return self
-        return self.keep(rows) if rows else None
 
     def join(self, other: _Rows) -> _Rows:
         """Both."""
@@ -250,8 +246,7 @@ class Engine:
                 self.on_canvas(number, 0, job.canvas, torch.full((len(job.canvas),), torch.inf))
         added = _Rows.new(list(numbers), jobs, options, prefill, self.backbone)
         for rows in in_blocks(added.lengths.tolist(), self._largest):
-            block = added.only(rows)
-            assert block is not None
+            block = added.keep(rows)
             for at, other in enumerate(self._blocks):
                 size = max(block.canvas.shape[1], other.canvas.shape[1])
                 if size * (len(block.jobs) + len(other.jobs)) <= self._largest:
@@ -262,11 +257,8 @@ class Engine:
 
     def drop(self, numbers: Collection[int]) -> None:
         """Jobs that nobody waits for any more leave their rows at once."""
-        self._blocks = [
-            left
-            for block in self._blocks
-            if (left := block.only([row for row, number in enumerate(block.jobs) if number not in numbers])) is not None
-        ]
+        left = [(block, [row for row, number in enumerate(block.jobs) if number not in numbers]) for block in self._blocks]
+        self._blocks = [block.keep(rows) for block, rows in left if rows]
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Finished]]:
@@ -318,7 +310,8 @@ class Engine:
         sizes = [lengths[row] for row in places]
         parts = zip(places, tokens.split(sizes), logprobs.split(sizes), strict=True)
         finished = [(now.jobs[row], Finished(canvas, values, steps[row])) for row, canvas, values in parts]
-        return block.only((~stopped).nonzero().flatten().tolist()), finished
+        left = (~stopped).nonzero().flatten().tolist()
+        return block.keep(left) if left else None, finished
 
     def close(self) -> None:
         """Gives up what is under way."""

@@ -15,7 +15,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from ..audio.read import SAMPLE_RATE
 from ..errors import AudioError, CheckpointError
-from .lengths import length_mask
+from .lengths import each_alone, length_mask
 
 HOP = 160  # samples a mel frame: 10 ms; the encoder's second convolution halves that to 20 ms frames
 
@@ -126,10 +126,7 @@ class AcousticEncoder(nn.Module):
         if len(mel) == 1 or mel.device.type != "cpu":
             return self._encode(mel, lengths)
         # One clip at a time keeps the processor as busy as a batch, without padding and masks: 1.5 times as fast over 25 s.
-        rows = [self._encode(clip[None, :, :length], length[None]) for clip, length in zip(mel, lengths, strict=True)]
-        return nn.utils.rnn.pad_sequence([frames[0] for frames, _ in rows], batch_first=True), torch.cat(
-            [n for _, n in rows]
-        )
+        return each_alone(self._encode, (clip[:, :n] for clip, n in zip(mel, lengths, strict=True)), lengths)
 
     def _encode(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """See `forward`."""

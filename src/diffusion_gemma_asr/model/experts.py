@@ -62,9 +62,9 @@ def fp8_experts(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
     count, chosen = top_k_index.shape
     experts, order = top_k_index.flatten().sort()  # (N K,), by expert
     # As in transformers: histc, unlike bincount, does not wait for the device, and wants floats on processors.
-    numbers = experts if experts.is_cuda else experts.float()
-    ends = torch.histc(numbers.int() if experts.is_cuda else numbers, self.num_experts, 0, self.num_experts - 1)
-    ends = ends.cumsum(0, dtype=torch.int32)  # (E,), where each expert's tokens end
+    numbers = experts.int() if experts.is_cuda else experts.float()
+    counts = torch.histc(numbers, self.num_experts, 0, self.num_experts - 1)
+    ends = counts.cumsum(0, dtype=torch.int32)  # (E,), where each expert's tokens end
     inner = self._apply_gate(_grouped(hidden_states[order // chosen], self, "gate_up_proj", ends))  # (N K, I)
     answers = _grouped(inner, self, "down_proj", ends) * top_k_weights.flatten()[order, None]
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

@@ -16,7 +16,7 @@ from .ctc import TokenSpan, align, heard, only
 from .drafts import Encoded, GreedyCtc
 from .encoder import AcousticEncoder
 from .head import Head
-from .lengths import length_mask
+from .lengths import each_alone, length_mask
 from .projector import AudioProjector
 from .prompt import PromptBuilder, fill_slots
 
@@ -90,12 +90,10 @@ class DiffusionGemmaASR(nn.Module):
         """Encoder frames (B, F, D) with frame_lengths (B,) → the same with audio tokens."""
         frames = frames.to(self.projector.linear.weight.dtype)
         if len(frames) == 1 or frames.device.type != "cpu":
-            slots, slot_lengths = self.projector(frames, frame_lengths)
-        else:  # one clip at a time, as in the encoder: on a processor a batch gains nothing, and has padding
-            rows = [self.projector(row[None, :n], n[None]) for row, n in zip(frames, frame_lengths, strict=True)]
-            slots = nn.utils.rnn.pad_sequence([slots[0] for slots, _ in rows], batch_first=True)
-            slot_lengths = torch.cat([n for _, n in rows])
-        return Encoded(frames, frame_lengths, slots, slot_lengths)
+            return Encoded(frames, frame_lengths, *self.projector(frames, frame_lengths))
+        # One clip at a time, as in the encoder: on a processor a batch gains nothing, and has padding.
+        rows = (row[:n] for row, n in zip(frames, frame_lengths, strict=True))
+        return Encoded(frames, frame_lengths, *each_alone(self.projector, rows, frame_lengths))
 
     def read_slots(self, slots: Tensor, slot_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The audio tokens that a prompt holds: all, or those that are not blanks (`ProjectorConfig.skip_blanks`).

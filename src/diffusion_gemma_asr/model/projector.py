@@ -92,3 +92,8 @@ class AudioProjector(nn.Module):
     def frames_per_slot(self) -> int:
         """Encoder frames that make one slot."""
         return math.prod(self.strides)
+
+
+def noise(count: int, width: int, scale: float, generator: torch.Generator | None = None) -> Tensor:
+    """(count, width) random audio tokens; `scale` is the root mean square of their components."""
+    return F.rms_norm(torch.randn(count, width, generator=generator), (width,)) * scale

@@ -23,6 +23,7 @@ from ...checkpoint.load import load_adapter
 from ...checkpoint.save import save_projector
 from ...errors import RecipeError
 from ...model.model import DiffusionGemmaASR
+from ...model.projector import noise
 from ...strict import require
 from .. import fingerprint
 from ..adapter import MARGIN, AdapterTrainer, build_model, computing_in
@@ -210,11 +211,6 @@ class ReadingTrainer(AdapterTrainer):
             slots = pad_sequence(rows, batch_first=True).to(device)
             parts = losses_of_slots(model, slots, lengths.to(device), text.to(device), weights)
             return parts.total(weights), {f"{name}_{kind}": value for name, value in parts.figures().items()}
-
-
-def noise(count: int, width: int, scale: float) -> Tensor:
-    """(count, width) random audio tokens; `scale` is the root mean square of their components."""
-    return F.rms_norm(torch.randn(count, width), (width,)) * scale
 
 
 def drowned(slots: Tensor, share: float, scale: float, rng: random.Random) -> Tensor:
