@@ -284,6 +284,21 @@ def test_muon_learns_and_resumes_to_the_same_state(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
+def test_parameters_named_in_lr_shares_learn_at_their_share_of_the_rate(tmp_path: Path) -> None:
+    start = Regression().weights()
+    moved = {}
+    for share in (0.0, 0.1, 1.0):
+        options = replace(OPTIONS, steps=1, warmup_steps=0, weight_decay=0.0, lr_shares={"bi": share})
+        weights = Regression().run(tmp_path / str(share), options).weights()
+        moved[share] = {name: (weights[name] - start[name]).abs().mean() for name in start}
+    assert moved[0.0]["bias"] == 0 and moved[0.0]["weight"] == moved[1.0]["weight"] > 0
+    torch.testing.assert_close(moved[0.1]["bias"], 0.1 * moved[1.0]["bias"])
+    with pytest.raises(RecipeError, match=r"'train\.lr_shares' is set, but Muon has one rate for all"):
+        replace(OPTIONS, optimizer="muon", lr_shares={"bias": 0.5})
+    with pytest.raises(RecipeError, match=r"'train\.lr_shares\.bias' must be at least 0"):
+        replace(OPTIONS, lr_shares={"bias": -0.5})
+
+
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"'train\.optimizer' must be adamw or muon, found adam"):
         replace(OPTIONS, optimizer="adam")

@@ -52,6 +52,7 @@ class ProjectorConfig:
     rotary: bool = False  # their attention tells distances; without it order is heard by their convolutions alone
     kernels: tuple[int, ...] = (7, 5)  # frames that each convolution sees, with half of them as padding on either side
     skip_blanks: float | None = None  # audio tokens that are CTC's blank with this probability stay out of the prompt
+    decoder_layers: int = 0  # of a Whisper decoder, over audio tokens and the frames around them (decoder_layers.py)
     dropout: float = 0.0  # while training: of what enters the deeper layers, and of what each of their parts adds
 
     def __post_init__(self) -> None:
@@ -61,7 +62,8 @@ class ProjectorConfig:
         require(min(self.kernels, default=1) >= 1, "projector.kernels", self.kernels, "at least 1 each")
         count = len(self.strides)
         require(len(self.kernels) == count, "projector.kernels", self.kernels, f"{count} numbers, one for each stride")
-        require(self.layers >= 0, "projector.layers", self.layers, "at least 0")
+        for key in ("layers", "decoder_layers"):
+            require(getattr(self, key) >= 0, f"projector.{key}", getattr(self, key), "at least 0")
         require(self.layer_stride >= 1, "projector.layer_stride", self.layer_stride, "at least 1")
         wide = self.layer_width >= 64 and self.layer_width % 64 == 0
         require(wide, "projector.layer_width", self.layer_width, "a multiple of 64")

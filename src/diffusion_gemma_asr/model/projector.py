@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ProjectorConfig
+from .decoder_layers import DecoderLayers
 from .lengths import Length, length_mask, strided_length
 from .slot_layers import SlotLayers
 
@@ -30,6 +31,7 @@ class AudioProjector(nn.Module):
     conv1: nn.Conv1d
     scale: Tensor
     deep: SlotLayers | None
+    decoder: DecoderLayers | None
 
     def __init__(self, config: ProjectorConfig, input_size: int, output_size: int, scale: float = 1.0):
         super().__init__()
@@ -52,6 +54,8 @@ class AudioProjector(nn.Module):
             if config.layers
             else None
         )
+        layers, stride = config.decoder_layers, self.frames_per_slot
+        self.decoder = DecoderLayers(hidden, input_size, output_size, layers, stride, config.dropout) if layers else None
         self.scaled = config.scaled
         self.register_buffer("scale", torch.tensor(scale if config.scaled else 1.0))
 
@@ -76,6 +80,8 @@ class AudioProjector(nn.Module):
         slots = self.linear(x)
         if self.deep is not None:
             slots = slots + self.deep(x, slot_lengths)
+        if self.decoder is not None:
+            slots = slots + self.decoder(x, slot_lengths, frames, lengths)
         if self.scaled:
             slots = F.rms_norm(slots, slots.shape[-1:]) * self.scale.to(slots.dtype)
         return slots * length_mask(slot_lengths, slots.shape[1])[..., None].to(slots.dtype), slot_lengths

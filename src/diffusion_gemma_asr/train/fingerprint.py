@@ -33,6 +33,9 @@ LATER = {
     "others",
     "known_start",
     "canvas",
+    "decoder_layers",
+    "decoder",
+    "lr_shares",
 }
 SAMPLES = 64  # hashed values of each tensor, about
 

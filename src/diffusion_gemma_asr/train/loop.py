@@ -45,6 +45,7 @@ class LoopOptions:
     accumulation: int = 1  # forward passes in one optimiser step
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: see muon.py
     lr: float = 1.5e-4  # peak learning rate
+    lr_shares: dict[str, float] | None = None  # of `lr`, for parameters whose names begin so; AdamW alone
     betas: tuple[float, float] = (0.95, 0.99)
     weight_decay: float = 0.0
     warmup_steps: int = 0  # steps over which the rate rises linearly from 0 to `lr`
@@ -64,6 +65,10 @@ class LoopOptions:
         for key in ("lr", "clip"):
             require(getattr(self, key) > 0, f"train.{key}", getattr(self, key), "above 0")
         require(self.optimizer in ("adamw", "muon"), "train.optimizer", self.optimizer, "adamw or muon")
+        for name, share in (self.lr_shares or {}).items():
+            require(share >= 0, f"train.lr_shares.{name}", share, "at least 0")
+        if self.lr_shares and self.optimizer == "muon":
+            raise RecipeError("'train.lr_shares' is set, but Muon has one rate for all: leave out 'train.optimizer: muon'")
         require(self.warmup_steps <= self.steps, "train.warmup_steps", self.warmup_steps, "at most train.steps")
         require(0 <= self.min_lr_ratio <= 1, "train.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
         require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "at least 0 and below 1")
@@ -177,7 +182,12 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) ->
         device = next(iter(trained.values())).device
         dtype = compute_dtype(options.dtype, device)
         return MuonWithAdamW(trained, options.lr, options.betas, options.weight_decay, dtype)
-    return torch.optim.AdamW(trained.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        share = next((share for start, share in (options.lr_shares or {}).items() if name.startswith(start)), 1.0)
+        groups.setdefault(share, []).append(parameter)
+    shared = [{"params": group, "share": share} for share, group in groups.items()]
+    return torch.optim.AdamW(shared, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
 
 
 def _spent(seconds: float, options: LoopOptions) -> float:
@@ -192,7 +202,7 @@ def _one_step(
     start = time.perf_counter()
     lr = learning_rate(step, options, spent)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("share", 1.0)
     total = 0.0
     figures: dict[str, list[float]] = {}
     share = range(rank(), options.accumulation, workers())  # micro-batches of this worker

@@ -17,7 +17,7 @@ from ..errors import RecipeError
 from ..model.config import ModelConfig
 from ..strict import require
 from .loop import LoopOptions
-from .recipe_files import SOURCE, load_recipe_as
+from .recipe_files import PART, SOURCE, load_recipe_as
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class TrainRecipe(LoopOptions):
     batch_size: int  # utterances in one forward pass, at most
     batch_frames: int | None = None  # encoder frames (20 ms) in one forward pass at most, with padding; None is no limit
     start_from: Path | None = None  # checkpoint folder with the initial adapter; None is a newly initialised one
+    decoder: str | None = field(default=None, metadata=PART)  # Whisper whose decoder the projector's decoder layers begin as
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
     warp: tuple[float, float] = (1.0, 1.0)  # range of the factor on an utterance's frequencies; stage `ears` alone
     others: tuple[float, float] = (0.0, 0.0)  # range of the share of another utterance's frames in each utterance's
@@ -79,6 +80,8 @@ class TrainRecipe(LoopOptions):
         require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")
         packings = (None, *QUANTIZATIONS)
         require(self.quantization in packings, "train.quantization", self.quantization, f"one of {', '.join(QUANTIZATIONS)}")
+        if self.decoder and self.start_from:
+            raise RecipeError("'train.decoder' and 'train.start_from' are both set, but the projector begins as one of them")
         if self.shard and self.quantization:
             raise RecipeError("'train.shard' and 'train.quantization' are both set, but packed experts cannot be shared")
         if self.compile and (self.shard or self.quantization):
@@ -133,6 +136,8 @@ class Recipe:
         _agree(model.finds_language, "model.finds_language", train.unnamed, "train.unnamed")
         _agree(model.reads_context, "model.reads_context", train.context, "train.context")
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
+        if train.decoder is not None and not model.projector.decoder_layers:
+            raise RecipeError("'train.decoder' is set, but 'model.projector.decoder_layers' is 0: nothing would begin as it")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")
         if train.warp != (1, 1) and self.stage != "ears":
             raise RecipeError(f"'train.warp' is {list(train.warp)}, but spectrograms are warped, in the stage 'ears' alone")

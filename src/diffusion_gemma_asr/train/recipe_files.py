@@ -17,6 +17,7 @@ from ..strict import from_mapping, resolve_source, suggest
 _T = TypeVar("_T")
 
 SOURCE = {"source": True}
+PART = {"part": True}  # of a field that names a part of a model: a hub repository, or a folder
 """Metadata of a recipe's field whose value is a file, a folder, or the name of a corpus (data/sources.py)."""
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
@@ -86,7 +87,8 @@ def placed(value: Any, base: Path, item: Field[Any] | None = None) -> Any:
     Args:
         value: a recipe, or a part of one.
         base: folder from which relative paths start.
-        item: the dataclass field of the value; with the metadata SOURCE, names of corpora are not changed.
+        item: the dataclass field of the value; with the metadata SOURCE, names of corpora are not changed, with PART those
+            of hub repositories.
 
     Returns:
         the value, or a copy with absolute paths.
@@ -95,6 +97,8 @@ def placed(value: Any, base: Path, item: Field[Any] | None = None) -> Any:
         path = (base / value.expanduser()).resolve()
         is_corpus = re.split("[:/]", str(value))[0] in CORPORA and not path.exists()
         return value if item is not None and item.metadata == SOURCE and is_corpus else path
+    if isinstance(value, str) and item is not None and item.metadata == PART:
+        return resolve_source(value, base)
     if isinstance(value, (EncoderConfig, BackboneConfig)):
         return replace(value, name=resolve_source(value.name, base))
     if isinstance(value, tuple):

@@ -1,0 +1,80 @@
+"""What a projector's decoder layers begin as: a Whisper's, and a map from what these write to the backbone's tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.models.whisper.modeling_whisper import WhisperDecoder
+
+from ..checkpoint.parts import load_pretrained, load_tokenizer
+from ..errors import CheckpointError
+from ..model.config import BackboneConfig
+from ..model.decoder_layers import DecoderLayers
+
+WHOLE = r"^model\.decoder\."  # begin of a decoder's names in a whole Whisper
+NAMES = {  # Whisper's for the parts of a layer: ours
+    "self_attn_layer_norm": "self_norm",
+    "encoder_attn_layer_norm": "cross_norm",
+    "final_layer_norm": "ffn_norm",
+    "self_attn": "self_attention",
+    "encoder_attn": "cross_attention",
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "out_proj": "out",
+    "layer_norm": "norm",
+}
+RIDGE = 0.01  # that keeps the map small, as a share of the mean square of the head's columns
+MAP_SIZE = 0.3  # norm of the map's rows, as root mean square
+
+
+def start_from_whisper(layers: DecoderLayers, name: str, head: Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fills decoder layers with the last ones of a Whisper's decoder, and their output with a map to the backbone's tokens.
+
+    Whisper's last hidden state points to the row of the token that it writes; mapped, it points to the row of the same
+    token in the backbone's head, as far as least squares over all tokens that both spell alike can do it.
+
+    Args:
+        layers: to fill.
+        name: hub repository or folder of a whole Whisper.
+        head: (V, H), the backbone's.
+        tokenizer: the backbone's.
+
+    Raises:
+        CheckpointError: there is no such Whisper, or its decoder does not fit.
+    """
+    decoder = load_pretrained(WhisperDecoder, name, "decoder", key_mapping={WHOLE: ""}, dtype=torch.float32)
+    depth, width = decoder.config.decoder_layers, decoder.config.d_model
+    wanted = len(layers.layers), layers.norm.weight.numel()
+    if depth < wanted[0] or width != wanted[1]:
+        raise CheckpointError(
+            f"the decoder of {name} has {depth} layers {width} wide, 'projector.decoder_layers' wants {wanted[0]} as wide "
+            f"as the encoder's frames, {wanted[1]}: name the Whisper that the encoder is of"
+        )
+    own = dict(layers.named_parameters())
+    for key, tensor in decoder.state_dict().items():
+        parts = [NAMES.get(part, part) for part in key.split(".")]
+        if parts[0] == "layers":
+            parts[1] = str(int(parts[1]) - (depth - wanted[0]))
+        if (parameter := own.get(".".join(parts))) is not None:
+            parameter.data.copy_(tensor)
+    shared = shared_tokens(load_tokenizer(BackboneConfig(name)), tokenizer)
+    rows = decoder.embed_tokens.weight.data[[theirs for theirs, _ in shared]]
+    layers.out_proj.weight.data.copy_(token_map(rows, head.float()[[ours for _, ours in shared]]))
+
+
+def shared_tokens(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """Tokens of at least two characters that two tokenizers spell alike: their number in either."""
+    spelled = {token.replace("\u0120", " "): number for token, number in theirs.get_vocab().items()}  # byte-level BPE
+    tokens = ((token.replace("\u2581", " "), number) for token, number in ours.get_vocab().items())  # SentencePiece
+    return [(spelled[token], number) for token, number in tokens if len(token) > 1 and token in spelled]
+
+
+def token_map(theirs: Tensor, ours: Tensor) -> Tensor:
+    """(H, D): the map W for which ours (N, H) @ W comes closest to theirs (N, D), rows of the same N tokens."""
+    theirs, ours = theirs - theirs.mean(0), ours - ours.mean(0)
+    gram = ours.T @ ours
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    found = torch.linalg.solve(gram + ridge, ours.T @ theirs)
+    return MAP_SIZE * found / found.pow(2).sum(1).mean().sqrt()
