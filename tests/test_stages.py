@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from sounds import tone, write
 
 import diffusion_gemma_asr
@@ -29,7 +30,7 @@ from diffusion_gemma_asr.train.mini.text import (
     new_backbone,
     warm_start,
 )
-from diffusion_gemma_asr.train.mini.tokenizer import FIRST_WORD_TOKEN, train_tokenizer
+from diffusion_gemma_asr.train.mini.tokenizer import FIRST_WORD_TOKEN, saved, train_tokenizer
 from diffusion_gemma_asr.train.recipe_files import load_recipe_as
 from diffusion_gemma_asr.train.run import train_from_recipe
 
@@ -46,7 +47,7 @@ PROJECTOR = {"hidden_size": 12, "strides": [2, 2]}
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tokenizer and tones."""
     folder = tmp_path_factory.mktemp("mini")
-    train_tokenizer({"en": TEXTS * 3}, 320, folder / "tokenizer")
+    saved(train_tokenizer({"en": TEXTS * 3}, 320), folder / "tokenizer")
     rows = []
     for i, text in enumerate(TEXTS):
         sound = write(folder / f"{i}.wav", tone(220 + 110 * i, 1.2))
@@ -82,10 +83,11 @@ def same(folder: Path, other: Path) -> bool:
 # -- backbone --------------------------------------------------------------------------------------------------
 
 
-def backbone_recipe(corpus: Path, **changes: Any) -> Path:
+def backbone_recipe(corpus: Path, rows: str | None = None, **changes: Any) -> Path:
     texts = {"text": ["en.txt", "zh.txt", "manifest.jsonl"], "exclude": ["dev.jsonl"], "dev": {"en": "dev.jsonl"}}
     sections: dict[str, Any] = {
         "tokenizer": "tokenizer",
+        "rows": rows,
         "shape": SHAPE,
         "data": texts,
         "losses": {"self_conditioning": 1.0},
@@ -138,6 +140,19 @@ def test_a_stage_that_was_interrupted_ends_as_one_that_was_not(corpus: Path, tex
     assert same(corpus / "broken", text_run)
 
 
+def test_rows_that_are_given_do_not_learn(corpus: Path, text_run: Path) -> None:
+    rows = torch.randn(320, 32).half()
+    save_file({"rows": rows}, corpus / "rows.safetensors")
+    folder = train_from_recipe(backbone_recipe(corpus, rows="rows.safetensors"), corpus / "kept", "cpu")
+    kept = load_backbone(BackboneConfig(str(folder)))
+    assert torch.equal(kept.lm_head_weight, rows.float())
+    learnt, others = (torch.load(path / "state.pt", weights_only=True)["weights"] for path in (corpus / "kept", text_run))
+    assert len(learnt) == len(others) - 1  # the head is not among them
+    save_file({"rows": -rows}, corpus / "rows.safetensors")
+    with pytest.raises(CheckpointError, match=r"state\.pt was made with other settings \(rows was"):
+        train_from_recipe(backbone_recipe(corpus, rows="rows.safetensors"), corpus / "kept", "cpu")
+
+
 def test_a_run_is_not_continued_by_another_recipe(corpus: Path, text_run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"state\.pt was made with other settings \(.*train\.seed was 1, is 2\)"):
         train_from_recipe(backbone_recipe(corpus, seed=2), text_run, "cpu")
@@ -145,7 +160,9 @@ def test_a_run_is_not_continued_by_another_recipe(corpus: Path, text_run: Path) 
 
 def test_a_backbone_goes_on_from_one_with_another_tokenizer(corpus: Path, text_run: Path, backbone: Backbone) -> None:
     """Tokens of the same spelling keep their rows, and everything but the rows is the old backbone's."""
-    other = train_tokenizer({"en": ["the quick fox she sells"] * 3, "de": ["schöne füchse"] * 3}, 330, corpus / "other")
+    other = saved(
+        train_tokenizer({"en": ["the quick fox she sells"] * 3, "de": ["schöne füchse"] * 3}, 330), corpus / "other"
+    )
     new = new_backbone(small_config(other, BackboneShape(**SHAPE)))
     vocabulary = load_tokenizer(BackboneConfig(str(text_run / "backbone"))).get_vocab()
     shared = {token: i for token, i in other.get_vocab().items() if token in vocabulary}

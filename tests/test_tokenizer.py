@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.errors import DataError, RecipeError
 from diffusion_gemma_asr.model.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder, instruction
-from diffusion_gemma_asr.train.mini.tokenizer import FIRST_WORD_TOKEN, read_sentences, train_tokenizer
+from diffusion_gemma_asr.train.mini.tokenizer import FIRST_WORD_TOKEN, read_sentences, saved, train_tokenizer
 from diffusion_gemma_asr.train.run import train_from_recipe
 
 PATIENT = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -33,7 +33,7 @@ anything = st.text(st.characters(exclude_characters="\u2581", exclude_categories
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer({"en": SENTENCES * 100}, SIZE, path)
+    saved(train_tokenizer({"en": SENTENCES * 100}, SIZE), path)
     return path
 
 
@@ -107,7 +107,7 @@ def test_common_words_are_learnt(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def test_the_prompt_is_learnt_with_enough_text(tmp_path: Path) -> None:
     """Words of the prompt that no sentence holds get tokens of their own."""
-    tokenizer = train_tokenizer({"en": SENTENCES * 2000}, 600, tmp_path)
+    tokenizer = saved(train_tokenizer({"en": SENTENCES * 2000}, 600), tmp_path)
     row = encode(tokenizer, instruction(LANGUAGES["en"]))
     assert len(row) <= 6  # "Transcribe the English speech.": 30 characters
 
@@ -119,26 +119,26 @@ def test_a_prompt_builder_takes_it(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_training_is_deterministic(tmp_path: Path, folder: Path) -> None:
-    train_tokenizer({"en": SENTENCES * 100}, SIZE, tmp_path)
+    saved(train_tokenizer({"en": SENTENCES * 100}, SIZE), tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
 
 
 def test_languages_count_alike_however_much_text_there_is(tmp_path: Path) -> None:
     """A hundred times as much English leaves German its words."""
     text = {"en": SENTENCES * 100, "de": ["der schnelle fuchs springt über den faulen hund"]}
-    tokenizer = train_tokenizer(text, 420, tmp_path)
+    tokenizer = saved(train_tokenizer(text, 420), tmp_path)
     assert len(encode(tokenizer, "schnelle")) <= 2 and len(encode(tokenizer, "quick")) <= 2
 
 
 def test_rare_characters_are_spelled_in_bytes(tmp_path: Path) -> None:
-    tokenizer = train_tokenizer({"zh": ["你好"] * 50 + ["龘"]}, 420, tmp_path, alphabet=3)  # with the mark of a word
+    tokenizer = saved(train_tokenizer({"zh": ["你好"] * 50 + ["龘"]}, 420, alphabet=3), tmp_path)  # with the mark of a word
     assert any(token.startswith("<0x") for token in tokenizer.tokenize("龘"))
     assert tokenizer.decode(encode(tokenizer, "你好龘")) == "你好龘"
 
 
 def test_each_character_of_mandarin_is_a_token(tmp_path: Path) -> None:
     """However often two of them stand together."""
-    tokenizer = train_tokenizer({"zh": ["你好世界"] * 500, "en": SENTENCES}, 500, tmp_path)
+    tokenizer = saved(train_tokenizer({"zh": ["你好世界"] * 500, "en": SENTENCES}, 500), tmp_path)
     assert len(encode(tokenizer, "你好世界")) == 5  # with the mark of a word
     assert tokenizer.decode(encode(tokenizer, "你好世界 the 世界")) == "你好世界 the 世界"
 

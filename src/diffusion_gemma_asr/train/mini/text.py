@@ -16,12 +16,15 @@ from typing import Literal
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaGenerationConfig, PreTrainedTokenizerBase
 
 from ...checkpoint.parts import load_backbone, load_tokenizer
 from ...denoise.canvas import EditCanvases, edit_canvases, uniform_canvas
 from ...denoise.steps import DenoiseOptions, cut_at_end, denoise
+from ...errors import CheckpointError, first_line
 from ...evaluate.metrics import error_rate
 from ...model.backbone import Backbone
 from ...model.config import BackboneConfig
@@ -96,6 +99,7 @@ class BackboneRecipe:
     slots: SlotNoise = field(default_factory=SlotNoise)
     losses: LossRecipe = field(default_factory=LossRecipe)
     start_from: Path | None = None  # folder of a backbone of the same shape, with any tokenizer; see `warm_start`
+    rows: Path | None = None  # rows.safetensors of the tokenizer's stage: the tokens' rows, which then do not learn
 
     def __post_init__(self) -> None:
         require(self.losses.ctc == 0, "losses.ctc", self.losses.ctc, "0: there is no sound in this stage")
@@ -211,6 +215,23 @@ def warm_start(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, folder: s
     return len(shared)
 
 
+def keep_rows(backbone: Backbone, path: Path) -> None:
+    """Gives a backbone's tokens the rows of a file, for good: they are the head of a projector that learns meanwhile.
+
+    Raises:
+        CheckpointError: there is no such file, or its rows are of other tokens or of another width.
+    """
+    try:
+        rows = load_file(path)["rows"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: no rows of tokens there ({first_line(error)}); run the stage 'tokenizer'") from None
+    weight = backbone.lm_head_weight
+    if rows.shape != weight.shape:
+        raise CheckpointError(f"{path}: {tuple(rows.shape)} rows and columns, where the recipe has {tuple(weight.shape)}")
+    weight.data.copy_(rows)
+    weight.requires_grad_(False)
+
+
 def train_backbone(recipe: BackboneRecipe, folder: Path, device: torch.device) -> Path:
     """Trains a backbone, resuming an interrupted run.
 
@@ -223,11 +244,11 @@ def train_backbone(recipe: BackboneRecipe, folder: Path, device: torch.device) -
         the backbone's folder.
 
     Raises:
-        AsrError: tokenizer, text, `start_from` or a saved state cannot be used.
+        AsrError: tokenizer, text, rows, `start_from` or a saved state cannot be used.
     """
     trainer = TextTrainer(recipe, device)
     backbone = trainer.reader.backbone
-    trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name}
+    trained = {name: p for name, p in backbone.named_parameters() if "vision" not in name and p.requires_grad}
     run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings)
     if rank() == 0:
         save_backbone(backbone, trainer.reader.prompts, folder / "backbone")
@@ -258,10 +279,14 @@ class TextTrainer:
         if recipe.start_from is not None:
             shared = warm_start(backbone, tokenizer, recipe.start_from)
             self.console.print(f"{shared} of {len(tokenizer)} tokens are those of {recipe.start_from}")
+        if recipe.rows is not None:
+            keep_rows(backbone, recipe.rows)
         self.settings = fingerprint.of_recipe(recipe) | {
             "data": fingerprint.of_lines(map(str, self.sentences.targets)),
             "start_from": "nothing" if recipe.start_from is None else fingerprint.of_tensors(backbone.state_dict()),
         }
+        if recipe.rows is not None:
+            self.settings["rows"] = fingerprint.of_tensors({"rows": backbone.lm_head_weight})
         if train.compile:
             compile_layers(backbone)
         self.reader = Reader(backbone.to(device), prompts, recipe.slots)
