@@ -58,7 +58,8 @@ def count_parts(model: ModelConfig) -> list[Part]:
 def _shape(projector: ProjectorConfig) -> str:
     """A projector in words."""
     shape = f"{projector.hidden_size} channels, {math.prod(projector.strides)}x in time"
-    return f"{shape}, {projector.layers} layers of width {projector.layer_width}" if projector.layers else shape
+    own = f", {projector.layers} layers of width {projector.layer_width}" if projector.layers else ""
+    return shape + own + (f", {projector.decoder_layers} of a Whisper decoder" if projector.decoder_layers else "")
 
 
 def _count(module: nn.Module) -> int:

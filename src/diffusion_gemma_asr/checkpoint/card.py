@@ -104,6 +104,7 @@ def render_card(model: ModelConfig, card: ModelCard, trained_parameters: int) ->
     scale = scaled if model.projector.scaled else unscaled
     shape, stacks = model.projector, "shared by both stacks" if model.lora.shared else "of both stacks"
     deep = f", {shape.layers} layers of width {shape.layer_width}" if shape.layers else ""
+    deep += f", {shape.decoder_layers} layers of a Whisper decoder" if shape.decoder_layers else ""
     body = [
         f"# diffusion-gemma-asr: {model.name}",
         "",

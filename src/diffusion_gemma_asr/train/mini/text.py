@@ -28,6 +28,7 @@ from ...errors import CheckpointError, first_line
 from ...evaluate.metrics import error_rate
 from ...model.backbone import Backbone
 from ...model.config import BackboneConfig
+from ...model.packing import unpack
 from ...model.prompt import PromptBuilder
 from ...strict import require
 from .. import fingerprint
@@ -222,7 +223,7 @@ def keep_rows(backbone: Backbone, path: Path) -> None:
         CheckpointError: there is no such file, or its rows are of other tokens or of another width.
     """
     try:
-        rows = load_file(path)["rows"]
+        rows = unpack(load_file(path))["rows"]
     except (OSError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: no rows of tokens there ({first_line(error)}); run the stage 'tokenizer'") from None
     weight = backbone.lm_head_weight

@@ -133,14 +133,16 @@ def with_tokens(whisper: WhisperTokens, kept: Sequence[str], own: Tokenizer, fir
     Args:
         whisper: whose tokens there are.
         kept: of these, with all that they are merged from.
-        own: the other tokenizer. Of its tokens, those that hold other characters stay.
+        own: the other tokenizer. Of its tokens, those stay that hold none of the characters of Whisper's.
         first: tokens that `own` begins with, special ones and bytes.
     """
     state = json.loads(own.to_str())["model"]
     characters = sorted({character for token in kept for character in token})
-    others = [token for token in own.get_vocab() if token not in first and not {*token} <= {SPACE, *characters}]
-    vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*first, SPACE, *characters, *kept, *others]))}
-    merges = [*(whisper.parts[token] for token in kept), *((a, b) for a, b in state["merges"] if a + b in {*others})]
+    taken = {*characters} - {SPACE}
+    others = {token for token in own.get_vocab() if token not in first and not {*token} & taken}
+    tokens = dict.fromkeys([*first, SPACE, *characters, *kept, *sorted(others)])
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    merges = [*(whisper.parts[token] for token in kept), *((a, b) for a, b in state["merges"] if a + b in others)]
     model = models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
     return prepared(Tokenizer(model))
 
