@@ -14,8 +14,6 @@ from torch import Tensor
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
-    WhisperConfig,
-    WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
 
@@ -94,25 +92,7 @@ def test_attention_falls_with_distance() -> None:
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Whisper whose decoder has three layers 64 wide, and a byte-level tokenizer of a few words."""
     folder = tmp_path_factory.mktemp("whisper")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        config = WhisperConfig(
-            vocab_size=80,
-            d_model=WIDTH,
-            encoder_layers=1,
-            decoder_layers=3,
-            encoder_attention_heads=1,
-            decoder_attention_heads=1,
-            encoder_ffn_dim=WIDTH,
-            decoder_ffn_dim=4 * WIDTH,
-            pad_token_id=60,
-            bos_token_id=60,
-            eos_token_id=60,
-            decoder_start_token_id=61,
-            begin_suppress_tokens=None,
-        )
-        WhisperForConditionalGeneration(config).save_pretrained(folder)
-    WhisperFeatureExtractor().save_pretrained(folder)
+    write_whisper(folder, width=WIDTH, seed=1, decoder_layers=3, decoder_attention_heads=1, decoder_ffn_dim=4 * WIDTH)
     letters = ["\u0120", *"abcdefghijklmnopqrstuvwxyz"]
     merges = [("t", "h"), ("th", "e"), ("\u0120", "the"), ("o", "u")]
     vocabulary = {token: number for number, token in enumerate([*letters, *("".join(pair) for pair in merges)])}

@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny import write_whisper
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    WhisperConfig,
     WhisperForConditionalGeneration,
 )
 
@@ -42,26 +42,9 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whisper")
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator([" " + line for line in [*ENGLISH, *FRENCH, *LANGUAGES] * 3], 460, show_progress=False)
-    size = trained.get_vocab_size()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = WhisperConfig(
-            vocab_size=size,
-            d_model=WIDTH,
-            encoder_layers=1,
-            decoder_layers=1,
-            encoder_attention_heads=1,
-            decoder_attention_heads=1,
-            encoder_ffn_dim=WIDTH,
-            decoder_ffn_dim=WIDTH,
-            pad_token_id=0,
-            bos_token_id=0,
-            eos_token_id=0,
-            decoder_start_token_id=0,
-            begin_suppress_tokens=None,
-        )
-        model = WhisperForConditionalGeneration(config)
-        model.model.decoder.embed_tokens.weight.data.add_(1.0)
+    write_whisper(folder, width=WIDTH, vocab_size=trained.get_vocab_size())
+    model = WhisperForConditionalGeneration.from_pretrained(folder)
+    model.model.decoder.embed_tokens.weight.data.add_(1.0)
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(folder)
     return folder

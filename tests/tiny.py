@@ -150,7 +150,9 @@ def write_backbone(folder: Path, *, hidden_size: int = HIDDEN_SIZE, layers: int 
     return folder
 
 
-def write_whisper(folder: Path, *, width: int = 16, mel_bins: int = 80, encoder_only: bool = False, seed: int = 0) -> Path:
+def write_whisper(
+    folder: Path, *, width: int = 16, mel_bins: int = 80, encoder_only: bool = False, seed: int = 0, **sizes: int
+) -> Path:
     """Write a Whisper folder: config, feature extractor, `model.safetensors`.
 
     Args:
@@ -159,20 +161,17 @@ def write_whisper(folder: Path, *, width: int = 16, mel_bins: int = 80, encoder_
         mel_bins: 80 as whisper-small, 128 as whisper-large-v3.
         encoder_only: keep the `model.encoder.` keys alone, as distributions without a decoder do.
         seed: of the random weights.
+        **sizes: of `WhisperConfig`, in place of those here.
 
     Returns:
         `folder`, which `load_encoder(EncoderConfig(name=str(folder)))` loads.
     """
+    shape = {"vocab_size": 64, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2}
+    shape |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 2 * width, "decoder_ffn_dim": 2 * width}
     config = WhisperConfig(
-        vocab_size=64,
+        **shape | sizes,
         num_mel_bins=mel_bins,
         d_model=width,
-        encoder_layers=2,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=2 * width,
-        decoder_ffn_dim=2 * width,
         pad_token_id=60,
         bos_token_id=60,
         eos_token_id=60,

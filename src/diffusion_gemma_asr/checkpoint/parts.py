@@ -26,7 +26,7 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
 )
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 from transformers.utils import logging
 
 from ..errors import CheckpointError, first_line
@@ -40,6 +40,7 @@ from .quantization import find_quantizer, quantize_experts
 
 HEADS = ("lm_head.weight", "model.decoder.embed_tokens.weight", "model.encoder.language_model.embed_tokens.weight")  # tied
 WHOLE = r"^(model\.)?(encoder|audio_tower)\."  # of an encoder's names in a whole model, not in the encoder alone
+WHOLE_DECODER = r"^model\.decoder\."
 ENCODERS = "a Whisper, or a Qwen3-ASR in transformers' layout"
 WEIGHTS = "model.safetensors"  # of a folder in the layout of a hub repository
 
@@ -90,6 +91,15 @@ def load_encoder(
     else:
         encoder = load_pretrained(WhisperEncoder, source.name, "encoder", **options)
     return kind(encoder, load_extractor(source, local_files_only), source.silence_s).to(device).eval().requires_grad_(False)
+
+
+def load_decoder(name: str) -> PreTrainedModel:
+    """The decoder of a whole Whisper (hub name or folder), in float32: what a projector's decoder layers begin as.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found or read.
+    """
+    return load_pretrained(WhisperDecoder, name, "decoder", key_mapping={WHOLE_DECODER: ""}, dtype=torch.float32)
 
 
 def new_encoder(config: PreTrainedConfig, name: str) -> AcousticEncoder:
@@ -210,7 +220,7 @@ def load_pretrained(
     is loaded.
 
     Args:
-        part: "encoder" or "backbone", for messages.
+        part: "encoder", "decoder" or "backbone", for messages.
 
     Raises:
         CheckpointError: the checkpoint is not found, incomplete, damaged, or of another model; in one line.

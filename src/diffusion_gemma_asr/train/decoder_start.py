@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from ..checkpoint.parts import load_pretrained, load_tokenizer
+from ..checkpoint.parts import load_decoder, load_tokenizer
 from ..errors import CheckpointError
 from ..model.config import BackboneConfig
 from ..model.decoder_layers import DecoderLayers
 
-WHOLE = r"^model\.decoder\."  # begin of a decoder's names in a whole Whisper
 NAMES = {  # Whisper's for the parts of a layer: ours
     "self_attn_layer_norm": "self_norm",
     "encoder_attn_layer_norm": "cross_norm",
@@ -44,7 +42,7 @@ def start_from_whisper(layers: DecoderLayers, name: str, head: Tensor, tokenizer
     Raises:
         CheckpointError: there is no such Whisper, or its decoder does not fit.
     """
-    decoder = load_pretrained(WhisperDecoder, name, "decoder", key_mapping={WHOLE: ""}, dtype=torch.float32)
+    decoder = load_decoder(name)
     depth, width = decoder.config.decoder_layers, decoder.config.d_model
     wanted = len(layers.layers), layers.norm.weight.numel()
     if depth < wanted[0] or width != wanted[1]:

@@ -280,13 +280,12 @@ class TextTrainer:
         if recipe.start_from is not None:
             shared = warm_start(backbone, tokenizer, recipe.start_from)
             self.console.print(f"{shared} of {len(tokenizer)} tokens are those of {recipe.start_from}")
-        if recipe.rows is not None:
-            keep_rows(backbone, recipe.rows)
         self.settings = fingerprint.of_recipe(recipe) | {
             "data": fingerprint.of_lines(map(str, self.sentences.targets)),
             "start_from": "nothing" if recipe.start_from is None else fingerprint.of_tensors(backbone.state_dict()),
         }
         if recipe.rows is not None:
+            keep_rows(backbone, recipe.rows)
             self.settings["rows"] = fingerprint.of_tensors({"rows": backbone.lm_head_weight})
         if train.compile:
             compile_layers(backbone)

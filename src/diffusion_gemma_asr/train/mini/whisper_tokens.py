@@ -16,9 +16,8 @@ from itertools import chain
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
-from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from ...checkpoint.parts import load_pretrained, load_tokenizer
+from ...checkpoint.parts import load_decoder, load_tokenizer
 from ...model.config import BackboneConfig
 from ...model.prompt import LANGUAGES, instruction
 
@@ -73,12 +72,11 @@ def load_whisper_tokens(name: str) -> WhisperTokens:
         CheckpointError: there is no such Whisper.
     """
     state = json.loads(load_tokenizer(BackboneConfig(name)).backend_tokenizer.to_str())["model"]
-    decoder = load_pretrained(WhisperDecoder, name, "decoder", key_mapping={r"^model\.decoder\.": ""}, dtype=torch.float32)
     texts = readable(state["vocab"])
     numbers = {text: state["vocab"][token] for token, text in texts.items()}
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in state["merges"]]
     told = {texts[a + b]: (texts[a], texts[b]) for a, b in merges if {a, b, a + b} <= texts.keys()}
-    return WhisperTokens(numbers, parts_of(numbers, told), decoder.embed_tokens.weight.data)
+    return WhisperTokens(numbers, parts_of(numbers, told), load_decoder(name).embed_tokens.weight.data)
 
 
 def readable(vocabulary: Mapping[str, int]) -> dict[str, str]:
