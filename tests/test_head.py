@@ -92,6 +92,32 @@ def test_chunks_give_what_the_whole_matrix_gives(name: str, positions: int) -> N
     torch.testing.assert_close(gradients, torch.autograd.grad((wanted * noise).sum(), (hidden, weight)))
 
 
+@pytest.mark.parametrize("positions", [1, 3, POSITIONS, 1000])
+@pytest.mark.parametrize("name", ["token_log_probs", "log_probs"])
+def test_a_frozen_head_gives_the_same(name: str, positions: int) -> None:
+    """Its gradient is computed with the value."""
+    function, wanted_of = FUNCTIONS[name]
+    hidden, weight = draw()
+    wanted = wanted_of(whole(hidden, weight))
+    found = function(Head(weight.detach(), CAP, positions * VOCAB), hidden)
+    torch.testing.assert_close(found, wanted)
+    noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = [torch.autograd.grad((values * noise).sum(), hidden) for values in (found, wanted)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("cap", [30.0, 100.0])
+def test_a_frozen_head_with_large_logits(cap: float) -> None:
+    """Sums of exp(logit) near exp(cap) are finite, whatever the cap."""
+    hidden, weight = draw(torch.float32)
+    hidden = (1000 * hidden).detach().requires_grad_()
+    values, best = Head(weight.detach(), cap).log_normalisers(hidden)
+    logits = cap * torch.tanh(hidden @ weight.T / cap)
+    torch.testing.assert_close(values, logits.logsumexp(-1))
+    assert torch.equal(best, logits.argmax(-1)) and not best.requires_grad
+    assert torch.autograd.grad(values.sum(), hidden)[0].isfinite().all()
+
+
 def test_the_best_token_of_every_position_in_any_shape() -> None:
     hidden, weight = draw()
     shaped = hidden[:10].view(2, 5, WIDTH)
