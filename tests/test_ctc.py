@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion_gemma_asr.errors import DataError
 from diffusion_gemma_asr.model import ctc
 from diffusion_gemma_asr.model.drafts import Encoded, GreedyCtc
-from diffusion_gemma_asr.model.head import CHUNK_ELEMENTS, Head
+from diffusion_gemma_asr.model.head import Head
 
 SOFTCAP = 5.0
 HIDDEN = 6
@@ -23,7 +23,7 @@ HIDDEN = 6
 
 def head_of(weight: Tensor, positions: int | None = None) -> Head:
     """A head that makes logits of so many positions at a time."""
-    return Head(weight, SOFTCAP, CHUNK_ELEMENTS if positions is None else positions * len(weight))
+    return Head(weight, SOFTCAP, None if positions is None else positions * len(weight))
 
 
 def ctc_loss(

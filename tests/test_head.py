@@ -111,11 +111,24 @@ def test_a_frozen_head_with_large_logits(cap: float) -> None:
     """Sums of exp(logit) near exp(cap) are finite, whatever the cap."""
     hidden, weight = draw(torch.float32)
     hidden = (1000 * hidden).detach().requires_grad_()
-    values, best = Head(weight.detach(), cap).log_normalisers(hidden)
+    head = Head(weight.detach(), cap)
     logits = cap * torch.tanh(hidden @ weight.T / cap)
+    values = head.log_normalisers(hidden)
     torch.testing.assert_close(values, logits.logsumexp(-1))
-    assert torch.equal(best, logits.argmax(-1)) and not best.requires_grad
     assert torch.autograd.grad(values.sum(), hidden)[0].isfinite().all()
+
+
+@torch.no_grad()
+def test_no_token_of_a_16_bit_head_is_more_than_certain() -> None:
+    """The logit of a token and the sum that it is part of are rounded alike."""
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = (torch.randn(shape, generator=generator) for shape in ((200, 64), (500, 64)))
+    head = Head(weight.bfloat16(), 30.0, 7 * 500)
+    tokens, log_probs = head.best(hidden)
+    found, best = head.judged(hidden, tokens)
+    assert found.max() <= 1e-5 and torch.exp(found).max() > 0.9
+    assert torch.equal(head.logits(hidden).gather(1, best[:, None]), head.logits(hidden).gather(1, tokens[:, None]))
+    torch.testing.assert_close(found, log_probs, atol=1e-5, rtol=0)
 
 
 def test_the_best_token_of_every_position_in_any_shape() -> None:

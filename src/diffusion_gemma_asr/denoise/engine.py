@@ -22,7 +22,6 @@ from ..model.lengths import length_mask
 from .steps import DenoiseOptions, accept, pick, should_stop, temperature_at
 
 FLOOR = -60.0  # nats below the peak; what is less likely counts for nothing, and subnormal numbers are slow
-CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # logits at a time: on a CPU they stay in its cache
 # Positions of canvases denoised, or of prompts read, at once, padding included. On a CPU two rows together are as fast as
 # eight, and rows of unlike lengths cost padding.
 BLOCK = {"cpu": 512, "cuda": 1 << 62}
@@ -225,7 +224,7 @@ class Engine:
     def __init__(self, backbone: Backbone, on_canvas: OnCanvas | None = None):
         self.backbone, self.on_canvas = backbone, on_canvas
         kind = "cpu" if backbone.device.type == "cpu" else "cuda"
-        self._head, self._largest = replace(backbone.head, chunk_elements=CHUNK[kind]), BLOCK[kind]
+        self._head, self._largest = backbone.head, BLOCK[kind]
         self._blocks: list[_Rows] = []
 
     def __len__(self) -> int:

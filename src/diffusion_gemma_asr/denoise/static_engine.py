@@ -8,7 +8,7 @@ a row that stops early costs one pass more that nobody reads. Where all rows hav
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..model.backbone import Backbone, Prefill
 from .device_step import Bucket, Rows, device_step
-from .engine import CHUNK, Finished, Job, OnCanvas
+from .engine import Finished, Job, OnCanvas
 from .steps import DenoiseOptions
 
 CANVASES = (16, 32, 48, 64, 96, 128, 192, 256)  # positions of a bucket's canvas; longer ones are multiples of the last
@@ -100,7 +100,7 @@ class StaticEngine:
         self.backbone, self.on_canvas = backbone, on_canvas
         self._shares = record is None
         on_gpu = backbone.device.type == "cuda"
-        self._head = replace(backbone.head, chunk_elements=CHUNK["cuda" if on_gpu else "cpu"])
+        self._head = backbone.head
         if record is None:
             record = partial(recorded, pool=torch.cuda.graph_pool_handle()) if on_gpu else lambda step: step
         self._record = record

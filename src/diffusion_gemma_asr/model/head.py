@@ -7,6 +7,7 @@ computes each chunk anew.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**24  # logits of one chunk: 64 MB in float32
+# Logits of one chunk: 4 MB in float32 stay in the cache of a CPU, 256 MB keep a GPU busy.
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 SAFE_SOFTCAP = 60.0  # float32 holds the sum of exp(logit) over any vocabulary up to here
 
 T = TypeVar("T")
@@ -29,12 +31,18 @@ class Head:
     Attributes:
         weight: (V, H), one row for each token of the vocabulary.
         softcap: bound of the logits' absolute value.
-        chunk_elements: logits that exist at a time in `over_chunks`.
+        chunk_elements: logits that exist at a time in `over_chunks`; None is `CHUNK_ELEMENTS` of the device.
     """
 
     weight: Tensor
     softcap: float
-    chunk_elements: int = CHUNK_ELEMENTS
+    chunk_elements: int | None = None
+
+    @property
+    def chunk_size(self) -> int:
+        """Positions of one chunk, at least 1."""
+        elements = self.chunk_elements or CHUNK_ELEMENTS["cpu" if self.weight.device.type == "cpu" else "cuda"]
+        return max(1, elements // len(self.weight))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Projects hidden states on the vocabulary and squashes the result into (-softcap, softcap).
@@ -64,14 +72,13 @@ class Head:
 
         Args:
             function: takes one part of each tensor, and may use this head; must be deterministic.
-            tensors: each (N, ...), split along the first dimension so that the logits of a part are `chunk_elements` at
-                most. N may be 0: that is one empty part.
+            tensors: each (N, ...), split along the first dimension into parts of `chunk_size`. N may be 0: that is one
+                empty part.
 
         Returns:
             what each call returned, in order.
         """
-        size = max(1, self.chunk_elements // len(self.weight))
-        parts = list(zip(*(tensor.split(size) for tensor in tensors), strict=True))
+        parts = list(zip(*(tensor.split(self.chunk_size) for tensor in tensors), strict=True))
         if len(parts) == 1 or not torch.is_grad_enabled():
             return [function(*part) for part in parts]
         return [checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
@@ -89,86 +96,96 @@ class Head:
         Returns:
             (B, S, K) log-probabilities, 0 outside the mask. Float32 (float64 for a float64 head).
         """
-        log_z, _ = self.log_normalisers(hidden[mask])  # (mask.sum(),)
+        log_z = self.log_normalisers(hidden[mask])  # (mask.sum(),)
         rows = F.embedding(columns, self.weight)  # (B, K, H)
         logits = self.cap(hidden.to(self.weight.dtype) @ rows.transpose(1, 2))  # (B, S, K)
         nothing = torch.zeros(mask.shape, dtype=log_z.dtype, device=log_z.device)
         log_z = nothing.masked_scatter(mask, log_z)  # (B, S)
         return (logits.to(log_z.dtype) - log_z[..., None]).masked_fill(~mask[..., None], 0.0)
 
-    def log_normalisers(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What turns a logit into a log-probability, and the most probable token.
-
-        Where the head is frozen, the gradient is computed along with the value (`_FrozenNormaliser`): no logit is
-        computed anew or kept.
-
-        Args:
-            hidden: (N, H) hidden states.
-
-        Returns:
-            (N,) the logarithm of the sum of exp(logit) over the vocabulary, float32 (float64 for a float64 head), and (N,)
-            long, the token with the highest logit, without a gradient.
-        """
-        if not self.weight.requires_grad and self.softcap <= SAFE_SOFTCAP:
-            return _FrozenNormaliser.apply(hidden, self)  # type: ignore[no-any-return]
-
-        def of(hidden: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self.logits(hidden)
-            return logits.logsumexp(-1), logits.detach().argmax(-1)
-
-        values, best = zip(*self.over_chunks(of, hidden), strict=True)
-        return torch.cat(values), torch.cat(best)
+    def log_normalisers(self, hidden: Tensor) -> Tensor:
+        """What turns a logit into a log-probability: hidden (N, H) → (N,) the logarithm of the sum of exp(logit) over the
+        vocabulary, float32 (float64 for a float64 head)."""
+        return self._reduced(hidden, None)[0]
 
     def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Log-probability of one token at each position: hidden (N, H), tokens (N,) long → (N,) float32."""
-        return self.token_logits(hidden, tokens) - self.log_normalisers(hidden)[0]
+        return self.judged(hidden, tokens)[0]
 
-    def token_logits(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """The logit of one token at each position: hidden (N, H), tokens (N,) long → (N,) float32 (float64 for a float64
-        head)."""
-        rows = F.embedding(tokens, self.weight)
-        products = hidden.to(self.weight.dtype).to(torch.promote_types(rows.dtype, torch.float32)) * rows
-        return self.cap(products.sum(-1))
+    def judged(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """What `token_log_probs` gives, and the most probable token at each position, (N,) long, without a gradient."""
+        values, best = self._reduced(hidden, tokens)
+        return -values, best
+
+    def _reduced(self, hidden: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(N,) log-normalisers, less the logit of a token where there are some; (N,) most probable tokens.
+
+        Where the head is frozen, the gradient is computed along with the value (`_FrozenReduction`): no logit is computed
+        anew or kept.
+        """
+        if not self.weight.requires_grad and self.softcap <= SAFE_SOFTCAP:
+            return _FrozenReduction.apply(hidden, tokens, self)
+
+        def of(hidden: Tensor, *tokens: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.logits(hidden)
+            values = logits.logsumexp(-1)
+            for chosen in tokens:
+                values = values - logits.gather(-1, chosen[:, None])[:, 0]
+            return values, logits.detach().argmax(-1)
+
+        values, best = zip(*self.over_chunks(of, hidden, *(() if tokens is None else (tokens,))), strict=True)
+        return torch.cat(values), torch.cat(best)
 
     def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable token at each position: hidden (..., H) → tokens (...) long, their log-probabilities (...)."""
-        parts = self.over_chunks(lambda part: self.logits(part).log_softmax(-1).max(-1), hidden.flatten(0, -2))
+
+        def of(hidden: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.logits(hidden)
+            highest, tokens = logits.max(-1)
+            return tokens, highest - logits.logsumexp(-1)
+
+        tokens, values = zip(*self.over_chunks(of, hidden.flatten(0, -2)), strict=True)
         shape = hidden.shape[:-1]
-        return torch.cat([p.indices for p in parts]).view(shape), torch.cat([p.values for p in parts]).view(shape)
+        return torch.cat(tokens).view(shape), torch.cat(values).view(shape)
 
 
-class _FrozenNormaliser(torch.autograd.Function):
-    """`Head.log_normalisers` through a frozen head.
+class _FrozenReduction(torch.autograd.Function):
+    """`Head._reduced` through a frozen head.
 
-    The gradient of each value to its hidden state is one vector, the mean of the head's rows under the probabilities times
-    the slope of the soft cap. It is computed in the forward pass, while the logits are there; the backward pass scales it.
+    The gradient of each value to its hidden state is one vector: the mean of the head's rows under the probabilities, less
+    the row of the token, each times the slope of the soft cap. It is computed in the forward pass, while the logits are
+    there; the backward pass scales it.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-        """(N, H) → (N,) logarithms of sums, (N,) most probable tokens."""
-        wants = ctx.needs_input_grad[0]
-        size = max(1, head.chunk_elements // len(head.weight))
+    def forward(ctx: Any, hidden: Tensor, tokens: Tensor | None, head: Head) -> tuple[Tensor, Tensor]:
+        """(N, H), (N,) → (N,) values, (N,) most probable tokens."""
+        wants, size = ctx.needs_input_grad[0], head.chunk_size
         values, best, gradients = [], [], []
-        for part in hidden.to(head.weight.dtype).split(size):
+        for first, part in zip(itertools.count(0, size), hidden.to(head.weight.dtype).split(size)):
             logits = F.linear(part, head.weight)  # (n, V)
             capped = logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(head.softcap).tanh_()
             best.append(capped.argmax(-1))
-            weights = (head.softcap * capped).exp_()
-            total = weights.sum(-1)
-            values.append(total.log())
-            if wants:  # weights * (1 - capped²), the slope of the cap, without further memory
-                weights.addcmul_(weights, capped.square_(), value=-1)
-                gradients.append(weights.to(head.weight.dtype) @ head.weight / total[:, None])
+            shares = (head.softcap * capped).exp_()
+            total = shares.sum(-1)
+            chosen = None if tokens is None else tokens[first : first + size, None]
+            here = 0.0 if chosen is None else capped.gather(-1, chosen)[:, 0]
+            values.append(total.log() - head.softcap * here)
+            if wants:  # shares * (1 - capped²), the slope of the cap, without further memory
+                shares.div_(total[:, None])
+                if chosen is not None:
+                    shares.scatter_add_(-1, chosen, -torch.ones_like(total)[:, None])
+                shares.addcmul_(shares, capped.square_(), value=-1)
+                gradients.append(shares.to(head.weight.dtype) @ head.weight)
         if wants:
             ctx.save_for_backward(torch.cat(gradients))
             ctx.dtype = hidden.dtype
-        tokens = torch.cat(best)
-        ctx.mark_non_differentiable(tokens)
-        return torch.cat(values), tokens
+        ids = torch.cat(best)
+        ctx.mark_non_differentiable(ids)
+        return torch.cat(values), ids
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         """Gradient of the values (N,) → of the hidden states (N, H)."""
         (gradients,) = ctx.saved_tensors
-        return (gradients * grad[:, None]).to(ctx.dtype), None
+        return (gradients * grad[:, None]).to(ctx.dtype), None, None

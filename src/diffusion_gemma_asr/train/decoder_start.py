@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -23,6 +25,7 @@ NAMES = {  # Whisper's for the parts of a layer: ours
     "out_proj": "out",
     "layer_norm": "norm",
 }
+SPACE = "\u2581"  # stands for a space, before a word
 RIDGE = 0.01  # that keeps the map small, as a share of the mean square of the head's columns
 MAP_SIZE = 0.3  # norm of the map's rows, as root mean square
 
@@ -63,10 +66,24 @@ def start_from_whisper(layers: DecoderLayers, name: str, head: Tensor, tokenizer
 
 
 def shared_tokens(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
-    """Tokens of at least two characters that two tokenizers spell alike: their number in either."""
-    spelled = {token.replace("\u0120", " "): number for token, number in theirs.get_vocab().items()}  # byte-level BPE
-    tokens = ((token.replace("\u2581", " "), number) for token, number in ours.get_vocab().items())  # SentencePiece
-    return [(spelled[token], number) for token, number in tokens if len(token) > 1 and token in spelled]
+    """Tokens of at least two characters that a byte-level BPE and a SentencePiece spell alike: their number in either."""
+    vocabulary = theirs.get_vocab()
+    spelled = {text: vocabulary[token] for token, text in readable(vocabulary).items()}
+    return [(spelled[text], number) for text, number in ours.get_vocab().items() if len(text) > 1 and text in spelled]
+
+
+def readable(vocabulary: Mapping[str, int]) -> dict[str, str]:
+    """The tokens of a byte-level BPE that hold whole characters, by number: each as text with SPACE for a space."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    table = {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}  # GPT-2's
+    found: dict[str, str] = {}
+    for token in sorted(vocabulary, key=vocabulary.__getitem__):
+        try:
+            found[token] = bytes(table[character] for character in token).decode("utf-8").replace(" ", SPACE)
+        except (KeyError, UnicodeDecodeError):
+            continue  # a special token, or a part of a character
+    return found
 
 
 def token_map(theirs: Tensor, ours: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ Values and gradients (to the hidden states, and to the head if it is trained) eq
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.head import Head
@@ -44,9 +42,9 @@ def cross_entropy(
     else:
         hidden, targets = hidden[mask], targets[mask]  # (N, H), (N,)
 
-    log_z, best = head.log_normalisers(hidden)
+    log_probs, best = head.judged(hidden, targets)
     count = max(1, targets.numel())
-    loss = (log_z - head.token_logits(hidden, targets)).sum() / count
+    loss = -log_probs.sum() / count
     accuracy = (best == targets).sum() / count
     return loss, accuracy
 

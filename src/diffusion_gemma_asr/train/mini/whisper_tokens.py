@@ -20,8 +20,8 @@ from torch import Tensor
 from ...checkpoint.parts import load_decoder, load_tokenizer
 from ...model.config import BackboneConfig
 from ...model.prompt import LANGUAGES, instruction
+from ..decoder_start import SPACE, readable
 
-SPACE = "\u2581"  # stands for a space, before a word
 # Whisper's rule for what a token may span, but that Chinese characters stand alone, and vowel signs with their letters.
 PIECES = r"\p{Han}|'s|'t|'re|'ve|'m|'ll|'d|▁?[\p{L}\p{M}&&[^\p{Han}]]+|▁?\p{N}+|▁?[^\s\p{L}\p{M}\p{N}▁]+|▁+|\s+"
 ROW_RMS = 0.06  # of a row's components: an audio token as loud as a token then reaches logits of 30, DiffusionGemma's bound
@@ -77,20 +77,6 @@ def load_whisper_tokens(name: str) -> WhisperTokens:
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in state["merges"]]
     told = {texts[a + b]: (texts[a], texts[b]) for a, b in merges if {a, b, a + b} <= texts.keys()}
     return WhisperTokens(numbers, parts_of(numbers, told), load_decoder(name).embed_tokens.weight.data)
-
-
-def readable(vocabulary: Mapping[str, int]) -> dict[str, str]:
-    """The tokens of a byte-level BPE that hold whole characters, by number: each as text with SPACE for a space."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    table = {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}  # GPT-2's
-    found: dict[str, str] = {}
-    for token in sorted(vocabulary, key=vocabulary.__getitem__):
-        try:
-            found[token] = bytes(table[character] for character in token).decode("utf-8").replace(" ", SPACE)
-        except (KeyError, UnicodeDecodeError):
-            continue  # a special token, or a part of a character
-    return found
 
 
 def parts_of(tokens: Iterable[str], told: Mapping[str, tuple[str, str]]) -> Parts:
