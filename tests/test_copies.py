@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from sounds import tone, write
 
-from diffusion_gemma_asr.audio.read import SAMPLE_RATE
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
-from diffusion_gemma_asr.data.sound import read_sound
 from diffusion_gemma_asr.data.synthetic.copies import Distortion, distorted, draw_distortion, joined, make_copies
+from diffusion_gemma_asr.data.synthetic.synth import sound_duration
 
 PLAIN = Distortion(1.0, -6.0, None, None, False, 0)
 
@@ -52,11 +51,13 @@ def test_a_corpus_is_copied_once_and_by_seed(tmp_path: Path) -> None:
     copies = read_manifest(manifest)
     assert [(u.text, u.language, u.speaker) for u in copies] == [("tone 300", "de", "her"), ("tone 500", "de", "her")]
     for copy in copies:
-        assert copy.duration == pytest.approx(len(read_sound(copy.audio_filepath)) / SAMPLE_RATE, abs=1e-3)
+        assert copy.duration == pytest.approx(sound_duration(Path(copy.audio_filepath)), abs=1e-3)
         assert 1 / 1.15 < copy.duration < 1 / 0.87
     first = [Path(u.audio_filepath).stat().st_mtime_ns for u in copies]
     assert read_manifest(make_copies(rows, tmp_path / "copies", seed=3, workers=1)) == copies
     assert [Path(u.audio_filepath).stat().st_mtime_ns for u in copies] == first
+    again = read_manifest(make_copies(rows[::-1], tmp_path / "copies", seed=4, workers=1))
+    assert not {u.audio_filepath for u in again} & {u.audio_filepath for u in copies}, "a sound of another text is kept"
 
 
 def test_neighbours_of_one_speaker_become_one_utterance(tmp_path: Path) -> None:

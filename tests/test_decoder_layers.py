@@ -133,6 +133,16 @@ def test_a_decoder_that_does_not_fit_is_refused(whisper: Path, tmp_path: Path) -
         start_from_whisper(DecoderLayers(HIDDEN, WIDTH, OUTPUT, layers=1, stride=4), str(tmp_path / "no"), head, tokenizer)
 
 
+def test_a_vocabulary_without_a_token_of_whispers_is_refused(whisper: Path, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.get_vocab = lambda: {"\u4f60\u597d": 7}
+    with pytest.raises(CheckpointError, match=r"'train\.decoder': no token of .* is spelled like one of the backbone's"):
+        start_from_whisper(
+            DecoderLayers(HIDDEN, WIDTH, OUTPUT, layers=2, stride=4), str(whisper), torch.randn(8, OUTPUT), tokenizer
+        )
+
+
 def test_tokens_that_both_spell_alike(whisper: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     theirs, ours = AutoTokenizer.from_pretrained(whisper), AutoTokenizer.from_pretrained(tmp_path)

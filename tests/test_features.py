@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from diffusion_gemma_asr.data.features import FeatureCache, fingerprint
@@ -120,6 +122,17 @@ def test_several_workers_build_one_cache(tmp_path: Path) -> None:
     alone = Encoder()
     assert_holds(FeatureCache.build(tmp_path, [*rows, *utterances(3, first=50)], WIDTH, alone, MARK), rows)
     assert len(alone.asked) == 3
+
+
+def test_a_second_run_waits_for_the_one_that_fills_the_cache(tmp_path: Path) -> None:
+    rows, encoder = utterances(5), Encoder()
+    with ThreadPoolExecutor() as pool:
+        with FileLock(tmp_path / ".lock-0"):
+            second = pool.submit(FeatureCache.build, tmp_path, rows, WIDTH, encoder, MARK)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.3)
+            assert not encoder.asked
+        assert_holds(second.result(timeout=60), rows)
 
 
 def test_an_encoder_that_returns_too_little_is_noticed(tmp_path: Path) -> None:

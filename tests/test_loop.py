@@ -293,6 +293,8 @@ def test_parameters_named_in_lr_shares_learn_at_their_share_of_the_rate(tmp_path
         moved[share] = {name: (weights[name] - start[name]).abs().mean() for name in start}
     assert moved[0.0]["bias"] == 0 and moved[0.0]["weight"] == moved[1.0]["weight"] > 0
     torch.testing.assert_close(moved[0.1]["bias"], 0.1 * moved[1.0]["bias"])
+    with pytest.raises(RecipeError, match=r"'train\.lr_shares': nothing that is trained begins with 'bais'"):
+        Regression().run(tmp_path / "bais", replace(OPTIONS, lr_shares={"bais": 0.5}))
     with pytest.raises(RecipeError, match=r"'train\.lr_shares' is set, but Muon has one rate for all"):
         replace(OPTIONS, optimizer="muon", lr_shares={"bias": 0.5})
     with pytest.raises(RecipeError, match=r"'train\.lr_shares\.bias' must be at least 0"):

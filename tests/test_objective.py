@@ -45,9 +45,8 @@ class Recorded(Backbone):
         canvas: Tensor,
         prefill: Prefill,
         self_conditioning: Tensor | None = None,
-        self_conditioning_mask: Tensor | None = None,
     ) -> Tensor:
-        hidden = super().denoise_hidden(canvas, prefill, self_conditioning, self_conditioning_mask)
+        hidden = super().denoise_hidden(canvas, prefill, self_conditioning)
         self.calls.append((canvas, self_conditioning, hidden))
         return hidden
 

@@ -152,6 +152,8 @@ def test_context_and_languages_go_to_models_that_were_trained_for_them(whisper_f
         assert [language.code for language in named.languages] == ["de"]
         assert heard(language="de").text != named.text  # the context is read
         assert heard(languages=["fr", "zh"]).languages[0].code in ("fr", "zh")
+        with pytest.raises(openai.BadRequestError, match=r"a prompt may have \d+ tokens, .* less than 1024; shorten"):
+            heard(language="de", prompt="mill " * 700)
         assert server.get("/v1/models").json()["data"][0]["languages"] == ["en", "de", "fr", "es", "hi", "zh"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +45,7 @@ from test_odd_files import odd_files
 from diffusion_gemma_asr.errors import AsrError, CheckpointError
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.server.command import ServeOptions, serve
+from diffusion_gemma_asr.server.gate import Gate
 from diffusion_gemma_asr.server.settings import ServerSettings
 from diffusion_gemma_asr.strict import from_options
 
@@ -138,6 +141,21 @@ def responds(url: str) -> bool:
         return bool(httpx.get(url).status_code == 200)
     except httpx.TransportError:
         return False
+
+
+def test_a_fault_of_ours_counts_as_one() -> None:
+    """The answer to it is written outside of what counts."""
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise RuntimeError("a bug")
+
+    counted: list[int] = []
+    metrics = SimpleNamespace(count=lambda scope, status, seconds: counted.append(status))
+    models = SimpleNamespace(settings=ServerSettings(), draining=False)
+    gate = Gate(broken, models, metrics)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError):
+        asyncio.run(gate({"type": "http", "path": "/v1/models", "headers": []}, None, None))  # type: ignore[arg-type]
+    assert counted == [500]
 
 
 def test_counters_count(server: LiveServer) -> None:

@@ -12,7 +12,7 @@ from sounds import pitch, tone, write
 from diffusion_gemma_asr.audio.read import SAMPLE_RATE, Samples, load_audio
 from diffusion_gemma_asr.data import sound
 from diffusion_gemma_asr.data.manifest import Utterance
-from diffusion_gemma_asr.data.sound import read_sound, read_utterance
+from diffusion_gemma_asr.data.sound import read_utterance
 from diffusion_gemma_asr.errors import AudioError
 
 STEPS = np.concatenate([tone(200 * step, 1.0) for step in (1, 2, 3, 4, 5)])  # a second of each pitch
@@ -74,4 +74,4 @@ def test_a_wav_file_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", STEPS)
     path.write_bytes(path.read_bytes()[: -SAMPLE_RATE - 1])  # half a second, and half a sample
     assert len(part(path, 4.0, 1.0)) == pytest.approx(8000, abs=100)
-    assert len(read_sound(str(path))) == pytest.approx(72_000, abs=100)
+    assert len(load_audio(path)) == pytest.approx(72_000, abs=100)

@@ -18,7 +18,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from diffusion_gemma_asr.errors import CheckpointError, RecipeError
+from diffusion_gemma_asr.errors import CheckpointError, DataError, RecipeError
 from diffusion_gemma_asr.model.prompt import LANGUAGES, SPECIAL_TOKENS, PromptBuilder
 from diffusion_gemma_asr.train.mini.backbone_config import BackboneShape, small_config
 from diffusion_gemma_asr.train.mini.text import keep_rows, new_backbone
@@ -147,4 +147,12 @@ def test_a_whisper_is_for_some_languages(tmp_path: Path) -> None:
     recipe = {"stage": "tokenizer", "name": "t", "text": ["en.txt"], "vocab_size": 300, "whisper": "openai/whisper-base"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(RecipeError, match="'own' must be a list of at least one language"):
+        train_from_recipe(tmp_path / "recipe.yaml", tmp_path / "run", "cpu")
+    (tmp_path / "en.txt").write_text("mill\n")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"own": ["ja"]}))
+    with pytest.raises(DataError, match=r"'own': there is no text in ja; 'text' has en"):
+        train_from_recipe(tmp_path / "recipe.yaml", tmp_path / "run", "cpu")
+    del recipe["whisper"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"own": ["en"]}))
+    with pytest.raises(RecipeError, match="'own' must be left out without 'whisper'"):
         train_from_recipe(tmp_path / "recipe.yaml", tmp_path / "run", "cpu")

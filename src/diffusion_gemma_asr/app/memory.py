@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +27,7 @@ from ..checkpoint.parts import new_encoder, source_config
 from ..checkpoint.quantization import BNB_BLOCK_SIZE, Quantizer, quantize_experts
 from ..model.backbone import Backbone, Prefill
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
+from ..model.head import CHUNK_ELEMENTS, Head
 from ..train.losses import cross_entropy
 from ..train.recipe import Recipe
 from .parts import count_parts
@@ -219,7 +220,12 @@ def _infer(backbone: Backbone, load: Load) -> None:
     """Reads prompts, and a pass over the canvases with the output head in slices."""
     prefill, _ = _read(backbone, load, training=False)
     canvas = torch.empty(load.batch, load.canvas, dtype=torch.long)
-    backbone.head.best(backbone.denoise_hidden(canvas, prefill))
+    _head(backbone).best(backbone.denoise_hidden(canvas, prefill))
+
+
+def _head(backbone: Backbone) -> Head:
+    """The output head with the slices of a GPU."""
+    return replace(backbone.head, chunk_elements=CHUNK_ELEMENTS["cuda"])
 
 
 def _train(backbone: Backbone, load: Load) -> None:
@@ -231,7 +237,8 @@ def _train(backbone: Backbone, load: Load) -> None:
             signal = backbone.denoise_logits(canvas, prefill)
         denoised = backbone.denoise_hidden(canvas, prefill, signal)
         causal = hidden[:, -load.canvas :]  # behind the prompt
-        loss = cross_entropy(backbone.head, denoised, canvas)[0] + cross_entropy(backbone.head, causal, canvas)[0]
+        head = _head(backbone)
+        loss = cross_entropy(head, denoised, canvas)[0] + cross_entropy(head, causal, canvas)[0]
     loss.backward()
 
 

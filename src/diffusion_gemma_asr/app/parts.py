@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -12,7 +11,7 @@ from transformers import DiffusionGemmaConfig
 from ..checkpoint.parts import new_encoder, source_config
 from ..errors import CheckpointError
 from ..model.backbone import Backbone
-from ..model.config import ModelConfig, ProjectorConfig
+from ..model.config import ModelConfig
 from ..model.projector import AudioProjector
 
 
@@ -50,16 +49,9 @@ def count_parts(model: ModelConfig) -> list[Part]:
     return [
         Part("encoder", model.encoder.name, _count(encoder), False),
         Part("backbone", model.backbone.name, frozen, False),
-        Part("projector", _shape(model.projector), _count(projector), True),
+        Part("projector", model.projector.described, _count(projector), True),
         Part("LoRA", f"rank {model.lora.rank} on q, k, v, o of {stacks}", lora, True),
     ]
-
-
-def _shape(projector: ProjectorConfig) -> str:
-    """A projector in words."""
-    shape = f"{projector.hidden_size} channels, {math.prod(projector.strides)}x in time"
-    own = f", {projector.layers} layers of width {projector.layer_width}" if projector.layers else ""
-    return shape + own + (f", {projector.decoder_layers} of a Whisper decoder" if projector.decoder_layers else "")
 
 
 def _count(module: nn.Module) -> int:

@@ -102,9 +102,7 @@ def render_card(model: ModelConfig, card: ModelCard, trained_parameters: int) ->
     table = ["| test set | result |", "|---|---|", *results] if results else [NOT_MEASURED]
     scaled, unscaled = "brought to the scale of the token embeddings", "as its linear layer gives it"
     scale = scaled if model.projector.scaled else unscaled
-    shape, stacks = model.projector, "shared by both stacks" if model.lora.shared else "of both stacks"
-    deep = f", {shape.layers} layers of width {shape.layer_width}" if shape.layers else ""
-    deep += f", {shape.decoder_layers} layers of a Whisper decoder" if shape.decoder_layers else ""
+    stacks = "shared by both stacks" if model.lora.shared else "of both stacks"
     body = [
         f"# diffusion-gemma-asr: {model.name}",
         "",
@@ -113,7 +111,7 @@ def render_card(model: ModelConfig, card: ModelCard, trained_parameters: int) ->
         "",
         f"- encoder, frozen: `{model.encoder.name}`{_at(model.encoder.revision)}",
         f"- backbone, frozen: `{model.backbone.name}`{_at(model.backbone.revision)}",
-        f"- projector, trained: {shape.hidden_size} channels{deep}, output {scale}",
+        f"- projector, trained: {model.projector.described}, output {scale}",
         f"- LoRA, trained: rank {model.lora.rank}, alpha {model.lora.alpha}, on q, k, v, o {stacks}",
         f"- languages: {', '.join(model.languages)}",
         "",

@@ -180,27 +180,23 @@ def align_edits(target: Sequence[int], layout: Sequence[int], blank: int) -> lis
 
 
 def edit_canvases(
-    drafts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], ending: tuple[int, int], blank: int, length: int,
-    leads: Sequence[Sequence[int]] | None = None,
+    drafts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], ending: tuple[int, int], blank: int, length: int
 ) -> EditCanvases:  # fmt: skip
     """Lays drafts out and aligns their targets.
 
     Args:
         drafts, targets: ids of each row without their end.
-        leads: what stands before each target and in no draft (see `TextBatch`): blanks are shown there. None: nothing.
         ending: the end of the transcript, which follows the layout, and what fills the rest of the canvas.
         length: the fewest positions of a canvas; longer layouts make it longer.
     """
-    leads = leads or [[]] * len(drafts)
     layouts = [edit_layout(draft, blank) for draft in drafts]
-    size = max([length, *(len(lead) + len(row) + 2 for lead, row in zip(leads, layouts, strict=True))])
+    size = max([length, *(len(row) + 2 for row in layouts)])
     shown = torch.full((len(layouts), size), ending[1])
     clean = shown.clone()
     fits = torch.zeros(len(layouts), dtype=torch.bool)
-    for i, (lead, layout, target) in enumerate(zip(leads, layouts, targets, strict=True)):
+    for i, (layout, target) in enumerate(zip(layouts, targets, strict=True)):
         if (aligned := align_edits(target, layout, blank)) is not None:
             fits[i] = True
-            size = len(lead) + len(layout) + 1
-            shown[i, :size] = torch.tensor([*[blank] * len(lead), *layout, ending[0]])
-            clean[i, :size] = torch.tensor([*lead, *aligned, ending[0]])
+            shown[i, : len(layout) + 1] = torch.tensor([*layout, ending[0]])
+            clean[i, : len(layout) + 1] = torch.tensor([*aligned, ending[0]])
     return EditCanvases(shown, clean, fits)

@@ -85,6 +85,7 @@ def decode(
 ) -> list[Decoded]:
     """As `decode_clips`, from audio tokens and drafts."""
     codes = options.check(model.config, languages)
+    model.check_context(options.context)
     if languages is None:
         languages = codes * len(clips) if len(codes) == 1 else find_languages(model, clips, codes, options, batch_size)
     seeds = 1

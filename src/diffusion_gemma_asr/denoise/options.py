@@ -13,6 +13,7 @@ from ..strict import check_types, option
 from .steps import DenoiseOptions
 
 DEFAULT_STEPS = 8
+MAX_SEED = 1 << 53  # below which every whole number is exact in JSON
 MAX_CANDIDATES = 256  # each takes memory before the first is read
 
 

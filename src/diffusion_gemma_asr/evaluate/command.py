@@ -44,9 +44,10 @@ def evaluate_command(sources: Sequence[str], out: Path, options: EvaluateOptions
     utterances: list[Utterance] = []
     data_sets: dict[str, str] = {}  # by key
     for source in sources:
-        rows = read_source(source, (), math.inf, skipped, options.language)
-        utterances += [u for u in rows if u.key not in data_sets]
-        data_sets = {u.key: source for u in rows} | data_sets
+        for u in read_source(source, (), math.inf, skipped, options.language):
+            if u.key not in data_sets:  # a list may have a line twice
+                utterances.append(u)
+                data_sets[u.key] = source
     systems = load_systems(options, out)
     evaluate_systems(systems, utterances, data_sets, skipped, options.transcribe.batch_size)
     print(write_report(list(systems), out / "report.html"))

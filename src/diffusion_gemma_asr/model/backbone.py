@@ -310,20 +310,13 @@ class Backbone(nn.Module):
         )
         return Prefill(cache, visible, prefill.lengths + more), out.last_hidden_state
 
-    def denoise_hidden(
-        self,
-        canvas: Tensor,
-        prefill: Prefill,
-        self_conditioning: Tensor | None = None,
-        self_conditioning_mask: Tensor | None = None,
-    ) -> Tensor:
+    def denoise_hidden(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
         """One pass of the decoder over the canvas.
 
         Args:
             canvas: (B, C) ids.
             prefill: of the same B rows.
             self_conditioning: (B, C, V) logits of the pass before, None at the first.
-            self_conditioning_mask: (B,) bool, rows that get the signal (training).
 
         Returns:
             (B, C, H) last hidden states, before lm_head.
@@ -337,7 +330,6 @@ class Backbone(nn.Module):
             decoder_input_ids=canvas,
             **{CACHE: prefill.cache},
             self_conditioning_logits=self_conditioning,
-            self_conditioning_mask=self_conditioning_mask,
             decoder_attention_mask={"full_attention": attention_mask, "sliding_attention": attention_mask},
             decoder_position_ids=prefill.first[:, None] + torch.arange(length, device=canvas.device),
         ).last_hidden_state

@@ -3,6 +3,7 @@ is built from."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,6 +55,16 @@ class ProjectorConfig:
     skip_blanks: float | None = None  # audio tokens that are CTC's blank with this probability stay out of the prompt
     decoder_layers: int = 0  # of a Whisper decoder, over audio tokens and the frames around them (decoder_layers.py)
     dropout: float = 0.0  # while training: of what enters the deeper layers, and of what each of their parts adds
+
+    @property
+    def described(self) -> str:
+        """The shape in words."""
+        parts = [f"{self.hidden_size} channels", f"{math.prod(self.strides)}x in time"]
+        if self.layers:
+            parts.append(f"{self.layers} layers of width {self.layer_width}")
+        if self.decoder_layers:
+            parts.append(f"{self.decoder_layers} layers of a Whisper decoder")
+        return ", ".join(parts)
 
     def __post_init__(self) -> None:
         require(self.hidden_size >= 1, "projector.hidden_size", self.hidden_size, "at least 1")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import AsrError
+from ..languages import AUTO
 from .backbone import Backbone, Prefill
 from .config import ModelConfig
 from .ctc import TokenSpan, align, heard, only
@@ -143,6 +145,16 @@ class DiffusionGemmaASR(nn.Module):
         if self.config.canvas == "aligned":
             prefill = prefill.under_slots(slot_mask)
         return prefill, hidden
+
+    def check_context(self, context: str) -> None:
+        """Raises AsrError where a prompt with this context, and the longest clip, is longer than the backbone's window."""
+        window = self.backbone.config.sliding_window
+        slots = self.projector.output_length(self.encoder.max_frames)
+        if context and (tokens := len(self.prompts.row(slots, AUTO, context))) >= window:
+            raise AsrError(
+                f"with initial_prompt and hotwords a prompt may have {tokens} tokens, and the model reads less than "
+                f"{window}; shorten them"
+            )
 
     def align(self, slots: Tensor, tokens: Sequence[int]) -> list[TokenSpan] | None:
         """Where CTC places tokens in the audio tokens (S, H) of one clip; None where they do not fit."""

@@ -19,11 +19,6 @@ SPECIAL_TOKENS = {
 }  # fmt: skip
 
 
-def sentence_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """The ids of what stands before and behind a text."""
-    return tuple(tokenizer.convert_tokens_to_ids([SPECIAL_TOKENS["bos"], SPECIAL_TOKENS["eos"]]))
-
-
 def instruction(language: str | None) -> str:
     """What the prompt asks for; `language` is its English name, None where the model has to find out."""
     return "Transcribe the speech." if language is None else f"Transcribe the {language} speech."

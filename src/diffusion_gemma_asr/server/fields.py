@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from starlette.datastructures import FormData, UploadFile
 
-from ..denoise.options import DEFAULT_STEPS, DecodeOptions
+from ..denoise.options import DEFAULT_STEPS, MAX_SEED, DecodeOptions
 from ..errors import AsrError
 from ..model.config import ModelConfig
 from ..strict import suggest
@@ -211,7 +211,7 @@ class _Fields:
             "initial_prompt": prompt or None,
             "hotwords": keywords or None,
             "steps": self.integer("steps", DEFAULT_STEPS, 1, MAX_STEPS),
-            "seed": self.integer("seed", 0, 0, 2**53),
+            "seed": self.integer("seed", 0, 0, MAX_SEED - 1),
             "start": self.choice("start", ("noise", "draft", "ctc"), None),
             "t_max": max(temperature, 0.01) if temperature else None,
             "t_min": max(temperature, 0.01) / 2 if temperature else None,

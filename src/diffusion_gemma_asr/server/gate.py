@@ -16,6 +16,7 @@ from .models import Models
 
 LINGER_S = 2.0  # a client that is refused may go on to send for so long: cut off at once it would not see the answer
 LINGER_BYTES = 32_000_000
+CLIENT_GONE = 499  # as nginx has it
 
 
 class Gate:
@@ -47,6 +48,9 @@ class Gate:
                     await error.response()(scope, exchange.receive, exchange.send)
                 else:
                     await self.app(scope, exchange.receive, exchange.send)
+            except Exception:
+                exchange.broken()  # what answers it stands outside
+                raise
             finally:
                 self.metrics.count(scope, exchange.status, time.monotonic() - exchange.began)
 
@@ -76,16 +80,21 @@ class _Exchange:
 
     Attributes:
         began: on the monotonic clock.
-        status: of the answer; 499, as nginx has it, where none was sent since the client had gone.
+        status: of the answer; `CLIENT_GONE` where none was sent since the client had gone.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, models: Models):
         self._receive, self._send, self._settings = receive, send, models.settings
-        self.began, self.status = time.monotonic(), 499
+        self.began, self.status = time.monotonic(), CLIENT_GONE
         self._size = 0
         headers = Headers(scope=scope)
         self._complete = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
         self._refused = False
+
+    def broken(self) -> None:
+        """Notes that the application failed before it answered."""
+        if self.status == CLIENT_GONE:
+            self.status = HTTPStatus.INTERNAL_SERVER_ERROR
 
     async def receive(self) -> Message:
         """The next piece of the upload, as long as it comes in time and is not too much."""

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..audio.vad import MIN_PAUSE_S, PADDING_S
-from ..denoise.options import DEFAULT_STEPS, DecodeOptions
+from ..denoise.options import DEFAULT_STEPS, MAX_SEED, DecodeOptions
 from ..errors import AsrError
 from ..languages import AUTO
+from ..model.config import Start
 from ..transcribe.recordings import TranscribeOptions
 from .errors import ApiError
 from .realtime_inbox import Block, LiveSettings
@@ -52,8 +53,8 @@ class Transcription(_Strict):
     prompt: str | None = None
     delay: str | None = None  # taken and ignored: words are committed when two decodings agree
     steps: int = Field(default=DEFAULT_STEPS, ge=1, le=1000)
-    seed: int = 0
-    start: Literal["noise", "draft"] | None = None
+    seed: int = Field(default=0, ge=0, lt=MAX_SEED)
+    start: Start | None = None
 
 
 class TurnDetection(_Strict):

@@ -21,6 +21,7 @@ import torch
 from ..audio.read import AudioSource
 from ..audio.vad import Chunk
 from ..denoise.decode import OnStep
+from ..denoise.options import MAX_SEED
 from ..errors import AsrError, first_line
 from ..model.model import DiffusionGemmaASR
 from ..transcribe.memory import give_back_memory
@@ -35,7 +36,6 @@ __all__ = ["DRAFT", "Busy", "Closed", "Event", "Failed", "Pace", "Request", "Sch
 
 PATIENCE = 16  # chunks of others that came after it may be taken before one of a request that was served before
 READING_S = 0.1  # that readers get between two turns of the engine while rows are empty for want of what they read
-MAX_SEED = 1 << 53
 TRIM_S = 5.0  # free memory goes back to the system so often at most
 LAST_S = 30.0  # for the step under way to end when the scheduler is closed
 
@@ -186,6 +186,7 @@ class Scheduler:
     def _check(self, options: TranscribeOptions) -> None:
         """Raises AsrError on what would fail in the engine's thread, and with it what others wait for."""
         options.decode.check(self.model.config)
+        self.model.check_context(options.decode.context)
         if not 0 <= options.decode.seed < MAX_SEED:
             raise AsrError(f"seed is {options.decode.seed}; choose a number from 0 to 2^53")
 

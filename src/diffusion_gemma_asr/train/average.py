@@ -98,22 +98,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; config.json is the last one's")
     args = parser.parse_args(arguments)
     shares = args.shares or [1.0] * len(args.checkpoints)
-    with torch.inference_mode():
+    with torch.no_grad():  # everything before the first file is written
         tensors = average(args.checkpoints, shares)
-    shutil.copytree(args.checkpoints[-1], args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(ADAPTER))
+        encoder = average_encoder(args.encoders, shares) if args.encoders else None
+        backbone = average_backbone(args.backbones, shares) if args.backbones else None
+    config = read_config_file(args.checkpoints[-1])
+    left = shutil.ignore_patterns(ADAPTER, "README.md")  # a card's results are of the one that it came with
+    shutil.copytree(args.checkpoints[-1], args.out, dirs_exist_ok=True, ignore=left)
+    if encoder is not None:
+        save_encoder(encoder, args.out / "encoder")
+        config = replace(config, encoder=replace(config.encoder, name="encoder", revision=None))
+    if backbone is not None:
+        backbone.model.half().save_pretrained(args.out / "backbone")
+        load_tokenizer(BackboneConfig(str(args.backbones[-1]))).save_pretrained(args.out / "backbone")
+        config = replace(config, backbone=replace(config.backbone, name="backbone", revision=None))
     with whole_file(args.out / ADAPTER) as part:
         save_file({key: value.contiguous() for key, value in tensors.items()}, part)
-    if args.encoders or args.backbones:
-        config = read_config_file(args.out)
-        with torch.no_grad():
-            if args.encoders:
-                save_encoder(average_encoder(args.encoders, shares), args.out / "encoder")
-                config = replace(config, encoder=replace(config.encoder, name="encoder", revision=None))
-            if args.backbones:
-                average_backbone(args.backbones, shares).model.half().save_pretrained(args.out / "backbone")
-                load_tokenizer(BackboneConfig(str(args.backbones[-1]))).save_pretrained(args.out / "backbone")
-                config = replace(config, backbone=replace(config.backbone, name="backbone", revision=None))
-        write_config(config, args.out)
+    write_config(config, args.out)
     print(args.out)
 
 

@@ -107,4 +107,4 @@ def compile_layers(backbone: Backbone, compiler: Compiler | None = None) -> None
         return decoder.norm(hidden)
 
     backbone.prefill = prefill  # type: ignore[method-assign]
-    backbone.denoise_hidden = denoise_hidden  # type: ignore[method-assign,assignment]
+    backbone.denoise_hidden = denoise_hidden  # type: ignore[method-assign]

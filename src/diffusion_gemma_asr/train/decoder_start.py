@@ -43,7 +43,8 @@ def start_from_whisper(layers: DecoderLayers, name: str, head: Tensor, tokenizer
         tokenizer: the backbone's.
 
     Raises:
-        CheckpointError: there is no such Whisper, or its decoder does not fit.
+        CheckpointError: there is no such Whisper, its decoder does not fit, or no token of two characters is in both
+            vocabularies.
     """
     decoder = load_decoder(name)
     depth, width = decoder.config.decoder_layers, decoder.config.d_model
@@ -54,15 +55,22 @@ def start_from_whisper(layers: DecoderLayers, name: str, head: Tensor, tokenizer
             f"as the encoder's frames, {wanted[1]}: name the Whisper that the encoder is of"
         )
     own = dict(layers.named_parameters())
+    left = {name for name in own if name.split(".")[0] in ("layers", "norm") and not name.endswith("log_slopes")}
     for key, tensor in decoder.state_dict().items():
         parts = [NAMES.get(part, part) for part in key.split(".")]
         if parts[0] == "layers":
             parts[1] = str(int(parts[1]) - (depth - wanted[0]))
         if (parameter := own.get(".".join(parts))) is not None:
             parameter.data.copy_(tensor)
+            left.discard(".".join(parts))
+    if left:
+        raise CheckpointError(f"the decoder of {name} has nothing for {', '.join(sorted(left)[:3])}")
     shared = shared_tokens(load_tokenizer(BackboneConfig(name)), tokenizer)
+    if not shared:
+        raise CheckpointError(f"'train.decoder': no token of {name} is spelled like one of the backbone's; name another")
     rows = decoder.embed_tokens.weight.data[[theirs for theirs, _ in shared]]
-    layers.out_proj.weight.data.copy_(token_map(rows, head.float()[[ours for _, ours in shared]]))
+    own_rows = head[[ours for _, ours in shared]].float()
+    layers.out_proj.weight.data.copy_(token_map(rows.to(own_rows.device), own_rows))
 
 
 def shared_tokens(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> list[tuple[int, int]]:

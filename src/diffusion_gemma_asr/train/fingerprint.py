@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from ..data.manifest import Utterance
 from ..model.config import BackboneConfig, EncoderConfig
+from .recipe_files import PART
 
 # Settings that may differ when a run is resumed: its length, how it is evaluated, and where weights lie.
 FREE = {"stage", "name", "steps", "minutes", "save_every", "eval_every", "monitor_samples", "dev", "dev_count"}
@@ -53,7 +54,8 @@ def _collect(value: Any, name: str, settings: dict[str, str]) -> None:
         return
     if is_dataclass(value):
         for item in fields(value):
-            if item.name not in FREE and not (item.name in LATER and getattr(value, item.name) == item.default):
+            later = item.name in LATER and getattr(value, item.name) == item.default
+            if item.name not in FREE and item.metadata != PART and not later:
                 _collect(getattr(value, item.name), f"{name}.{item.name}".lstrip("."), settings)
     elif isinstance(value, tuple) and value and is_dataclass(value[0]):
         for index, part in enumerate(value):

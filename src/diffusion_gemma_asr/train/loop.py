@@ -183,6 +183,9 @@ def make_optimizer(trained: Mapping[str, nn.Parameter], options: LoopOptions) ->
         dtype = compute_dtype(options.dtype, device)
         return MuonWithAdamW(trained, options.lr, options.betas, options.weight_decay, dtype)
     groups: dict[float, list[nn.Parameter]] = {}
+    for start in options.lr_shares or {}:
+        if not any(name.startswith(start) for name in trained):
+            raise RecipeError(f"'train.lr_shares': nothing that is trained begins with {start!r}")
     for name, parameter in trained.items():
         share = next((share for start, share in (options.lr_shares or {}).items() if name.startswith(start)), 1.0)
         groups.setdefault(share, []).append(parameter)

@@ -17,6 +17,7 @@ from ..data.manifest import Utterance
 from ..data.sound import read_utterance
 from ..data.sources import read_source
 from ..data.text import plain_text
+from ..errors import RecipeError
 from ..model.encoder import AcousticEncoder
 from .recipe import DataRecipe, TrainRecipe
 from .workers import rank, wait_for_all, workers
@@ -91,10 +92,12 @@ class SpeechData:
             return read_source(source, languages, data.max_duration_s, None, languages[0], split, share)
 
         lists = [first_of(read(item.manifest, "train"), item.first) for item in data.train]
-        self.dev = {
-            "/".join(source.with_suffix("").parts[-2:]): read(source, "validation")[: train.monitor_samples]
-            for source in data.dev
-        }
+        self.dev: dict[str, list[Utterance]] = {}
+        for source in data.dev:
+            name = "/".join([*source.parts[-2:-1], source.name.removesuffix(".jsonl").removesuffix(".json")])
+            if name in self.dev:
+                raise RecipeError(f"'data.dev' has two lists whose paths end in {name}; rename one's folder")
+            self.dev[name] = read(source, "validation")[: train.monitor_samples]
         everything = [u for rows in [*lists, *self.dev.values()] for u in rows]
         self.cache = frame_cache(data.cache_dir or folder / "frames", encoder, everything)
         self.utterances = [u for rows in lists for u in rows]

@@ -72,6 +72,7 @@ def transcribe_live(
         AsrError: the options do not suit live sound, or the model.
     """
     options.decode.check(model.config)
+    model.check_context(options.decode.context)
     return live_updates(partial(transcribe_chunk, model), blocks, options, every)
 
 

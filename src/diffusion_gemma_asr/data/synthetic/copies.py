@@ -11,7 +11,7 @@ import argparse
 import random
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ...audio.read import SAMPLE_RATE
 from ..manifest import Utterance, read_manifest, write_manifest
 from ..sound import read_utterance
 from .distort import add_noise, change_speed, reverberate, telephone
-from .synth import sound_duration, write_sound
+from .synth import name_of, sound_duration, write_sound
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,16 @@ def make_copies(
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     groups = joined(utterances, join_s, random.Random(seed)) if join_s else [[u] for u in utterances]
-    planned = [(number, group, draw_distortion(rng)) for number, group in enumerate(groups)]
+    planned = [(group, draw_distortion(rng)) for group in groups]
     with ProcessPoolExecutor(workers) as pool:
         rows = list(pool.map(partial(_copy, folder=folder), planned, chunksize=16))
     write_manifest(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"
 
 
-def _copy(planned: tuple[int, Sequence[Utterance], Distortion], folder: Path) -> Utterance:
-    number, group, how = planned
-    path = folder / "wav" / f"{number:06d}.wav"
+def _copy(planned: tuple[Sequence[Utterance], Distortion], folder: Path) -> Utterance:
+    group, how = planned
+    path = folder / "wav" / f"{name_of([[u.key for u in group], asdict(how)])}.wav"
     if not path.exists():
         rng = random.Random(how.seed)
         parts = [read_utterance(group[0])]

@@ -15,7 +15,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ...errors import DataError, SynthesisError
 from ..manifest import Utterance, read_manifest, write_manifest
 from ..text import plain_text
 from .copies import Distortion, distorted, draw_distortion
-from .synth import pick_sentences, sound_duration, write_sound
+from .synth import name_of, pick_sentences, sound_duration, write_sound
 
 KOKORO_RATE = 24_000  # Hz
 LONGEST = 500  # phonemes of a sentence
@@ -181,7 +181,7 @@ def synthesise(lines: Sequence[Line], model: str | Path, folder: str | Path, wor
     folder = Path(folder)
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, initializer=_load, initargs=(model,)) as pool:
-        tasks = [(line, folder / "wav" / f"{number:06d}.wav") for number, line in enumerate(lines)]
+        tasks = [(line, folder / "wav" / f"{name_of(asdict(line))}.wav") for line in lines]
         rows = [row for row in pool.map(_read_aloud, tasks, chunksize=8) if row is not None]
     write_manifest(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"

@@ -190,8 +190,7 @@ def synthesise(lines: Sequence[Line], folder: str | Path, workers: int = 2) -> P
 
 def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
     """Writes NAME.wav and NAME.json (the phonemes) unless both exist; returns the manifest row and the JSON text."""
-    name = hashlib.sha1(json.dumps(asdict(line), sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / "wav" / f"{name}.wav"
+    path = folder / "wav" / f"{name_of(asdict(line))}.wav"
     phonemes_path = path.with_suffix(".json")
     if path.exists() and phonemes_path.exists():
         phonemes = phonemes_path.read_text(encoding="utf-8")
@@ -201,6 +200,11 @@ def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
         write_whole(phonemes_path, phonemes)
         write_sound(path, samples)
     return Utterance(str(path), line.text, line.language, sound_duration(path), line.voice), phonemes
+
+
+def name_of(made_of: object) -> str:
+    """A name for a sound by everything that it is made of, as JSON knows it: what is made otherwise has another one."""
+    return hashlib.sha1(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_sound(path: Path, samples: np.ndarray) -> None:

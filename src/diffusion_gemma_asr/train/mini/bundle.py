@@ -13,6 +13,7 @@ from ...checkpoint.card import ModelCard
 from ...checkpoint.load import load_checkpoint
 from ...checkpoint.parts import WEIGHTS
 from ...checkpoint.save import save_checkpoint
+from ...errors import CheckpointError
 from ...model.packing import pack_file
 from ..workers import rank, wait_for_all
 
@@ -58,6 +59,13 @@ def bundle(recipe: BundleRecipe, folder: Path, device: torch.device) -> Path:
         model = load_checkpoint(recipe.checkpoint, device="cpu", merge_lora=False)
         config = model.config
         copied = {"backbone": config.backbone.name} | ({} if recipe.encoder else {"encoder": config.encoder.name})
+        for part, source in copied.items():
+            if not Path(source).is_dir():
+                raise CheckpointError(f"the {part} is {source}, which is no folder: only what lies in one can be bundled")
+            if Path(source).resolve() == (folder / part).resolve():
+                raise CheckpointError(
+                    f"the {part} of {recipe.checkpoint} lies in {folder}, which gets the bundle; name another"
+                )
         for part, source in copied.items():
             shutil.rmtree(folder / part, ignore_errors=True)
             shutil.copytree(source, folder / part)

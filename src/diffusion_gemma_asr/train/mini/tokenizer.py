@@ -51,6 +51,7 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         if self.whisper is not None:
             require(len(self.own) >= 1, "own", "an empty list", "a list of at least one language, beside 'whisper'")
+        require(self.whisper is not None or not self.own, "own", list(self.own), "left out without 'whisper'")
         require(len(self.text) >= 1, "text", "an empty list", "a list of at least one")
         require(self.vocab_size > FIRST_WORD_TOKEN, "vocab_size", self.vocab_size, f"above {FIRST_WORD_TOKEN}")
 
@@ -67,7 +68,7 @@ def train_tokenizer_stage(recipe: TokenizerRecipe, folder: Path, device: torch.d
         `folder`.
 
     Raises:
-        DataError: see `read_sentences`.
+        DataError: see `read_sentences`; or a language of `own` has no text.
         CheckpointError: there is no such Whisper.
     """
     if rank() == 0 and not (folder / "tokenizer.json").is_file():
@@ -83,6 +84,8 @@ def train_tokenizer_stage(recipe: TokenizerRecipe, folder: Path, device: torch.d
 def with_whispers_tokens(recipe: TokenizerRecipe, sentences: Mapping[str, list[str]], folder: Path) -> None:
     """Writes a tokenizer with a Whisper's tokens, and the rows of its head, to `folder`."""
     assert recipe.whisper is not None
+    if missing := [code for code in recipe.own if code not in sentences]:
+        raise DataError(f"'own': there is no text in {missing[0]}; 'text' has {', '.join(sentences)}")
     whisper = load_whisper_tokens(recipe.whisper)
     own = train_tokenizer({code: sentences[code] for code in recipe.own}, recipe.vocab_size, recipe.alphabet)
     others = {code: lines for code, lines in sentences.items() if code not in recipe.own}
