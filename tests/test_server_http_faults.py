@@ -151,7 +151,7 @@ def test_a_fault_of_ours_counts_as_one() -> None:
 
     counted: list[int] = []
     metrics = SimpleNamespace(count=lambda scope, status, seconds: counted.append(status))
-    models = SimpleNamespace(settings=ServerSettings(), draining=False)
+    models = SimpleNamespace(settings=ServerSettings(models=("mini",)), draining=False)
     gate = Gate(broken, models, metrics)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError):
         asyncio.run(gate({"type": "http", "path": "/v1/models", "headers": []}, None, None))  # type: ignore[arg-type]
