@@ -114,7 +114,9 @@ def report() -> None:
     parts = {}
     for name, content in read_results(DATA).items():
         heading = ["list", "utterances", "draft"]
-        heading += [f"of {n}: {what}" for n in COUNTS for what in ("the best there is", "without the last score", "chosen")]
+        heading += [
+            f"of {n}: {what}" for n in COUNTS for what in ("the best there is", "by the first two terms, READ 1", "chosen")
+        ]
         lines = [
             [title, str(row["utterances"]), percent(row["draft"])]
             + [percent(row[str(n)][key]) for n in COUNTS for key in ("best_possible", "without_said", "now")]

@@ -65,7 +65,7 @@ NOISE, DRAFT = DecodeOptions(language="en", start="noise"), DecodeOptions(langua
 STAGES = [
     Stage("canvas of 256 tokens of noise, one clip at a time", replace(NOISE, canvas_length=256), 1, {"merge_lora": False}),
     Stage("LoRA merged", replace(NOISE, canvas_length=256), 1),
-    Stage("canvas as long as the draft suggests", NOISE, 1),
+    Stage("canvas as long as the clip needs", NOISE, 1),
     Stage("draft on the canvas", DRAFT, 1),
     Stage("8 clips at once: rows that have stopped make room", DRAFT),
     Stage("32 clips at once", DRAFT, 32),

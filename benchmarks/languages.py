@@ -5,7 +5,7 @@
     python benchmarks/languages.py report                fills docs/results/languages.md and the table of README.md
 
 The lists are those of runs/mini.sh, 300 synthetic sentences a language in voices that training never meets, and the real dev
-splits that docs/training.md describes, by corpus, their first 300 utterances. The language is named.
+splits of ../shared/speech, by corpus, their first 300 utterances. The language is named.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ def table(measured: dict[str, Any]) -> str:
         for name in names
         if timed
     ]
-    spent = f"Milliseconds a second of sound: {', '.join(shares)}. " if timed else ""
+    without = ", with its encoder" if names == ["whisper"] else ", without reading, encoder and projector"
+    spent = f"Milliseconds a second of sound{without}: {', '.join(shares)}. " if timed else ""
     return f"{markdown(columns, rows)}\n\n{spent}{stated(measured['circumstances'])}."
 
 

@@ -82,6 +82,8 @@ def test_a_canvas_has_room_for_all_audio_tokens_and_an_end(model: DiffusionGemma
         noise = ClipDecoding(model, clip, replace(OPTIONS, start="noise"), "en").job().canvas
         draft = ClipDecoding(model, clip, OPTIONS, "en").job().canvas
         assert len(noise) == len(draft) == -(-(size + 1) // 8) * 8
+        asked = [ClipDecoding(model, clip, replace(OPTIONS, canvas_length=n), "en").job().canvas for n in (1, 200)]
+        assert torch.equal(asked[0], draft) and len(asked[1]) == 200, "a canvas that is asked for cuts the text off"
         assert int(draft[size]) == model.prompts.special["end_of_turn"]
         assert said(draft[:size].tolist(), model.blank) == [token.id for token in clip.draft]
 

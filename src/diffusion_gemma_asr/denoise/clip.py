@@ -148,7 +148,7 @@ class ClipDecoding:
     def _aligned(self, kept: Tensor) -> Tensor:
         """The canvas (C,) with a position for each audio token that the prompt holds."""
         slots, special = int(kept.sum()), self.model.prompts.special
-        length = self.options.canvas_length or rounded(slots + 1)
+        length = max(self.options.canvas_length or 0, rounded(slots + 1))
         if self.start == "noise":
             return uniform_canvas(1, length, self.model.backbone.vocab_size, self._generator, self.model.device)[0]
         layout = [*aligned_layout(*kept_spans(self.clip.draft, kept), slots, self.model.blank), special["end_of_turn"]]
