@@ -60,8 +60,7 @@ def predict(backbone: Backbone, prefill: Prefill, signal: Tensor | None = None) 
 
 
 def keys_of(prefill: Prefill) -> list[Tensor]:
-    assert isinstance(prefill.cache, DynamicCache)
-    return [layer.keys for layer in prefill.cache.layers]
+    return [keys for keys, _ in prefill.layers()]
 
 
 # -- what is seen --------------------------------------------------------------------------------------------
@@ -159,15 +158,22 @@ def test_denoising_leaves_the_prefill_as_it_was(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def test_self_conditioning_reaches_the_rows_of_its_mask(backbone: Backbone) -> None:
-    prefill, _ = read(backbone, draw(2, 8))
+@pytest.mark.parametrize("lengths", [None, [8, 5]])
+def test_self_conditioning_is_what_the_library_makes_of_logits(backbone: Backbone, lengths: list[int] | None) -> None:
+    prefill, _ = read(backbone, draw(2, 8), None if lengths is None else torch.tensor(lengths))
     canvas, signal = draw(2, CANVAS, seed=9), 5 * torch.randn(2, CANVAS, tiny.VOCAB_SIZE)
-    without = backbone.denoise_hidden(canvas, prefill)
-    with_it = backbone.denoise_hidden(canvas, prefill, signal)
-    mixed = backbone.denoise_hidden(canvas, prefill, signal, torch.tensor([True, False]))
-    assert (with_it - without).abs().amax((1, 2)).min() > 1e-2
-    torch.testing.assert_close(mixed[0], with_it[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(mixed[1], without[1], atol=1e-5, rtol=1e-5)
+    seen = torch.cat([prefill.visible, torch.ones(2, CANVAS, dtype=torch.bool)], 1)
+    mask = seen[:, None, None].expand(-1, 1, CANVAS, -1)
+    theirs = backbone.model.model.decoder(
+        decoder_input_ids=canvas,
+        past_key_values=prefill.cache,
+        self_conditioning_logits=signal,
+        decoder_attention_mask={"full_attention": mask, "sliding_attention": mask},
+        decoder_position_ids=prefill.lengths[:, None] + torch.arange(CANVAS),
+    ).last_hidden_state
+    ours = backbone.denoise_hidden(canvas, prefill, signal)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert (ours - backbone.denoise_hidden(canvas, prefill)).abs().amax((1, 2)).min() > 1e-2
 
 
 def test_prompts_fill_the_window_but_no_more(backbone: Backbone) -> None:

@@ -145,9 +145,14 @@ def test_an_adapter_fills_another_model_and_one_without_lora_fills_the_projector
         assert all(torch.equal(third.backbone.lora_state_dict()[name], weight) for name, weight in before.items())
 
 
-def test_a_projector_without_deep_layers_fills_one_that_has_them(saved: Path, config: ModelConfig) -> None:
-    deep = tiny.build_model(replace(config, projector=replace(config.projector, layers=1, layer_width=64)), seed=3)
-    before = {name: value.clone() for name, value in deep.projector.state_dict().items() if name.startswith("deep.")}
+@pytest.mark.parametrize(
+    ("layers", "kind"), [({"layers": 1, "layer_width": 64}, "deep."), ({"decoder_layers": 1}, "decoder.")]
+)
+def test_a_projector_without_layers_fills_one_that_has_them(
+    saved: Path, config: ModelConfig, layers: dict[str, int], kind: str
+) -> None:
+    deep = tiny.build_model(replace(config, projector=replace(config.projector, **layers)), seed=3)
+    before = {name: value.clone() for name, value in deep.projector.state_dict().items() if name.startswith(kind)}
     load_adapter(deep, saved)
     assert before and all(torch.equal(deep.projector.state_dict()[name], value) for name, value in before.items())
     assert torch.equal(deep.projector.linear.weight, read_projector(saved)["linear.weight"])

@@ -44,11 +44,3 @@ def test_losses_and_gradients_are_the_same(whisper_folder: Path, backbone_folder
     assert gradients.keys() == others.keys() and len(gradients) > 40
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, atol=1e-4, rtol=1e-2, msg=name)
-
-
-def test_a_prompt_beyond_the_window_is_refused(backbone_folder: Path) -> None:
-    backbone = tiny_backbone(backbone_folder)
-    compile_layers(backbone, plain)
-    size = backbone.config.sliding_window
-    with pytest.raises(ValueError, match=f"the backbone's window is {size}"):
-        backbone.prefill(torch.zeros(1, size, backbone.hidden_size), torch.ones(1, size, dtype=torch.bool))

@@ -122,8 +122,8 @@ def with_sources(
 def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: bool = False) -> None:
     """Fills a model's projector and LoRA with those of a checkpoint.
 
-    The projector's scale stays the model's own, since it belongs to the backbone. So do deep layers where the checkpoint's
-    projector lacks them.
+    The projector's scale stays the model's own, since it belongs to the backbone. So do layers over audio tokens where the
+    checkpoint's projector has none of their kind.
 
     Args:
         model: with projector and LoRA of the shapes in the checkpoint.
@@ -136,8 +136,9 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: 
     adapter, own = read_adapter(folder), model.projector.state_dict()
     weights = _under(adapter, "projector.")
     weights["scale"] = own["scale"]
-    if not any(key.startswith("deep.") for key in weights):
-        weights |= {key: value for key, value in own.items() if key.startswith("deep.")}
+    for layers in ("deep.", "decoder."):
+        if not any(key.startswith(layers) for key in weights):
+            weights |= {key: value for key, value in own.items() if key.startswith(layers)}
     fill_projector(model.projector, weights, Path(folder) / ADAPTER)
     lora = _under(adapter, "lora.")
     if lora and not projector_alone:

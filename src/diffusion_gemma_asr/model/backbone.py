@@ -92,6 +92,48 @@ class CacheLayer(NamedTuple):
     values: Tensor
 
 
+class _Kept:
+    """A cache of one layer that keeps what it is given."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class _Given:
+    """A cache of one layer that has been filled, under whatever index the layer asks for."""
+
+    is_compileable = False
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        self.layers = self
+        self.layer = CacheLayer(keys, values)
+
+    def __getitem__(self, index: int) -> CacheLayer:
+        return self.layer
+
+
+def read_layer(layer: nn.Module, hidden: Tensor, rotary: Any, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer of the encoder over prompts → hidden states, keys, values.
+
+    There is no mask: within the window causal attention is plain, and padding stands behind everything real.
+    """
+    kept = _Kept()
+    hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, position_ids=positions, **{CACHE: kept})
+    return hidden, kept.keys, kept.values
+
+
+def write_layer(
+    layer: nn.Module, hidden: Tensor, rotary: Any, mask: Tensor | None, positions: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """A layer of the decoder over canvases, behind the encoder's keys and values → hidden states."""
+    cache = _Given(keys, values)
+    return layer(hidden, position_embeddings=rotary, attention_mask=mask, position_ids=positions, **{CACHE: cache})
+
+
 class Backbone(nn.Module):
     """DiffusionGemma as the rest of the system sees it: embed, prefill, denoise, logits, LoRA.
 
@@ -103,6 +145,7 @@ class Backbone(nn.Module):
         self.model = model
         self.config = model.config.text_config
         model.set_experts_implementation(implementation(self.config.num_experts, self.config.top_k_experts))
+        self.read_layer, self.write_layer = read_layer, write_layer  # training may compile them (train/compiled.py)
         self.recorded: dict[Any, Any] = {}  # steps that an engine recorded, for the next one (denoise/static_engine.py)
 
     @classmethod
@@ -267,19 +310,20 @@ class Backbone(nn.Module):
         Raises:
             ValueError: the prompt is longer than the sliding window, where the cache would forget its beginning.
         """
-        if embeds.shape[1] >= self.config.sliding_window:
-            raise ValueError(f"a prompt of {embeds.shape[1]} tokens; the backbone's window is {self.config.sliding_window}")
+        size = embeds.shape[1]
+        if size >= self.config.sliding_window:
+            raise ValueError(f"a prompt of {size} tokens; the backbone's window is {self.config.sliding_window}")
         if lengths is None:
             lengths = mask.sum(1)
-        # No masks: within the window causal attention is plain, and padding stands behind everything real.
-        cache = DynamicCache(config=self.config)
-        out = self.model.model.encoder(
-            inputs_embeds=embeds,
-            attention_mask={"full_attention": None, "sliding_attention": None},
-            **{CACHE: cache},
-        )
-        visible = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
-        return Prefill(cache, visible, lengths), out.last_hidden_state
+        encoder = self.model.model.encoder.language_model
+        positions = torch.arange(size, device=embeds.device)[None]
+        rotary = {kind: encoder.rotary_emb(embeds, positions, kind) for kind in encoder.unique_layer_types}
+        hidden, filled = embeds, []
+        for layer, kind in zip(encoder.layers, self.config.layer_types, strict=True):
+            hidden, keys, values = self.read_layer(layer, hidden, rotary[kind], positions)
+            filled.append((keys, values))
+        visible = torch.arange(size, device=embeds.device) < lengths[:, None]
+        return Prefill(FilledCache(filled), visible, lengths), encoder.norm(hidden)
 
     def extend(self, embeds: Tensor, prefill: Prefill) -> tuple[Prefill, Tensor]:
         """Reads more tokens of each row causally, behind what it has read.
@@ -321,18 +365,14 @@ class Backbone(nn.Module):
         Returns:
             (B, C, H) last hidden states, before lm_head.
         """
-        batch, length = canvas.shape
-        attention_mask = None
+        head = self.lm_head_weight
+        soft = head.new_zeros(*canvas.shape, self.hidden_size)
+        if self_conditioning is not None:
+            soft = self_conditioning.softmax(-1, dtype=torch.float32).to(head.dtype) @ head
+        seen = None
         if not bool(prefill.visible.all()):
-            seen = torch.cat([prefill.visible, prefill.visible.new_ones(batch, length)], 1)  # (B, P + C)
-            attention_mask = seen[:, None, None, :].expand(-1, 1, length, -1)
-        return self.model.model.decoder(
-            decoder_input_ids=canvas,
-            **{CACHE: prefill.cache},
-            self_conditioning_logits=self_conditioning,
-            decoder_attention_mask={"full_attention": attention_mask, "sliding_attention": attention_mask},
-            decoder_position_ids=prefill.first[:, None] + torch.arange(length, device=canvas.device),
-        ).last_hidden_state
+            seen = torch.cat([prefill.visible, prefill.visible.new_ones(canvas.shape)], 1)  # (B, P + C)
+        return self.denoise_seen(canvas, seen, prefill, soft)
 
     def denoise_hidden_from_soft(self, canvas: Tensor, canvas_lengths: Tensor, prefill: Prefill, soft: Tensor) -> Tensor:
         """One pass of the decoder over canvases of several lengths, conditioned on mean embeddings instead of logits.
@@ -364,11 +404,8 @@ class Backbone(nn.Module):
         mask = None if seen is None else seen[:, None, None, :].expand(-1, 1, canvas.shape[1], -1)
         positions = prefill.first[:, None] + torch.arange(canvas.shape[1], device=canvas.device)
         rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
-        for layer, kind in zip(decoder.layers, self.config.layer_types, strict=True):
-            hidden = layer(
-                hidden, position_embeddings=rotary[kind], attention_mask=mask, position_ids=positions,
-                **{CACHE: prefill.cache},
-            )  # fmt: skip
+        for layer, kind, (keys, values) in zip(decoder.layers, self.config.layer_types, prefill.layers(), strict=True):
+            hidden = self.write_layer(layer, hidden, rotary[kind], mask, positions, keys, values)
         return decoder.norm(hidden)
 
     def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
