@@ -20,7 +20,7 @@ import numpy as np
 from ...audio.read import SAMPLE_RATE
 from ..manifest import Utterance, read_manifest, write_manifest
 from ..sound import read_utterance
-from .distort import add_noise, change_speed, reverberate, telephone
+from .distort import change_speed, recorded
 from .synth import name_of, sound_duration, write_sound
 
 
@@ -69,16 +69,7 @@ def distorted(samples: np.ndarray, how: Distortion) -> np.ndarray:
     Returns:
         (n / speed,) float32 in [-1, 1] at 16 kHz.
     """
-    rng = np.random.default_rng(how.seed)
-    samples = change_speed(samples, how.speed)
-    if how.reverberation_s is not None:
-        samples = reverberate(samples, how.reverberation_s, rng)
-    samples = samples * (10 ** (how.gain_db / 20) / max(float(np.abs(samples).max()), 1e-4))
-    if how.snr_db is not None:
-        samples = add_noise(samples, how.snr_db, rng)
-    if how.telephone:
-        samples = telephone(samples)
-    return np.clip(samples, -1.0, 1.0).astype(np.float32)
+    return recorded(change_speed(samples, how.speed), how, np.random.default_rng(how.seed))
 
 
 def joined(utterances: Sequence[Utterance], longest_s: float, rng: random.Random) -> list[list[Utterance]]:

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import soxr
 
 from ...audio.read import SAMPLE_RATE
+
+
+class Conditions(Protocol):
+    """Under what speech is recorded."""
+
+    @property
+    def gain_db(self) -> float:
+        """Peak against full scale."""
+
+    @property
+    def snr_db(self) -> float | None:
+        """Speech to added noise; None adds none."""
+
+    @property
+    def reverberation_s(self) -> float | None:
+        """RT60 of the room; None is no room."""
+
+    @property
+    def telephone(self) -> bool:
+        """Whether it comes through one."""
+
+
+def recorded(samples: np.ndarray, how: Conditions, rng: np.random.Generator) -> np.ndarray:
+    """(n,) float32 samples at 16 kHz as they sound in a room, with noise, through a telephone: (n,) float32 in [-1, 1]."""
+    if how.reverberation_s is not None:
+        samples = reverberate(samples, how.reverberation_s, rng)
+    samples = samples * (10 ** (how.gain_db / 20) / max(float(np.abs(samples).max()), 1e-4))
+    if how.snr_db is not None:
+        samples = add_noise(samples, how.snr_db, rng)
+    if how.telephone:
+        samples = telephone(samples)
+    return np.clip(samples, -1.0, 1.0).astype(np.float32)
 
 
 def reverberate(samples: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:

@@ -29,7 +29,7 @@ from ...errors import DataError
 from ...files import whole_file, write_whole
 from ..manifest import Utterance, read_manifest, write_manifest
 from ..text import plain_text, speakable
-from .distort import add_noise, reverberate, telephone
+from .distort import recorded
 from .espeak import speak
 
 Phoneme = tuple[str, float, float]  # espeak-ng's symbol, start and end in seconds
@@ -141,16 +141,9 @@ def render_with_phonemes(line: Line) -> tuple[np.ndarray, list[Phoneme]]:
     rng = np.random.default_rng(line.seed)
     pause = [np.zeros(int(rng.uniform(0.05, 0.25) * SAMPLE_RATE), np.float32) for _ in range(2)]
     samples = np.concatenate([pause[0], samples, pause[1]])
-    if line.reverberation_s is not None:
-        samples = reverberate(samples, line.reverberation_s, rng)
-    samples *= 10 ** (line.gain_db / 20) / max(float(np.abs(samples).max()), 1e-4)
-    if line.snr_db is not None:
-        samples = add_noise(samples, line.snr_db, rng)
-    if line.telephone:
-        samples = telephone(samples)
     shift = len(pause[0]) / SAMPLE_RATE
     phonemes = [(symbol, start + shift, end + shift) for symbol, start, end in speech.phonemes]
-    return np.clip(samples, -1.0, 1.0).astype(np.float32), phonemes
+    return recorded(samples, line, rng), phonemes
 
 
 def synthesise(lines: Sequence[Line], folder: str | Path, workers: int = 2) -> Path:
