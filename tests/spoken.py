@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ SURE_S = 0.15  # of a tone before it is heard rightly
 
 
 @dataclass
-class SoundModel:
+class SoundModel(ABC):
     """What the fakes have in common.
 
     Attributes:
@@ -69,6 +70,9 @@ class SoundModel:
         """Samples of the longest sound it was given."""
         return max((n for batch in self.batches for n in batch), default=0)
 
+    def check_context(self, context: str) -> None:
+        assert not context, "it reads none"
+
     def encode(self, audio: Sequence[Sound]) -> Encoded:
         """Samples as frames (B, n, 1), and the same 2560 at a time as slots (B, S, 2560)."""
         assert all(samples.dtype == np.float32 and samples.ndim == 1 for samples in audio)
@@ -91,8 +95,9 @@ class SoundModel:
         """A token is a word, its number."""
         return " ".join("hertz" if token == HERTZ else str(token) for token in tokens)
 
+    @abstractmethod
     def words(self, samples: Sound) -> list[DraftToken]:
-        raise NotImplementedError
+        """What it hears in a sound."""
 
 
 @dataclass
