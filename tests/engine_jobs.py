@@ -11,8 +11,8 @@ import torch
 from diffusion_gemma_asr.denoise.canvas import uniform_canvas
 from diffusion_gemma_asr.denoise.engine import Finished, Job
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions, denoise, sample_by_inversion
-from diffusion_gemma_asr.model.backbone import Prefill
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.model.prefill import Prefill
 
 SAMPLES = [40_000, 4000, 36_200, 320, 9000, 22_000, 30_000]
 LENGTHS = [16, 8, 24, 5, 8, 11, 16]  # positions of the canvases

@@ -19,8 +19,9 @@ from diffusion_gemma_asr.checkpoint.parts import load_backbone
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions
 from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.model.backbone import Backbone, Prefill
+from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig
+from diffusion_gemma_asr.model.prefill import Prefill
 
 ENCODER, DECODER = "encoder.language_model", "model.decoder"  # how the stacks' parameters are called
 CANVAS = 7

@@ -21,7 +21,8 @@ from transformers.models.diffusion_gemma.generation_diffusion_gemma import Entro
 
 from diffusion_gemma_asr.denoise.canvas import uniform_canvas
 from diffusion_gemma_asr.denoise.steps import DenoiseOptions, denoise
-from diffusion_gemma_asr.model.backbone import Backbone, Prefill
+from diffusion_gemma_asr.model.backbone import Backbone
+from diffusion_gemma_asr.model.prefill import Prefill
 
 VOCAB = 96
 CANVAS = 12

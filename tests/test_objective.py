@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from diffusion_gemma_asr.checkpoint.parts import load_backbone, load_tokenizer
 from diffusion_gemma_asr.denoise.canvas import EditCanvases
-from diffusion_gemma_asr.model.backbone import Backbone, Prefill
+from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.model.prefill import Prefill
 from diffusion_gemma_asr.model.prompt import AUTO, PromptBuilder
 from diffusion_gemma_asr.train.objective import (
     Losses,

@@ -15,8 +15,9 @@ from diffusion_gemma_asr.app.info import count_parts
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.checkpoint.save import save_checkpoint
 from diffusion_gemma_asr.errors import CheckpointError
-from diffusion_gemma_asr.model.backbone import Backbone, FilledCache, Prefill
+from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import LoraConfig
+from diffusion_gemma_asr.model.prefill import FilledCache, Prefill
 
 ENCODER, DECODER = "encoder.language_model", "decoder"  # how the stacks' parameters are called
 PER_STACK = 2 * (4 * 4 + 2 * 3)  # two matrices; four sliding layers with q, k, v, o, two full ones without v

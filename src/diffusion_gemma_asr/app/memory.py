@@ -25,9 +25,10 @@ from transformers import DiffusionGemmaConfig, WhisperConfig, WhisperForConditio
 from ..checkpoint.known_configs import STORED
 from ..checkpoint.parts import new_encoder, source_config
 from ..checkpoint.quantization import BNB_BLOCK_SIZE, Quantizer, quantize_experts
-from ..model.backbone import Backbone, Prefill
+from ..model.backbone import Backbone
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
 from ..model.head import CHUNK_ELEMENTS, Head
+from ..model.prefill import Prefill
 from ..train.losses import cross_entropy
 from ..train.recipe import Recipe
 from .parts import count_parts

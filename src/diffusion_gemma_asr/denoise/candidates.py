@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model.backbone import Prefill
 from ..model.ctc import DraftToken, transcript_scores
 from ..model.ctc_beam import Prefix, likeliest
 from ..model.model import DiffusionGemmaASR
+from ..model.prefill import Prefill
 from ..model.projector import noise
 
 ROWS = 32  # transcripts read at once

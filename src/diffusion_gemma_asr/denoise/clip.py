@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..model.backbone import Prefill
 from ..model.config import Start
 from ..model.ctc import DraftToken, TokenSpan
 from ..model.model import DiffusionGemmaASR
+from ..model.prefill import Prefill
 from ..model.prompt import token_pieces
 from .canvas import aligned_layout, edit_layout, uniform_canvas, write_canvas
 from .engine import BLOCK, Finished, Job, in_blocks

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..languages import AUTO
-from ..model.backbone import Prefill
 from ..model.drafts import Encoded
 from ..model.model import DiffusionGemmaASR
+from ..model.prefill import Prefill
 from .candidates import ReadPrompt, chosen, prompt_without_sound, proposed_draft
 from .clip import ClipDecoding, Decoded, DraftedClip, Shown, padded, read_prompts, start_of
 from .options import DecodeOptions

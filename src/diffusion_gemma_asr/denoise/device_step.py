@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, FilledCache, Prefill
+from ..model.backbone import Backbone
 from ..model.head import Head
 from ..model.lengths import length_mask
+from ..model.prefill import FilledCache, Prefill
 from .engine import Job, predict
 from .steps import DenoiseOptions, accept, should_stop
 

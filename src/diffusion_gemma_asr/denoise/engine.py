@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..model.backbone import Backbone, Prefill
+from ..model.backbone import Backbone
 from ..model.head import Head
 from ..model.lengths import length_mask
+from ..model.prefill import Prefill
 from .steps import DenoiseOptions, accept, pick, should_stop, temperature_at
 
 FLOOR = -60.0  # nats below the peak; what is less likely counts for nothing, and subnormal numbers are slow

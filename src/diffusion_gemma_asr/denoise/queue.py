@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from ..model.backbone import Backbone, Prefill
+from ..model.backbone import Backbone
+from ..model.prefill import Prefill
 from .engine import Engine, Finished, Job, OnCanvas
 from .static_engine import StaticEngine
 from .steps import DenoiseOptions

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone, Prefill
+from ..model.backbone import Backbone
+from ..model.prefill import Prefill
 from .device_step import Bucket, Rows, device_step
 from .engine import Finished, Job, OnCanvas
 from .steps import DenoiseOptions

@@ -1,4 +1,4 @@
-"""The denoising backbone: the only module that knows how transformers' DiffusionGemma looks inside.
+"""The denoising backbone: with prefill.py the only module that knows how transformers' DiffusionGemma looks inside.
 
 DiffusionGemma is an encoder and a decoder with tied weights. The encoder reads the prompt causally and leaves a
 key/value cache; the decoder sees a canvas in both directions and reads that cache without changing it.
@@ -6,132 +6,22 @@ key/value cache; the decoder sees a canvas in both directions and reads that cac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature, unwrap
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
-from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaDecoderModel
+from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from ..errors import CheckpointError
 from .experts import implementation
 from .head import Head
+from .prefill import CACHE, FilledCache, Prefill, read_layer, write_layer
 
-_KEYWORDS = signature(unwrap(DiffusionGemmaDecoderModel.forward)).parameters
-CACHE = "cache" if "cache" in _KEYWORDS else "past_key_values"  # its name until transformers 5.23
 LORA_TARGETS = r"model\.(encoder\.language_model|decoder)\.layers\.\d+\.self_attn\.[qkvo]_proj"
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """What the encoder leaves behind for the canvas.
-
-    cache: keys and values (B, kv_heads, P, head_dim) of every layer; visible (B, P) bool: cache positions the canvas
-    may read; lengths (B,) long: prompt tokens; at (B,) long: position of the canvas's first token, None where it continues
-    behind the prompt.
-    """
-
-    cache: Cache | FilledCache
-    visible: Tensor
-    lengths: Tensor
-    at: Tensor | None = None
-
-    @property
-    def first(self) -> Tensor:
-        """(B,) long, the position of the canvas's first token."""
-        return self.lengths if self.at is None else self.at
-
-    def under_slots(self, slot_mask: Tensor) -> Prefill:
-        """The same for aligned canvases, which have the positions of the audio tokens; slot_mask (B, P) bool."""
-        return replace(self, at=slot_mask.int().argmax(1))
-
-    def keep(self, rows: Tensor, size: int) -> Prefill:
-        """Some rows (k,) long, the first `size` positions of the cache."""
-        layers = [(keys[rows, :, :size], values[rows, :, :size]) for keys, values in self.layers()]
-        return Prefill(FilledCache(layers), self.visible[rows, :size], self.lengths[rows], self.first[rows])
-
-    def join(self, other: Prefill) -> Prefill:
-        """The rows of both; the shorter cache is padded."""
-        size = max(self.visible.shape[1], other.visible.shape[1])
-
-        def joined(a: Tensor, b: Tensor) -> Tensor:  # (B, heads, P, head_dim)
-            return torch.cat([F.pad(x, (0, 0, 0, size - x.shape[2])) for x in (a, b)])
-
-        pairs = zip(self.layers(), other.layers(), strict=True)
-        layers = [(joined(k, k2), joined(v, v2)) for (k, v), (k2, v2) in pairs]
-        visible = torch.cat([F.pad(x, (0, size - x.shape[1])) for x in (self.visible, other.visible)])
-        return Prefill(
-            FilledCache(layers), visible, torch.cat([self.lengths, other.lengths]), torch.cat([self.first, other.first])
-        )
-
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of every layer."""
-        return [(layer.keys, layer.values) for layer in self.cache.layers]
-
-
-class FilledCache:
-    """Keys and values that the decoder reads: what it needs of a transformers Cache."""
-
-    is_compileable = False
-
-    def __init__(self, layers: list[tuple[Tensor, Tensor]]):
-        self.layers = [CacheLayer(keys, values) for keys, values in layers]
-
-
-class CacheLayer(NamedTuple):
-    """Keys and values (B, kv_heads, P, head_dim) of a layer."""
-
-    keys: Tensor
-    values: Tensor
-
-
-class _Kept:
-    """A cache of one layer that keeps what it is given."""
-
-    keys: Tensor
-    values: Tensor
-
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = keys, values
-        return keys, values
-
-
-class _Given:
-    """A cache of one layer that has been filled, under whatever index the layer asks for."""
-
-    is_compileable = False
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        self.layers = self
-        self.layer = CacheLayer(keys, values)
-
-    def __getitem__(self, index: int) -> CacheLayer:
-        return self.layer
-
-
-def read_layer(layer: nn.Module, hidden: Tensor, rotary: Any, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer of the encoder over prompts → hidden states, keys, values.
-
-    There is no mask: within the window causal attention is plain, and padding stands behind everything real.
-    """
-    kept = _Kept()
-    hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, position_ids=positions, **{CACHE: kept})
-    return hidden, kept.keys, kept.values
-
-
-def write_layer(
-    layer: nn.Module, hidden: Tensor, rotary: Any, mask: Tensor | None, positions: Tensor, keys: Tensor, values: Tensor
-) -> Tensor:
-    """A layer of the decoder over canvases, behind the encoder's keys and values → hidden states."""
-    cache = _Given(keys, values)
-    return layer(hidden, position_embeddings=rotary, attention_mask=mask, position_ids=positions, **{CACHE: cache})
 
 
 class Backbone(nn.Module):

@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import AsrError
 from ..languages import AUTO
-from .backbone import Backbone, Prefill
+from .backbone import Backbone
 from .config import ModelConfig
 from .ctc import TokenSpan, align, heard, only
 from .drafts import Encoded, GreedyCtc
 from .encoder import AcousticEncoder
 from .head import Head
 from .lengths import each_alone, length_mask
+from .prefill import Prefill
 from .projector import AudioProjector
 from .prompt import PromptBuilder, fill_slots
 

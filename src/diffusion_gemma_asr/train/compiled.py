@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..model.backbone import Backbone, read_layer, write_layer
+from ..model.backbone import Backbone
+from ..model.prefill import read_layer, write_layer
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 KINDS = 64  # graphs of one function at most: layers differ in their attention, calls in shapes of 1, masks and gradients

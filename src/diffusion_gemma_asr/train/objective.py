@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..denoise.canvas import EditCanvases, aligned_layout, edit_canvases, write_canvas
 from ..denoise.clip import kept_spans
-from ..model.backbone import Backbone, Prefill
+from ..model.backbone import Backbone
 from ..model.ctc import ctc_loss, only
 from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
+from ..model.prefill import Prefill
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
 from .corruption import draw_temperature, noisy_canvases, one_step
 from .losses import autoregressive_loss, diffusion_loss
