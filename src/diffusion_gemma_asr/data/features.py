@@ -140,40 +140,8 @@ class FeatureCache:
         """
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        index_path = path / (f"index-{worker}.json" if worker else "index.json")  # of this worker
-        # Another run that fills the same files: this one waits, and computes what is then missing.
-        with FileLock(path / f".lock-{worker}"):
-            indices = _indices(path, warn=True)
-            cached: dict[str, _Span] = {}
-            for index in indices.values():
-                _check(path, index, width, fingerprint)
-                cached |= {span.key: span for span in index.spans}
-            spans = {span.key: span for span in indices[index_path].spans} if index_path in indices else {}
-            unique = {u.key: u for u in utterances}
-            share = sorted(unique.items(), key=lambda item: item[1].duration)[worker::workers]
-            todo = [(key, u) for key, u in share if key not in cached or not cached[key].fits(u)]
-            position = max((span.start + span.frames for span in spans.values()), default=0)
-            if todo:
-                if not spans:
-                    _frames_of(index_path).unlink(missing_ok=True)  # a new file: processes that map the old one keep it
-                with _frames_of(index_path).open("r+b" if spans else "wb") as file:
-                    file.truncate(position * width * 2)
-                    file.seek(position * width * 2)
-                    batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
-                    for number, batch in enumerate(
-                        track(batches, f"features → {path.name}", disable=worker > 0, console=Console(stderr=True)), 1
-                    ):
-                        for (key, utterance), frames in zip(batch, compute([u for _, u in batch]), strict=True):
-                            if frames.ndim != 2 or frames.shape[1] != width:
-                                raise ValueError(f"frames of shape {frames.shape}, not (n, {width})")
-                            file.write(frames.astype(np.float16).tobytes())
-                            stamp = _stamp(utterance)
-                            digest = _digest(_file(utterance), stamp[1])
-                            spans[key] = _Span(key, *stamp, position, len(frames), digest)
-                            position += len(frames)
-                        if number % 50 == 0 or number == len(batches):
-                            file.flush()
-                            _write_index(index_path, _Index(width, fingerprint, list(spans.values())))
+        with FileLock(path / f".lock-{worker}"):  # another run that fills the same files is waited for
+            _fill(path, utterances, width, compute, fingerprint, batch_size, worker, workers)
         return cls(path, fingerprint)
 
     def __contains__(self, utterance: Utterance) -> bool:
@@ -296,3 +264,48 @@ def _write_index(path: Path, index: _Index) -> None:
     content = {"format": FORMAT, "width": index.width, "fingerprint": index.fingerprint, "spans": index.spans}
     with whole_file(path) as part:
         part.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _fill(
+    path: Path,
+    utterances: Sequence[Utterance],
+    width: int,
+    compute: Callable[[list[Utterance]], list[np.ndarray]],
+    fingerprint: str,
+    batch_size: int,
+    worker: int,
+    workers: int,
+) -> None:
+    """Computes what the cache lacks of this worker's share; arguments as for `FeatureCache.build`."""
+    index_path = path / (f"index-{worker}.json" if worker else "index.json")  # of this worker
+    indices = _indices(path, warn=True)
+    cached: dict[str, _Span] = {}
+    for index in indices.values():
+        _check(path, index, width, fingerprint)
+        cached |= {span.key: span for span in index.spans}
+    spans = {span.key: span for span in indices[index_path].spans} if index_path in indices else {}
+    unique = {u.key: u for u in utterances}
+    share = sorted(unique.items(), key=lambda item: item[1].duration)[worker::workers]
+    todo = [(key, u) for key, u in share if key not in cached or not cached[key].fits(u)]
+    position = max((span.start + span.frames for span in spans.values()), default=0)
+    if todo:
+        if not spans:
+            _frames_of(index_path).unlink(missing_ok=True)  # a new file: processes that map the old one keep it
+        with _frames_of(index_path).open("r+b" if spans else "wb") as file:
+            file.truncate(position * width * 2)
+            file.seek(position * width * 2)
+            batches = [todo[i : i + batch_size] for i in range(0, len(todo), batch_size)]
+            for number, batch in enumerate(
+                track(batches, f"features → {path.name}", disable=worker > 0, console=Console(stderr=True)), 1
+            ):
+                for (key, utterance), frames in zip(batch, compute([u for _, u in batch]), strict=True):
+                    if frames.ndim != 2 or frames.shape[1] != width:
+                        raise ValueError(f"frames of shape {frames.shape}, not (n, {width})")
+                    file.write(frames.astype(np.float16).tobytes())
+                    stamp = _stamp(utterance)
+                    digest = _digest(_file(utterance), stamp[1])
+                    spans[key] = _Span(key, *stamp, position, len(frames), digest)
+                    position += len(frames)
+                if number % 50 == 0 or number == len(batches):
+                    file.flush()
+                    _write_index(index_path, _Index(width, fingerprint, list(spans.values())))
