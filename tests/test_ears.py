@@ -15,7 +15,7 @@ from tiny_model import clips
 
 import diffusion_gemma_asr
 from diffusion_gemma_asr.checkpoint.config_file import read_config_file
-from diffusion_gemma_asr.checkpoint.load import read_projector
+from diffusion_gemma_asr.checkpoint.load import read_adapter
 from diffusion_gemma_asr.checkpoint.parts import load_encoder
 from diffusion_gemma_asr.data.features import FeatureCache
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
@@ -68,7 +68,7 @@ def test_encoder_and_projector_learn_and_are_written_apart(
     changed = {n for n, p in began.named_parameters() if not torch.equal(p, dict(ended.named_parameters())[n])}
     assert {"encoder.conv1.weight", "encoder.layers.0.self_attn.q_proj.weight", "encoder.layer_norm.weight"} <= changed
     assert "encoder.embed_positions.weight" not in changed
-    assert not any(name.startswith(("encoder", "projector")) for name in read_projector(folder / "checkpoint"))
+    assert not any(name.startswith(("encoder", "projector.encoder")) for name in read_adapter(folder / "checkpoint"))
     assert Path(read_config_file(folder / "checkpoint").encoder.name) == folder / "encoder"
     assert (
         diffusion_gemma_asr.load(folder / "checkpoint", device="cpu").transcribe(tone(440, 1.0), language="en").duration == 1

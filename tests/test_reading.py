@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from sounds import tone, write
 from tiny_model import speech_batch, tiny_model
 
+from diffusion_gemma_asr.checkpoint.parts import load_backbone
 from diffusion_gemma_asr.checkpoint.save import save_projector
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.errors import RecipeError
-from diffusion_gemma_asr.model.config import ProjectorConfig
+from diffusion_gemma_asr.model.config import BackboneConfig, ProjectorConfig
 from diffusion_gemma_asr.model.ctc import only
 from diffusion_gemma_asr.train.mini.reading import drowned
 from diffusion_gemma_asr.train.mini.sentences import random_rows
@@ -193,6 +194,17 @@ def test_speech_and_unspoken_sentences_train_the_backbone_alone(tmp_path: Path, 
     assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
     state = torch.load(tmp_path / "run/state.pt", weights_only=True)["weights"]
     assert all(name.startswith("backbone.") for name in state)
+
+
+def test_frozen_rows_stay_the_head_of_the_projector(tmp_path: Path, content: dict[str, Any], backbone_folder: Path) -> None:
+    content |= {"frozen_rows": True}
+    train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
+    assert not any("ctc" in line for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines())
+    state = torch.load(tmp_path / "run/state.pt", weights_only=True)["weights"]
+    assert state and not any("embed_tokens" in name or "lm_head" in name for name in state)
+    old, new = (load_backbone(BackboneConfig(str(folder))) for folder in (backbone_folder, tmp_path / "run/backbone"))
+    assert torch.equal(old.lm_head_weight.half(), new.lm_head_weight.half())  # as it is written
+    assert not all(torch.equal(*pair) for pair in zip(old.parameters(), new.parameters(), strict=True))
 
 
 def test_random_rows_come_first(tmp_path: Path, content: dict[str, Any]) -> None:

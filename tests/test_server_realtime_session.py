@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ import av
 import numpy as np
 import pytest
 from spoken import RATE, WORDS, Sound, WordModel, pause, said
+from tiny_model import tiny_model
 
 from diffusion_gemma_asr.errors import AsrError
 from diffusion_gemma_asr.transcribe.recordings import TranscribeOptions, transcribe_chunk
@@ -269,6 +271,15 @@ def test_what_cannot_be_chosen_is_told_as_it_is() -> None:
     }
     scheduler: Any = SimpleNamespace(model=WordModel(), decode_chunk=None)
     assert chosen.settings(scheduler).options.vad_onset == 0.3
+
+
+def test_a_context_too_long_for_the_model_is_named(whisper_folder: Path, backbone_folder: Path) -> None:
+    model = tiny_model(whisper_folder, backbone_folder, reads_context=True)
+    scheduler: Any = SimpleNamespace(model=model, decode_chunk=None)
+    asked = {"language": "en", "prompt": "mill " * 700}
+    with pytest.raises(ApiError, match="shorten them") as caught:
+        Session().updated({"audio": {"input": {"transcription": asked}}}).settings(scheduler)
+    assert caught.value.param == "session.audio.input.transcription.prompt"
 
 
 def test_an_update_changes_what_it_names() -> None:

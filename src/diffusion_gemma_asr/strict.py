@@ -118,20 +118,27 @@ def suggest(word: str, known: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def resolve_source(name: str, base: Path) -> str:
-    """Tell folders from hub names: the absolute path of a folder, or the hub name unchanged.
+def is_path(name: str, base: Path | None = None) -> bool:
+    """Whether a name is a path, and no hub repository ("openai/whisper-small").
 
-    A name that begins with "." or "~", or is absolute, is a path. So is the name of a folder that exists in
-    `base`. Everything else ("openai/whisper-small") is a hub repository.
+    Names that begin with "." or "~" are paths, and absolute ones, and those of folders that exist.
+
+    Args:
+        name: as somebody wrote it.
+        base: where relative paths start; None is the working directory.
+    """
+    path = Path(name).expanduser()
+    return name.startswith((".", "~")) or path.is_absolute() or ((base or Path()) / path).is_dir()
+
+
+def resolve_source(name: str, base: Path) -> str:
+    """The absolute path of a folder, or a hub name unchanged; see `is_path`.
 
     Args:
         name: as written in a recipe or a checkpoint's config.json.
         base: folder of the file it is written in; relative paths start there.
     """
-    path = Path(name).expanduser()
-    if name.startswith((".", "~")) or path.is_absolute() or (base / path).is_dir():
-        return str((base / path).resolve())
-    return name
+    return str((base / Path(name).expanduser()).resolve()) if is_path(name, base) else name
 
 
 def option(default: Any, help: str, **shown: Any) -> Any:

@@ -22,7 +22,7 @@ from ..languages import LANGUAGES
 from ..model.backbone import Backbone
 from ..model.config import BackboneConfig, EncoderConfig, LoraConfig, ModelConfig, ProjectorConfig
 from ..model.lengths import strided_length
-from ..strict import option, resolve_source
+from ..strict import is_path, option, resolve_source
 from .foreign_files import Foreign
 from .parts import source_config
 
@@ -116,7 +116,7 @@ def _source(part: str, given: str | None, said: Any, known: str | None, kind: st
     """The name of a frozen part: as given, as the files say, or the published one of that width."""
     if given is not None:
         return resolve_source(given, Path.cwd())
-    if isinstance(said, str) and (Path(said).is_dir() or (said.count("/") == 1 and said[0] not in "./")):
+    if isinstance(said, str) and (Path(said).is_dir() or (said.count("/") == 1 and not is_path(said))):
         return resolve_source(said, Path.cwd())
     if known is None:
         raise CheckpointError(f"which {part} has {kind}? Nothing in the files says it; give --{part}")

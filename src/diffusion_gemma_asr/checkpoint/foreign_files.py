@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, first_line
+from ..strict import is_path
 
 PICKLED = (".pt", ".pth", ".bin")
 PEFT_CONFIG = "adapter_config.json"
@@ -70,7 +71,7 @@ def _files(source: str, revision: str | None) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        if place.is_absolute() or source.startswith((".", "~")) or len(place.parts) != 2:
+        if is_path(source) or len(place.parts) != 2:
             raise CheckpointError(f"{source}: no such file, folder or hub repository (owner/name); check the name")
         try:
             patterns = ["*.safetensors", *(f"*{ending}" for ending in PICKLED), f"*{PEFT_CONFIG}"]

@@ -27,7 +27,7 @@ from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
 from ..model.model import DiffusionGemmaASR
 from ..model.packing import unpack
 from ..model.projector import AudioProjector
-from ..strict import resolve_source
+from ..strict import is_path, resolve_source
 from .config_file import CONFIG, read_config_file
 from .parts import check_backbone, check_encoder, load_backbone, load_encoder, load_tokenizer
 from .quantization import find_quantizer
@@ -145,15 +145,6 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: 
         model.backbone.load_lora_state_dict(lora)
 
 
-def read_projector(folder: str | Path) -> dict[str, Tensor]:
-    """The projector's tensors in a folder that `save_checkpoint` or `save_projector` wrote, by their names in it.
-
-    Raises:
-        CheckpointError: there is no adapter, or it is damaged.
-    """
-    return _under(read_adapter(folder), "projector.")
-
-
 def read_adapter(folder: str | Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint's adapter.
 
@@ -206,7 +197,7 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None, local
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if folder.is_absolute() or str(name_or_path).startswith((".", "~")) or len(folder.parts) != 2:
+    if is_path(str(name_or_path)) or len(folder.parts) != 2:
         raise CheckpointError(
             f"{name_or_path}: no such checkpoint; give {' or '.join(BUNDLED)}, an existing folder, or a hub repository "
             "(owner/name)"

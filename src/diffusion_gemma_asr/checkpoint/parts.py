@@ -35,6 +35,7 @@ from ..model.config import BackboneConfig, EncoderConfig
 from ..model.encoder import AcousticEncoder
 from ..model.head import Head
 from ..model.packing import is_packed, unpack
+from ..strict import is_path
 from .known_configs import KNOWN
 from .quantization import find_quantizer, quantize_experts
 
@@ -253,7 +254,7 @@ def _check_folder(name_or_path: str | Path) -> None:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder}: no config.json; give a folder in the layout of a hub repository")
-    elif folder.is_absolute() or str(name_or_path).startswith((".", "~")):
+    elif is_path(str(name_or_path)):
         raise CheckpointError(f"{folder}: no such folder; check the name, or make this part first")
 
 

@@ -48,7 +48,7 @@ def decode_clips(
         AsrError: the model was not trained for what is asked.
         AudioError: a clip is too long or too short.
     """
-    options.check(model.config, languages)
+    options.check(model, languages)
     order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
     drafted: dict[int, DraftedClip] = {}
     for first in range(0, len(order), batch_size):
@@ -84,8 +84,7 @@ def decode(
     on_step: OnStep | None = None,
 ) -> list[Decoded]:
     """As `decode_clips`, from audio tokens and drafts."""
-    codes = options.check(model.config, languages)
-    model.check_context(options.context)
+    codes = options.check(model, languages)
     if languages is None:
         languages = codes * len(clips) if len(codes) == 1 else find_languages(model, clips, codes, options, batch_size)
     seeds = 1

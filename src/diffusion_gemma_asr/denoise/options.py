@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..errors import AsrError
 from ..languages import AUTO, language_code
-from ..model.config import ModelConfig, Start
+from ..model.config import Start
 from ..model.prompt import context_of
 from ..strict import check_types, option
 from .steps import DenoiseOptions
+
+if TYPE_CHECKING:
+    from ..model.model import DiffusionGemmaASR
 
 DEFAULT_STEPS = 8
 MAX_SEED = 1 << 53  # below which every whole number is exact in JSON
@@ -80,16 +84,17 @@ class DecodeOptions:
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return DenoiseOptions(**{"steps": self.steps} | settings | given)
 
-    def check(self, config: ModelConfig, languages: Sequence[str] | None = None) -> tuple[str, ...]:
+    def check(self, model: DiffusionGemmaASR, languages: Sequence[str] | None = None) -> tuple[str, ...]:
         """The codes among which the language is to be found; one alone is the language.
 
         Args:
-            config: of the model.
+            model: that is to decode.
             languages: of each clip, where they are known and the options' language does not count.
 
         Raises:
-            AsrError: the model was not trained for what is asked.
+            AsrError: the model was not trained for what is asked, or the context is too long for it.
         """
+        config = model.config
         known = ", ".join(config.languages)
         codes = config.languages if self.codes == (AUTO,) else self.codes
         if odd := [code for code in languages or codes if code not in config.languages]:
@@ -101,4 +106,5 @@ class DecodeOptions:
                 f"the model {config.name} was not trained to read context in its prompt; "
                 "leave out initial_prompt and hotwords"
             )
+        model.check_context(self.context)
         return codes

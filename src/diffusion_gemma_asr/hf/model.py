@@ -148,7 +148,7 @@ class DiffusionGemmaASRForSpeechSeq2Seq(PreTrainedModel):
         """
         options = from_options(DecodeOptions, named)
         asr, (rows, _, frames) = self.asr, input_features.shape
-        options.check(asr.config)
+        options.check(asr)
         lengths = torch.full((rows,), frames) if attention_mask is None else attention_mask.sum(1).long()
         encoded = asr.project(*asr.encoder(input_features.to(asr.device), lengths.to(asr.device)))
         decoded = decode(asr, draft_clips(asr, encoded), options, batch_size=rows)

@@ -13,7 +13,7 @@ import uvicorn
 
 from ..checkpoint.load import DEFAULT_MODEL, DTYPE_HELP, find_checkpoint
 from ..errors import AsrError
-from ..strict import option
+from ..strict import is_path, option
 from ..transcribe.memory import steady_memory
 from .app import create_app
 from .models import Models
@@ -92,8 +92,7 @@ def serve(settings: ServerSettings, host: str = "127.0.0.1", port: int = 8000) -
         AsrError: a model does not exist, or the address cannot be used.
     """
     for name in settings.models:
-        folder = Path(name).expanduser()
-        if folder.is_dir() or name.startswith((".", "~", "/")) or len(folder.parts) != 2:  # it is no hub repository
+        if is_path(name) or len(Path(name).parts) != 2:  # it is no hub repository
             find_checkpoint(name)  # before the server says that it runs
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     steady_memory()

@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from ..denoise.options import DEFAULT_STEPS, MAX_SEED, DecodeOptions
 from ..errors import AsrError
-from ..model.config import ModelConfig
+from ..model.model import DiffusionGemmaASR
 from ..strict import suggest
 from ..transcribe.recordings import TranscribeOptions
 from .errors import ApiError
@@ -75,16 +75,16 @@ class Asked:
     options: TranscribeOptions
     language_field: str
 
-    def check(self, config: ModelConfig) -> None:
-        """Raises ApiError if the model was not trained for what is asked."""
-        decode = self.options.decode
+    def check(self, model: DiffusionGemmaASR) -> None:
+        """Raises ApiError if the model was not trained for what is asked, or the context is too long for it."""
+        decode, code = self.options.decode, model.config.languages[0]
         for param, options in (
             (self.language_field, DecodeOptions(language=decode.language)),
-            ("prompt", DecodeOptions(language=config.languages[0], initial_prompt=decode.initial_prompt)),
-            ("keywords", DecodeOptions(language=config.languages[0], hotwords=decode.hotwords)),
+            ("prompt", DecodeOptions(language=code, initial_prompt=decode.initial_prompt)),
+            ("keywords", DecodeOptions(language=code, hotwords=decode.hotwords)),
         ):
             try:
-                options.check(config)
+                options.check(model)
             except AsrError as error:
                 raise ApiError(400, str(error), param=param) from None
 

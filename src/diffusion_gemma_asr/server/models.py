@@ -20,7 +20,7 @@ from ..checkpoint.config_file import read_config_file
 from ..checkpoint.load import find_checkpoint, load_checkpoint
 from ..errors import AsrError, first_line
 from ..model.model import DiffusionGemmaASR
-from ..strict import suggest
+from ..strict import is_path, suggest
 from ..transcribe.memory import give_back_memory
 from .errors import ApiError, unavailable
 from .realtime_session import LiveSession
@@ -243,8 +243,7 @@ class Models:
 
 def served_name(source: str) -> str:
     """What a model is called: its name or hub repository; of a folder the last part."""
-    folder = Path(source).expanduser()
-    return folder.resolve().name if folder.is_dir() or source.startswith((".", "~", "/")) else source
+    return Path(source).expanduser().resolve().name if is_path(source) else source
 
 
 def _give_back() -> None:

@@ -169,7 +169,7 @@ class Session(_Strict):
         for name, fields in params:  # one after the other, so that the error names the field
             options |= fields
             try:
-                DecodeOptions(**options).check(scheduler.model.config)
+                DecodeOptions(**options).check(scheduler.model)
             except AsrError as error:
                 raise bad(str(error), f"{where}.{name}") from None
         include = self.include or ()

@@ -185,8 +185,7 @@ class Scheduler:
 
     def _check(self, options: TranscribeOptions) -> None:
         """Raises AsrError on what would fail in the engine's thread, and with it what others wait for."""
-        options.decode.check(self.model.config)
-        self.model.check_context(options.decode.context)
+        options.decode.check(self.model)
         if not 0 <= options.decode.seed < MAX_SEED:
             raise AsrError(f"seed is {options.decode.seed}; choose a number from 0 to 2^53")
 

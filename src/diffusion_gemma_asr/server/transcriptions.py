@@ -78,7 +78,7 @@ async def _transcribe(request: Request, work: Work) -> Response:
     work.upload = Upload(asked.file.file, asked.file.filename or "the file")
     await asyncio.to_thread(work.upload.check)
     _, scheduler = await models.get(asked.model or None)
-    asked.check(scheduler.model.config)
+    asked.check(scheduler.model)
     work.begin(scheduler, asked)
     if asked.stream:
         return Events(work)

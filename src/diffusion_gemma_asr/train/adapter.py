@@ -129,13 +129,14 @@ class AdapterTrainer:
 
     Attributes:
         settings: fingerprints of everything that the run depends on, by name.
+        weights: of the losses.
 
     Raises:
         DataError: a data list cannot be used, or every transcript is too long for CTC.
     """
 
     def __init__(self, recipe: Recipe, model: DiffusionGemmaASR, folder: Path):
-        self.recipe, self.model = recipe, model
+        self.recipe, self.model, self.weights = recipe, model, recipe.losses
         self.dtype = compute_dtype(recipe.train.dtype, model.device)
         self.console = Console(stderr=True, quiet=rank() > 0)
         self.data = SpeechData(recipe.data, recipe.train, recipe.model.languages, model.encoder, folder)
@@ -205,8 +206,8 @@ class AdapterTrainer:
         batch = self.batch(chosen, margin, unnamed, contexts)
         batch = replace(batch, frames=self.augmented(batch.frames, batch.frame_lengths)).to(self.model.device)
         with computing_in(self.dtype, self.model.device):
-            parts = losses(self.model, batch, self.recipe.losses)
-            return parts.total(self.recipe.losses), parts.figures()
+            parts = losses(self.model, batch, self.weights)
+            return parts.total(self.weights), parts.figures()
 
     def augmented(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Frames (B, F, D) with lengths (B,), changed at random as the recipe says."""

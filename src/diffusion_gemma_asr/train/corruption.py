@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..denoise.canvas import EditCanvases, q_xt, sample_t
-from ..denoise.steps import accept, renoise, sample
+from ..denoise.steps import accept, renoise, sample_by_inversion
 from .recipe import LossRecipe
 
 
@@ -77,5 +77,5 @@ def one_step(logits: Tensor, generator: torch.Generator | None = None) -> Tensor
         (B, C) long, the next canvas.
     """
     bound = 0.1 * 100 ** float(torch.rand((), generator=generator, device=logits.device))
-    drawn, entropy = sample(logits, generator)
+    drawn, entropy = sample_by_inversion(logits, generator)
     return renoise(drawn, accept(entropy, bound), logits.shape[-1], generator)

@@ -71,8 +71,7 @@ def transcribe_live(
         AudioError: a block cannot be used; see `convert_blocks`.
         AsrError: the options do not suit live sound, or the model.
     """
-    options.decode.check(model.config)
-    model.check_context(options.decode.context)
+    options.decode.check(model)
     return live_updates(partial(transcribe_chunk, model), blocks, options, every)
 
 

@@ -180,8 +180,7 @@ def stream_many(
         Recordings come in the order given, one behind the other.
     """
     options = options or TranscribeOptions()
-    options.decode.check(model.config)  # before any sound is read
-    model.check_context(options.decode.context)
+    options.decode.check(model)  # before any sound is read
     done_s, count, current = 0.0, 0, -1
     for pool in _pools(audio, options, largest=1 if on_step is not None else options.batch_size * POOL_BATCHES):
         chunks = [event for _, event in pool.events if isinstance(event, Chunk)]

@@ -62,6 +62,7 @@ class ReadingRecipe(Recipe):
 
     stage: Literal["reading"] = "reading"
     frozen_projector: bool = False  # the projector stays as train.start_from has it
+    frozen_rows: bool = False  # the tokens' rows, which are the head as well, stay as the backbone has them
     unspoken: UnspokenData | None = None  # None: speech alone
 
     def __post_init__(self) -> None:
@@ -77,11 +78,14 @@ class ReadingRecipe(Recipe):
             raise RecipeError("'unspoken.silent' wants 'losses.autoregressive': without sound there is no canvas to denoise")
 
 
-def readers(model: DiffusionGemmaASR, frozen_projector: bool = False) -> dict[str, nn.Parameter]:
+def readers(model: DiffusionGemmaASR, frozen_projector: bool = False, frozen_rows: bool = False) -> dict[str, nn.Parameter]:
     """Unfreezes projector and backbone, without its vision tower; returns their parameters by name."""
     trained = ("backbone.",) if frozen_projector else ("projector.", "backbone.")
+    rows = model.backbone.lm_head_weight if frozen_rows else None
     parameters = {
-        name: parameter for name, parameter in model.named_parameters() if name.startswith(trained) and "vision" not in name
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(trained) and "vision" not in name and parameter is not rows
     }
     model.projector.requires_grad_(not frozen_projector)
     for parameter in parameters.values():
@@ -111,7 +115,7 @@ def train_reading(recipe: ReadingRecipe, folder: Path, device: torch.device) -> 
     if recipe.train.compile:
         compile_layers(model.backbone)
     trainer = ReadingTrainer(recipe, model, folder)
-    trained = readers(model, recipe.frozen_projector)
+    trained = readers(model, recipe.frozen_projector, recipe.frozen_rows)
     run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings)
     if rank() == 0:
         save_backbone(model.backbone, model.prompts, folder / "backbone")
@@ -131,6 +135,8 @@ class ReadingTrainer(AdapterTrainer):
     def __init__(self, recipe: ReadingRecipe, model: DiffusionGemmaASR, folder: Path):
         super().__init__(recipe, model, folder)
         self.unspoken = recipe.unspoken
+        if recipe.frozen_projector and recipe.frozen_rows:  # CTC would move nothing
+            self.weights = replace(self.weights, ctc=0.0)
         if self.unspoken is not None:
             seed = recipe.train.seed
             self.sentences = read_targets(self.unspoken, model.prompts, seed)
@@ -191,10 +197,10 @@ class ReadingTrainer(AdapterTrainer):
     ) -> tuple[Tensor, Metrics]:
         """The loss of sentences, its parts named by `kind`.
 
-        CTC keeps the head in step with the projector here as well, but where noise stands for audio tokens.
+        CTC keeps rows that learn in step with the projector here as well, but where noise stands for audio tokens.
         """
         assert self.unspoken is not None
-        model, device, weights = self.model.train(), self.model.device, self.recipe.losses
+        model, device, weights = self.model.train(), self.model.device, self.weights
         scale = float(self.model.projector.scale)
         if kind == "silent":
             rows = [noise(1, self.model.backbone.hidden_size, scale) for _ in targets]
