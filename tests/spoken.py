@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 import diffusion_gemma_asr as asr
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, ModelConfig
 from diffusion_gemma_asr.model.ctc import DraftToken, TokenSpan
-from diffusion_gemma_asr.model.drafts import Encoded
+from diffusion_gemma_asr.model.drafts import Encoded, Heard
 from diffusion_gemma_asr.model.head import Head
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
@@ -81,6 +81,9 @@ class SoundModel(ABC):
         slots = [torch.nn.functional.pad(row, (0, -len(row) % SLOT)).view(-1, SLOT) for row in rows]
         lengths = [torch.tensor([len(row) for row in part]) for part in (rows, slots)]
         return Encoded(pad_sequence(rows, True)[..., None], lengths[0], pad_sequence(slots, True), lengths[1])
+
+    def hear(self, encoded: Encoded) -> Heard:
+        return Heard(self.drafts(encoded), encoded.slots[..., 0])
 
     def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
         rows = zip(encoded.frames[..., 0], encoded.frame_lengths.tolist(), strict=True)

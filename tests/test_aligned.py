@@ -110,14 +110,17 @@ def test_steps_of_fixed_shapes_write_the_same(model: DiffusionGemmaASR, audio: l
 def test_what_training_wants_is_the_transcript_where_ctc_aligns_it(model: DiffusionGemmaASR) -> None:
     batch = speech_batch(model, TEXTS, [300, 180])
     slots, lengths = model.projector(batch.frames, batch.frame_lengths)
-    kept = model.read_mask(slots, lengths)
-    shown, wanted, usable = aligned_edits(model, slots, lengths, kept, batch.text)
+    heard = model.greedy.of_slots(slots, lengths)
+    kept = model.read_mask(slots, lengths, heard)
+    assert torch.equal(kept, model.read_mask(slots, lengths))
+    shown, wanted, usable = aligned_edits(model, slots, heard, kept, batch.text)
     special = model.prompts.special
     assert shown.shape == wanted.shape and usable.all()
-    for row, (tokens, draft) in enumerate(zip(batch.text.transcripts(), model.greedy.of_slots(slots, lengths), strict=True)):
+    for row, (tokens, draft) in enumerate(zip(batch.text.transcripts(), heard.drafts, strict=True)):
         size = int(kept[row].sum())
         spans = model.align(slots[row][kept[row]], tokens)
         assert spans is not None
+        assert model.places(slots[row][kept[row]], tokens) == [(span.start, span.end) for span in spans]
         for span, token in zip(spans, tokens, strict=True):
             assert set(wanted[row, span.start : span.end].tolist()) == {token}
         assert said(wanted[row, :size].tolist(), model.blank) == tokens
@@ -132,8 +135,11 @@ def test_transcripts_that_do_not_fit_do_not_count(model: DiffusionGemmaASR) -> N
     options = LossRecipe(self_conditioning=0.0, draft_share=0.5, ctc=0.0)
     with torch.no_grad():
         slots, lengths = model.projector(long.frames, long.frame_lengths)
-        kept = model.read_mask(slots, lengths)
-        assert aligned_edits(model, slots, lengths, kept, long.text).usable.tolist() == [True, False]
+        heard, kept = model.greedy.of_slots(slots, lengths), model.read_mask(slots, lengths)
+        assert aligned_edits(model, slots, heard, kept, long.text).usable.tolist() == [
+            True,
+            False,
+        ]
         torch.manual_seed(0)
         parts = losses(model, long, options)
     assert parts.diffusion is not None and torch.isfinite(parts.diffusion)

@@ -21,8 +21,7 @@ from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.denoise.clip import Shown
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError, AudioError
-from diffusion_gemma_asr.model.ctc import DraftToken
-from diffusion_gemma_asr.model.drafts import Encoded, GreedyCtc
+from diffusion_gemma_asr.model.drafts import Encoded, GreedyCtc, Heard
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.server.scheduler import DRAFT, Busy, Closed, Event, Failed, Pace, Request, Scheduler
 from diffusion_gemma_asr.transcribe.recordings import End, TranscribeOptions, transcribe_chunk, transcribe_many
@@ -290,14 +289,14 @@ def test_a_failure_of_the_model_ends_what_is_under_way_and_nothing_else(
     whisper_folder: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = False
-    plain = GreedyCtc.drafts
+    plain = GreedyCtc.hear
 
-    def drafts(greedy: GreedyCtc, encoded: Encoded) -> list[list[DraftToken]]:
+    def hear(greedy: GreedyCtc, encoded: Encoded) -> Heard:
         if fails:
             raise RuntimeError("out of memory\nand more")
         return plain(greedy, encoded)
 
-    monkeypatch.setattr(GreedyCtc, "drafts", drafts)
+    monkeypatch.setattr(GreedyCtc, "hear", hear)
     model = tiny_model(whisper_folder, backbone_folder)
     options = replace(DENOISED, decode=DecodeOptions(language="en", start="draft", steps=3))
     scheduler = Scheduler(model, rows=4)

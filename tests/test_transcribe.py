@@ -18,7 +18,7 @@ import diffusion_gemma_asr as asr
 from diffusion_gemma_asr.denoise.clip import Decoded
 from diffusion_gemma_asr.denoise.decode import decode_clips
 from diffusion_gemma_asr.denoise.options import DecodeOptions
-from diffusion_gemma_asr.model.drafts import GreedyCtc
+from diffusion_gemma_asr.model.drafts import GreedyCtc, Heard
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
 from diffusion_gemma_asr.transcribe.recordings import POOL_BATCHES, TranscribeOptions, stream_many, transcribe_many
@@ -193,7 +193,7 @@ def test_doubtful_speech_with_an_unsure_text_is_left_out() -> None:
 @pytest.fixture
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """CTC never hears anything."""
-    monkeypatch.setattr(GreedyCtc, "drafts", lambda self, encoded: [[] for _ in encoded.slots])
+    monkeypatch.setattr(GreedyCtc, "hear", lambda self, encoded: Heard([[] for _ in encoded.slots], encoded.slots[..., 0]))
 
 
 def test_what_drafts_nothing_heard_no_speech(

@@ -218,16 +218,20 @@ def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:
 
 def _read_together(clips: Sequence[ClipDecoding]) -> Prefill:
     """The same in one batch."""
-    slots, lengths = padded([clip.clip.slots for clip in clips])
+    slots, lengths, kept = padded([clip.clip for clip in clips])
     languages, written = [clip.language for clip in clips], [clip.written for clip in clips]
     contexts = [clip.options.context for clip in clips]
-    return clips[0].model.read_prompts(slots, lengths, languages, written, contexts)[0]
+    return clips[0].model.read_prompts(slots, lengths, languages, written, contexts, kept)[0]
 
 
-def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Audio tokens (S_i, H) of several clips → (B, S, H), zeros behind each end, and their lengths (B,)."""
-    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
-    return pad_sequence(list(rows), batch_first=True), lengths
+def padded(clips: Sequence[DraftedClip]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The audio tokens of several clips (B, S, H), zeros behind each end, their lengths (B,), and which of them prompts hold
+    (B, S), None where that is not known of all."""
+    device = clips[0].slots.device
+    lengths = torch.tensor([len(clip.slots) for clip in clips], device=device)
+    kept = [clip.kept.to(device) for clip in clips if clip.kept is not None]
+    slots = pad_sequence([clip.slots for clip in clips], batch_first=True)
+    return slots, lengths, pad_sequence(kept, batch_first=True) if len(kept) == len(clips) else None
 
 
 def rounded(positions: int) -> int:

@@ -64,11 +64,12 @@ def decode_clips(
 @torch.no_grad()
 def draft_clips(model: DiffusionGemmaASR, encoded: Encoded) -> list[DraftedClip]:
     """The clips of a batch, each with its draft."""
-    rows = zip(encoded.slots, encoded.slot_lengths.tolist(), model.greedy.drafts(encoded), strict=True)
+    heard = model.greedy.hear(encoded)
+    rows = zip(encoded.slots, encoded.slot_lengths.tolist(), heard.drafts, strict=True)
     clips = [DraftedClip(slots[:n], draft) for slots, n, draft in rows]
     if model.config.canvas == "packed":
         return clips
-    kept = model.read_mask(encoded.slots, encoded.slot_lengths).cpu()
+    kept = model.read_mask(encoded.slots, encoded.slot_lengths, heard).cpu()
     return [clip._replace(kept=row[: len(clip.slots)]) for clip, row in zip(clips, kept, strict=True)]
 
 
@@ -171,8 +172,8 @@ def scoring_prompts(
     unheard = {code: prompt_without_sound(model, code, options.context) for code in {*languages}}
     for at in range(0, len(clips), batch_size):
         batch, codes = clips[at : at + batch_size], languages[at : at + batch_size]
-        slots, lengths = padded([clip.slots for clip in batch])
-        prefill, hidden = model.read_prompts(slots, lengths, codes, context=options.context)
+        slots, lengths, kept = padded(batch)
+        prefill, hidden = model.read_prompts(slots, lengths, codes, context=options.context, kept=kept)
         for row, (length, code) in enumerate(zip(prefill.lengths.tolist(), codes, strict=True)):
             alone = prefill.keep(torch.tensor([row], device=model.device), length)
             yield ReadPrompt(alone, hidden[row, length - 1][None]), unheard[code]
@@ -187,8 +188,8 @@ def find_languages(
     first = torch.tensor(model.prompts.language_tokens(codes), device=model.device)
     languages: list[str] = []
     for at in range(0, len(clips), batch_size):
-        slots, lengths = padded([clip.slots for clip in clips[at : at + batch_size]])
-        prefill, hidden = model.read_prompts(slots, lengths, [AUTO] * len(slots), context=options.context)
+        slots, lengths, kept = padded(clips[at : at + batch_size])
+        prefill, hidden = model.read_prompts(slots, lengths, [AUTO] * len(slots), context=options.context, kept=kept)
         last = hidden[torch.arange(len(slots), device=hidden.device), prefill.lengths - 1]  # (B, H)
         languages += [codes[i] for i in model.head.logits(last)[:, first].argmax(-1).tolist()]
     return languages

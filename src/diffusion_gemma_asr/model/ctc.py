@@ -142,27 +142,6 @@ def _best_states(scores: np.ndarray, symbols: np.ndarray, blank: int) -> np.ndar
     return states
 
 
-@torch.no_grad()
-def heard(head: Head, slots: Tensor, slot_lengths: Tensor, blank: int, limit: float) -> Tensor:
-    """Which slots are not blanks, as far as CTC is sure of it.
-
-    Args:
-        head: of the backbone.
-        slots: (B, S, H).
-        slot_lengths: (B,) long, slots in use.
-        blank: id of the blank.
-        limit: slots with at least this probability of the blank are blanks.
-
-    Returns:
-        (B, S) bool.
-    """
-    used = length_mask(slot_lengths, slots.shape[1])
-    with torch.autocast(slots.device.type, enabled=False):
-        columns = torch.full((len(slots), 1), blank, device=slots.device)
-        log_probs = head.log_probs(slots.to(head.weight.dtype), columns, used)[..., 0]
-    return used & (log_probs.exp() < limit)
-
-
 def only(slots: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Some slots of each row, in their order.
 
@@ -187,6 +166,22 @@ def align(head: Head, hidden: Tensor, tokens: Sequence[int], blank: int) -> list
         return forced_align(_class_log_probs(head, hidden, classes), targets, 0)
     except DataError:
         return None
+
+
+@torch.no_grad()
+def places(head: Head, hidden: Tensor, tokens: Sequence[int], blank: int) -> list[tuple[int, int]] | None:
+    """The slots [start, end) of each token in the best path through the slots (S, H) of one clip; None without a path.
+
+    Those of `align`, without its log-probabilities: what normalises them is the same for all paths, and needs all rows of
+    the head.
+    """
+    classes, (targets,) = numbered([tokens], blank)
+    rows = head.weight[torch.tensor(classes, device=hidden.device)]  # (K, H)
+    try:
+        spans = forced_align(head.cap(hidden.to(rows.dtype) @ rows.T), targets, 0)
+    except DataError:
+        return None
+    return [(span.start, span.end) for span in spans]
 
 
 @torch.no_grad()

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .ctc import DraftToken, collapse
 from .head import Head
+from .lengths import length_mask
 
 
 class Encoded(NamedTuple):
@@ -27,6 +29,18 @@ class Encoded(NamedTuple):
     slot_lengths: Tensor
 
 
+class Heard(NamedTuple):
+    """What CTC hears in the audio tokens of clips.
+
+    Attributes:
+        drafts: of each clip, its tokens, with the slots where they are heard and their probabilities.
+        blank: (B, S) log-probability of the blank; 0 behind each end.
+    """
+
+    drafts: list[list[DraftToken]]
+    blank: Tensor
+
+
 class GreedyCtc:
     """The most probable symbol of each slot, straight through the backbone's output head.
 
@@ -39,10 +53,19 @@ class GreedyCtc:
         self.head, self.blank = head, blank
 
     def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
-        """A draft of each clip: its tokens, with the slots where they are heard and their probabilities."""
+        """A draft of each clip."""
+        return self.hear(encoded).drafts
+
+    def hear(self, encoded: Encoded) -> Heard:
+        """What it hears in clips."""
         return self.of_slots(encoded.slots, encoded.slot_lengths)
 
-    def of_slots(self, slots: Tensor, slot_lengths: Tensor) -> list[list[DraftToken]]:
-        """The drafts of audio tokens (B, S, H) with slot_lengths (B,)."""
-        best, log_probs = self.head.best(slots)
-        return collapse(best, log_probs, slot_lengths, self.blank)
+    @torch.no_grad()
+    def of_slots(self, slots: Tensor, slot_lengths: Tensor) -> Heard:
+        """What it hears in audio tokens (B, S, H) with slot_lengths (B,), in the head's own precision."""
+        used = length_mask(slot_lengths, slots.shape[1])
+        with torch.autocast(slots.device.type, enabled=False):
+            best, log_probs, blank = self.head.best_beside(slots[used].to(self.head.weight.dtype), self.blank)
+        everywhere = (part.new_zeros(used.shape).masked_scatter_(used, part) for part in (best, log_probs, blank))
+        best, log_probs, blank = everywhere
+        return Heard(collapse(best, log_probs, slot_lengths, self.blank), blank)

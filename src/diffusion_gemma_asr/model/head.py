@@ -118,7 +118,7 @@ class Head:
         return -values, best
 
     def _reduced(self, hidden: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(N,) log-normalisers, less the logit of a token where there are some; (N,) most probable tokens.
+        """(N,) log-normalisers, less the logit of a token where there are some; (N,) most probable tokens, for those alone.
 
         Where the head is frozen, the gradient is computed along with the value (`_FrozenReduction`): no logit is computed
         anew or kept.
@@ -138,15 +138,21 @@ class Head:
 
     def best(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable token at each position: hidden (..., H) → tokens (...) long, their log-probabilities (...)."""
+        tokens, values, _ = self.best_beside(hidden, 0)
+        return tokens, values
 
-        def of(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def best_beside(self, hidden: Tensor, token: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `best`, and the log-probability of one token at each position (...)."""
+
+        def of(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             logits = self.logits(hidden)
             highest, tokens = logits.max(-1)
-            return tokens, highest - logits.logsumexp(-1)
+            log_z = logits.logsumexp(-1)
+            return tokens, highest - log_z, logits[..., token] - log_z
 
-        tokens, values = zip(*self.over_chunks(of, hidden.flatten(0, -2)), strict=True)
-        shape = hidden.shape[:-1]
-        return torch.cat(tokens).view(shape), torch.cat(values).view(shape)
+        parts = zip(*self.over_chunks(of, hidden.flatten(0, -2)), strict=True)
+        tokens, values, beside = (torch.cat(part).view(hidden.shape[:-1]) for part in parts)
+        return tokens, values, beside
 
 
 class _FrozenReduction(torch.autograd.Function):
@@ -159,13 +165,14 @@ class _FrozenReduction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, tokens: Tensor | None, head: Head) -> tuple[Tensor, Tensor]:
-        """(N, H), (N,) → (N,) values, (N,) most probable tokens."""
+        """(N, H), (N,) → (N,) values, (N,) most probable tokens, none where there are no tokens."""
         wants, size = ctx.needs_input_grad[0], head.chunk_size
         values, best, gradients = [], [], []
         for first, part in zip(itertools.count(0, size), hidden.to(head.weight.dtype).split(size)):
             logits = F.linear(part, head.weight)  # (n, V)
             capped = logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(head.softcap).tanh_()
-            best.append(capped.argmax(-1))
+            if tokens is not None:
+                best.append(capped.argmax(-1))
             shares = (head.softcap * capped).exp_()
             total = shares.sum(-1)
             chosen = None if tokens is None else tokens[first : first + size, None]
@@ -180,7 +187,7 @@ class _FrozenReduction(torch.autograd.Function):
         if wants:
             ctx.save_for_backward(torch.cat(gradients))
             ctx.dtype = hidden.dtype
-        ids = torch.cat(best)
+        ids = torch.cat(best) if best else torch.empty(0, dtype=torch.long, device=hidden.device)
         ctx.mark_non_differentiable(ids)
         return torch.cat(values), ids
 

@@ -14,8 +14,8 @@ from ..errors import AsrError
 from ..languages import AUTO
 from .backbone import Backbone
 from .config import ModelConfig
-from .ctc import TokenSpan, align, heard, only
-from .drafts import Encoded, GreedyCtc
+from .ctc import TokenSpan, align, only, places
+from .drafts import Encoded, GreedyCtc, Heard
 from .encoder import AcousticEncoder
 from .head import Head
 from .lengths import each_alone, length_mask
@@ -98,7 +98,7 @@ class DiffusionGemmaASR(nn.Module):
         rows = (row[:n] for row, n in zip(frames, frame_lengths, strict=True))
         return Encoded(frames, frame_lengths, *each_alone(self.projector, rows, frame_lengths))
 
-    def read_slots(self, slots: Tensor, slot_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def read_slots(self, slots: Tensor, slot_lengths: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The audio tokens that a prompt holds: all, or those that are not blanks (`ProjectorConfig.skip_blanks`).
 
         Most audio tokens of a projector that CTC trained are blanks. Without them a prompt is half as long, and its audio
@@ -106,20 +106,23 @@ class DiffusionGemmaASR(nn.Module):
 
         Args:
             slots: (B, S, H); slot_lengths: (B,).
+            kept: (B, S) bool, those of `read_mask`; None asks it.
 
         Returns:
             slots (B, S', H), zeros behind each end, and their number (B,).
         """
         if self.config.projector.skip_blanks is None:
             return slots, slot_lengths
-        return only(slots, self.read_mask(slots, slot_lengths))
+        return only(slots, self.read_mask(slots, slot_lengths) if kept is None else kept)
 
-    def read_mask(self, slots: Tensor, slot_lengths: Tensor) -> Tensor:
-        """Which audio tokens (B, S, H) a prompt holds, (B, S) bool; see `read_slots`."""
-        limit = self.config.projector.skip_blanks
+    def read_mask(self, slots: Tensor, slot_lengths: Tensor, heard: Heard | None = None) -> Tensor:
+        """Which audio tokens (B, S, H) a prompt holds, (B, S) bool, see `read_slots`; `heard`: what CTC hears in them, where
+        that is known."""
+        used, limit = length_mask(slot_lengths, slots.shape[1]), self.config.projector.skip_blanks
         if limit is None:
-            return length_mask(slot_lengths, slots.shape[1])
-        return heard(self.head, slots, slot_lengths, self.blank, limit)
+            return used
+        blank = (heard or self.greedy.of_slots(slots, slot_lengths)).blank
+        return used & (blank.exp() < limit)
 
     def read_prompts(
         self,
@@ -128,17 +131,19 @@ class DiffusionGemmaASR(nn.Module):
         languages: Sequence[str],
         written: Sequence[Sequence[int]] | None = None,
         context: str | Sequence[str] = "",
+        kept: Tensor | None = None,
     ) -> tuple[Prefill, Tensor]:
         """Reads prompts, the placeholders overwritten by audio tokens (`read_slots`).
 
         Args:
             slots: (B, S, H); slot_lengths: (B,).
             languages, written, context: see `PromptBuilder.build`.
+            kept: see `read_slots`.
 
         Returns:
             the cache for the canvas, and the last hidden states (B, P, H); see `Backbone.prefill`.
         """
-        slots, slot_lengths = self.read_slots(slots, slot_lengths)
+        slots, slot_lengths = self.read_slots(slots, slot_lengths, kept)
         prompt = self.prompts.build(slot_lengths.tolist(), languages, written, context)
         ids, slot_mask = prompt.ids.to(self.device), prompt.slot_mask.to(self.device)
         embeds = fill_slots(self.backbone.embed(ids), slot_mask, slots, slot_lengths)
@@ -160,6 +165,10 @@ class DiffusionGemmaASR(nn.Module):
     def align(self, slots: Tensor, tokens: Sequence[int]) -> list[TokenSpan] | None:
         """Where CTC places tokens in the audio tokens (S, H) of one clip; None where they do not fit."""
         return align(self.head, slots, tokens, self.blank)
+
+    def places(self, slots: Tensor, tokens: Sequence[int]) -> list[tuple[int, int]] | None:
+        """As `align`, the places [start, end) alone."""
+        return places(self.head, slots, tokens, self.blank)
 
     def text(self, tokens: Sequence[int]) -> str:
         """What token ids spell, special tokens left out."""

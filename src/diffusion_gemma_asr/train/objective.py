@@ -16,6 +16,7 @@ from ..denoise.canvas import EditCanvases, aligned_layout, edit_canvases, write_
 from ..denoise.clip import kept_spans
 from ..model.backbone import Backbone
 from ..model.ctc import ctc_loss, only
+from ..model.drafts import Heard
 from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
@@ -189,9 +190,10 @@ def losses_of_slots(
     if not options.uses_backbone:
         return Losses(ctc=ctc)
     aligned, drafts = model.config.canvas == "aligned" and options.diffusion > 0, None
-    kept = model.read_mask(slots.detach(), slot_lengths)
-    if aligned:
-        drafts = aligned_edits(model, slots.detach(), slot_lengths, kept, text)
+    heard = model.greedy.of_slots(slots.detach(), slot_lengths) if aligned else None
+    kept = model.read_mask(slots.detach(), slot_lengths, heard)
+    if heard is not None:
+        drafts = aligned_edits(model, slots.detach(), heard, kept, text)
     elif options.draft_share > 0:
         drafts = draft_edits(model, slots.detach(), slot_lengths, text)
     slots, slot_lengths = only(slots, kept)
@@ -214,16 +216,14 @@ def draft_edits(model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, t
         drafted and corrected canvases, on the model's device; see `edit_canvases`.
     """
     special = model.prompts.special
-    drafts = [[token.id for token in draft] for draft in model.greedy.of_slots(slots, slot_lengths)]
+    drafts = [[token.id for token in draft] for draft in model.greedy.of_slots(slots, slot_lengths).drafts]
     ending = special["end_of_turn"], special["eos"]
     canvases = edit_canvases(drafts, text.transcripts(), ending, model.blank, text.canvas.shape[1])
     return EditCanvases(*(part.to(model.device) for part in canvases))
 
 
 @torch.no_grad()
-def aligned_edits(
-    model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, kept: Tensor, text: TextBatch
-) -> EditCanvases:
+def aligned_edits(model: DiffusionGemmaASR, slots: Tensor, heard: Heard, kept: Tensor, text: TextBatch) -> EditCanvases:
     """As `draft_edits`, with a position for each audio token that the prompt holds: those of `kept` (B, S) bool.
 
     A token of the transcript stands where CTC aligns it, one of the draft where it is heard. Rows whose transcripts need
@@ -231,13 +231,11 @@ def aligned_edits(
     """
     special = model.prompts.special
     shown, wanted, usable = [], [], []
-    drafts = model.greedy.of_slots(slots, slot_lengths)
-    for row, mask, draft, tokens in zip(slots, kept, drafts, text.transcripts(), strict=True):
-        size, heard = int(mask.sum()), row[mask]
-        spans = model.align(heard, tokens) if size else None
-        usable.append(spans is not None)
-        places = [(span.start, span.end) for span in spans or ()]
-        right = aligned_layout(tokens if spans else [], places, size, model.blank)
+    for row, mask, draft, tokens in zip(slots, kept, heard.drafts, text.transcripts(), strict=True):
+        size = int(mask.sum())
+        places = model.places(row[mask], tokens) if size else None
+        usable.append(places is not None)
+        right = aligned_layout(tokens if places else [], places or [], size, model.blank)
         wanted.append([*right, special["end_of_turn"]])
         shown.append([*aligned_layout(*kept_spans(draft, mask), size, model.blank), special["end_of_turn"]])
     length = max(map(len, wanted)) + int(torch.randint(ALIGNED_MARGIN, ()))

@@ -164,10 +164,10 @@ class ReadingTrainer(AdapterTrainer):
             kept = model.read_mask(slots, slot_lengths)
             for row, i in enumerate(chosen):
                 count, tokens = int(slot_lengths[row]), self.targets[i][:-1]
-                spans = model.align(slots[row, :count], tokens)
-                if spans:
+                places = model.places(slots[row, :count], tokens)
+                if places:
                     before = kept[row, :count].cumsum(0).tolist()
-                    ends = [before[span.end - 1] for span in spans]
+                    ends = [before[end - 1] for _, end in places]
                     heard = slots[row, :count][kept[row, :count]].cpu()
                     yield self.data.utterances[i].language, tokens, heard, ends
 
