@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from sounds import tone, write
 
 from diffusion_gemma_asr.data import hub
@@ -132,6 +133,22 @@ def test_workers_share_the_download(corpus: tuple[str, dict[str, Corpus]], tmp_p
         replace(u, audio_filepath=Path(u.audio_filepath).name) for u in alone
     ]
     assert {path.name for path in sounds.iterdir()} == {"000000.flac", "000001.flac"}
+
+
+@pytest.mark.parametrize("corpus", ["librispeech"], indirect=True)
+def test_a_second_run_waits_for_the_first(corpus: tuple[str, dict[str, Corpus]], tmp_path: Path) -> None:
+    name, corpora = corpus
+    place = tmp_path / name / "clean" / "test"
+    place.mkdir(parents=True)
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(place / ".lock"):
+            second = pool.submit(store, name, "clean", "test", tmp_path, corpora)
+            with pytest.raises(TimeoutError):
+                second.result(0.5)
+            assert not (place / "audio").exists()
+            (place / "manifest.jsonl").write_text("of the first\n", encoding="utf-8")
+        assert second.result(60) == place / "manifest.jsonl"
+    assert not (place / "audio").exists()
 
 
 @pytest.mark.parametrize("corpus", ["librispeech"], indirect=True)

@@ -12,9 +12,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ..audio.read import SAMPLE_RATE, load_audio
 from ..errors import AudioError, DataError
@@ -79,7 +82,7 @@ def store(
     corpora: Mapping[str, Corpus] = CORPORA,
     share: Share = ALONE,
 ) -> Path:
-    """Downloads one split of one configuration, unless its manifest exists.
+    """Downloads one split of one configuration, unless its manifest exists; a run that does so already is waited for.
 
     Each process streams a share of the split: some of its files if their number is a multiple of the processes', else every
     n-th row. The manifest is written last, so that an interrupted download starts again.
@@ -101,8 +104,16 @@ def store(
     """
     corpus = corpora[name]
     place = (folder or cache_folder()) / name / part / split
-    if (place / MANIFEST).exists():
-        return place / MANIFEST
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".lock") if share.worker == 0 else nullcontext():
+        share.wait()  # for the lock, which all of a run hold together
+        if not (place / MANIFEST).exists():
+            _download(corpus, part, split, place, share)
+    return place / MANIFEST
+
+
+def _download(corpus: Corpus, part: str, split: str, place: Path, share: Share) -> None:
+    """Fills the folder of a split."""
     sounds = place / "audio"
     shutil.rmtree(sounds, ignore_errors=True)
     share.wait()
@@ -142,7 +153,6 @@ def store(
         for path in parts:
             path.unlink()
     share.wait()
-    return place / MANIFEST
 
 
 def _rows(corpus: Corpus, part: str, split: str, share: Share) -> Iterator[dict[str, Any]]:
