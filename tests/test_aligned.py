@@ -88,7 +88,53 @@ def test_a_canvas_has_room_for_all_audio_tokens_and_an_end(model: DiffusionGemma
         assert said(draft[:size].tolist(), model.blank) == [token.id for token in clip.draft]
 
 
-def test_steps_of_fixed_shapes_write_the_same(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+@pytest.fixture(scope="module")
+def conditioned(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaASR:
+    return tiny_model(whisper_folder, backbone_folder, canvas="aligned", start="draft", draft_conditioning=True)
+
+
+def test_the_first_pass_over_a_draft_sees_what_ctc_finds_likely(
+    model: DiffusionGemmaASR, conditioned: DiffusionGemmaASR, audio: list[np.ndarray]
+) -> None:
+    head = conditioned.head
+    for clip in draft_clips(conditioned, conditioned.encode(audio)):
+        job = ClipDecoding(conditioned, clip, OPTIONS, "en").job()
+        assert job.soft is not None
+        torch.testing.assert_close(job.soft, head.logits(clip.slots[clip.kept]).softmax(-1) @ head.weight)
+        for other in (
+            ClipDecoding(conditioned, clip, replace(OPTIONS, start="noise"), "en"),
+            ClipDecoding(model, clip, OPTIONS, "en"),
+        ):
+            assert other.job().soft is None
+
+
+def test_training_shows_drafts_the_same(conditioned: DiffusionGemmaASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, seen = speech_batch(conditioned, TEXTS, [300, 180]), []
+    plain = conditioned.backbone.denoise_hidden
+
+    def watched(canvas: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
+        seen.append(given[2] if len(given) > 2 else named["soft"])
+        return plain(canvas, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(conditioned.backbone, "denoise_hidden", watched)
+    slots, lengths = conditioned.projector(batch.frames, batch.frame_lengths)
+    kept = conditioned.read_mask(slots, lengths)
+    for share, passes in itertools.product((0.0, 1.0), (0.0, 1.0)):
+        seen.clear()
+        losses(conditioned, batch, LossRecipe(self_conditioning=passes, draft_share=share, ctc=0.0))
+        assert len(seen) == 1 + passes
+        for soft in seen:
+            assert isinstance(soft, torch.Tensor)
+            for row in range(2):
+                heard = slots[row][kept[row]]
+                expected = conditioned.head.logits(heard).softmax(-1) @ conditioned.head.weight
+                torch.testing.assert_close(soft[row, : len(heard)], share * expected, atol=1e-5, rtol=1e-5)
+                assert not soft[row, len(heard) :].any()
+
+
+@pytest.mark.parametrize("name", ["model", "conditioned"])
+def test_steps_of_fixed_shapes_write_the_same(name: str, audio: list[np.ndarray], request: pytest.FixtureRequest) -> None:
+    model: DiffusionGemmaASR = request.getfixturevalue(name)
     drafted = draft_clips(model, model.encode(audio))
     written = []
     for engine in (Engine(model.backbone), StaticEngine(model.backbone)):

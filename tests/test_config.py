@@ -24,6 +24,7 @@ ENCODER, BACKBONE = EncoderConfig("encoder", None, 192, 80), BackboneConfig("bac
         (ModelConfig, {"start": "draft", "ctc": False}, "without CTC there is no draft"),
         (ModelConfig, {"start": "middle"}, "'start' must be one of noise, draft, ctc"),
         (ModelConfig, {"dtype": "int8"}, "'dtype' must be one of float32, bfloat16, float16"),
+        (ModelConfig, {"draft_conditioning": True}, "'draft_conditioning' wants 'canvas: aligned'"),
         (ModelConfig, {"drafts": True}, "unknown key 'drafts' at the top level"),
         (ProjectorConfig, {"hidden_size": 0}, "'projector.hidden_size' must be at least 1, found 0"),
         (ProjectorConfig, {"strides": [2, 0]}, "'projector.strides' must be at least 1 each"),
@@ -50,7 +51,7 @@ def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
         ModelConfig("plain", ENCODER, BACKBONE),
         ModelConfig("other", replace(ENCODER, revision="v1", silence_s=0.5), BACKBONE,
                     ProjectorConfig(8, (8,), False, 2, 64, 2, True, (16,)), LoraConfig(2, 3, 0.5, True),
-                     ("hi", "zh"), True, True, True, "aligned", "draft", "bfloat16"),
+                     ("hi", "zh"), True, True, True, "aligned", True, "draft", "bfloat16"),
     ]  # fmt: skip
     for config in configs:
         write_config(config, tmp_path)

@@ -92,6 +92,17 @@ def test_chunks_give_what_the_whole_matrix_gives(name: str, positions: int) -> N
     torch.testing.assert_close(gradients, torch.autograd.grad((wanted * noise).sum(), (hidden, weight)))
 
 
+@pytest.mark.parametrize("positions", [1, 3, POSITIONS])
+def test_mean_rows_and_a_token_beside_the_best(positions: int) -> None:
+    hidden, weight = draw()
+    head, log_probs = Head(weight, CAP, positions * VOCAB), whole(hidden, weight)
+    torch.testing.assert_close(head.mean_rows(hidden), log_probs.exp() @ weight)
+    tokens, values, beside = head.best_beside(hidden, 2)
+    assert torch.equal(tokens, log_probs.argmax(-1))
+    torch.testing.assert_close(values, log_probs.amax(-1))
+    torch.testing.assert_close(beside, log_probs[:, 2])
+
+
 @pytest.mark.parametrize("positions", [1, 3, POSITIONS, 1000])
 @pytest.mark.parametrize("name", ["token_log_probs", "log_probs"])
 def test_a_frozen_head_gives_the_same(name: str, positions: int) -> None:

@@ -46,8 +46,9 @@ class Recorded(Backbone):
         canvas: Tensor,
         prefill: Prefill,
         self_conditioning: Tensor | None = None,
+        soft: Tensor | None = None,
     ) -> Tensor:
-        hidden = super().denoise_hidden(canvas, prefill, self_conditioning)
+        hidden = super().denoise_hidden(canvas, prefill, self_conditioning, soft)
         self.calls.append((canvas, self_conditioning, hidden))
         return hidden
 

@@ -37,9 +37,7 @@ BUNDLED = ("mini", "base")  # models inside the package; the second one hears wi
 DEFAULT_MODEL = "mini"  # the one that transcribes where none is named
 ADAPTER = "adapter.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
-DTYPE_HELP = (
-    f"auto (the model's own, its encoder in bfloat16 where the processor is fast at it), {', '.join(DTYPES)}."
-)
+DTYPE_HELP = f"auto (the model's own, its encoder in bfloat16 where the processor is fast at it), {', '.join(DTYPES)}."
 
 Part = TypeVar("Part", EncoderConfig, BackboneConfig)
 

@@ -132,7 +132,9 @@ class ClipDecoding:
     def job(self) -> Job:
         """The next canvas to denoise."""
         if self.clip.kept is not None:
-            return Job(self._aligned(self.clip.kept).to(self.model.device), self._generator)
+            canvas = self._aligned(self.clip.kept).to(self.model.device)
+            conditioned = self.model.config.draft_conditioning and self.start == "draft"
+            return Job(canvas, self._generator, self._heard(self.clip.kept) if conditioned else None)
         draft, blank = [token.id for token in self.clip.draft], self.model.blank
         if self._canvases or self.start == "noise":
             written = len(self.written)
@@ -153,6 +155,11 @@ class ClipDecoding:
             return uniform_canvas(1, length, self.model.backbone.vocab_size, self._generator, self.model.device)[0]
         layout = [*aligned_layout(*kept_spans(self.clip.draft, kept), slots, self.model.blank), special["end_of_turn"]]
         return write_canvas([layout], length, special["eos"])[0]
+
+    def _heard(self, kept: Tensor) -> Tensor:
+        """CTC's prediction at the places of the canvas (S', H), of which the draft shows what is likeliest."""
+        head = self.model.head
+        return head.mean_rows(self.clip.slots[kept.to(self.clip.slots.device)].to(head.weight))
 
     def take(self, finished: Finished) -> None:
         """What became of the last job."""

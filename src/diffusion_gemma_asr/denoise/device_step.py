@@ -136,6 +136,8 @@ class Rows:
         self.canvas[row, : len(job.canvas)] = job.canvas
         self.best[row] = -1
         self.soft[row] = 0
+        if job.soft is not None:
+            self.soft[row, : len(job.soft)] = job.soft
         self.lengths[row] = len(job.canvas)
         self.running[row] = True
         self.unchanged[row] = 0

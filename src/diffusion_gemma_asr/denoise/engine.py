@@ -35,10 +35,13 @@ class Job:
     Attributes:
         canvas: (C,) long, ids that it starts with.
         generator: of all that is drawn for it from now on, on the device of the canvas.
+        soft: (n, H) mean rows of the output head, on which the first pass is conditioned at the canvas's first n positions;
+            None: nothing.
     """
 
     canvas: Tensor
     generator: torch.Generator
+    soft: Tensor | None = None
 
 
 class Finished(NamedTuple):
@@ -157,6 +160,10 @@ class _Rows:
         canvas = pad_sequence([job.canvas for job in jobs], batch_first=True)
         lengths = torch.tensor([len(job.canvas) for job in jobs], device=canvas.device)
         dtype = backbone.lm_head_weight.dtype
+        soft = torch.zeros(*canvas.shape, backbone.hidden_size, dtype=dtype, device=canvas.device)
+        for row, job in zip(soft, jobs, strict=True):
+            if job.soft is not None:
+                row[: len(job.soft)] = job.soft
         return cls(
             jobs=numbers,
             generators=[job.generator for job in jobs],
@@ -167,7 +174,7 @@ class _Rows:
             lengths=lengths,
             canvas=canvas,
             best=torch.full_like(canvas, -1),
-            soft=torch.zeros(*canvas.shape, backbone.hidden_size, dtype=dtype, device=canvas.device),
+            soft=soft,
             unchanged=torch.zeros_like(lengths),
         )
 

@@ -244,19 +244,23 @@ class Backbone(nn.Module):
         )
         return Prefill(cache, visible, prefill.lengths + more), out.last_hidden_state
 
-    def denoise_hidden(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
+    def denoise_hidden(
+        self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None, soft: Tensor | None = None
+    ) -> Tensor:
         """One pass of the decoder over the canvas.
 
         Args:
             canvas: (B, C) ids.
             prefill: of the same B rows.
             self_conditioning: (B, C, V) logits of the pass before, None at the first.
+            soft: (B, C, H) mean rows of lm_head in place of such logits; None: zeros.
 
         Returns:
             (B, C, H) last hidden states, before lm_head.
         """
         head = self.lm_head_weight
-        soft = head.new_zeros(*canvas.shape, self.hidden_size)
+        if soft is None:
+            soft = head.new_zeros(*canvas.shape, self.hidden_size)
         if self_conditioning is not None:
             soft = self_conditioning.softmax(-1, dtype=torch.float32).to(head.dtype) @ head
         seen = None

@@ -112,10 +112,13 @@ class ModelConfig:
     reads_context: bool = False  # trained with context in the prompt: text that came before, words that may occur
     ctc: bool = True  # CTC trained the projector, so that its slots spell a draft
     canvas: Canvas = "packed"  # the transcript, or a position for each audio token; see denoise/canvas.py
+    draft_conditioning: bool = False  # the first pass over a draft sees what CTC finds likely at each place of the canvas
     start: Start = "noise"  # what a canvas holds at first, where the caller does not say; see `DecodeOptions`
     dtype: Dtype = "float32"  # of the frozen parts in training, and where loading names none
 
     def __post_init__(self) -> None:
         require(len(self.languages) >= 1, "languages", "an empty list", "a list of at least one")
+        if self.draft_conditioning and self.canvas != "aligned":
+            raise RecipeError("'draft_conditioning' wants 'canvas: aligned', a place for each audio token")
         if self.start != "noise" and not self.ctc:
             raise RecipeError(f"'start' is {self.start}, but 'ctc' is false: without CTC there is no draft")

@@ -65,6 +65,15 @@ class Head:
             return self.softcap * torch.tanh(logits / self.softcap)
         return logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
+    def mean_rows(self, hidden: Tensor) -> Tensor:
+        """What self-conditioning takes of a prediction: hidden (N, H) → (N, H) the mean of the head's rows under the
+        probabilities at each position."""
+
+        def of(hidden: Tensor) -> Tensor:
+            return self.logits(hidden).softmax(-1).to(self.weight.dtype) @ self.weight
+
+        return torch.cat(self.over_chunks(of, hidden))
+
     def over_chunks(self, function: Callable[..., T], *tensors: Tensor) -> list[T]:
         """Calls `function(*parts)` on parts of the tensors; the backward pass computes each part anew.
 

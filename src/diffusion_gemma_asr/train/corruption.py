@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,13 +12,26 @@ from ..denoise.steps import accept, renoise, sample_by_inversion
 from .recipe import LossRecipe
 
 
+class NoisyCanvases(NamedTuple):
+    """What the denoiser is given and what it has to make of it.
+
+    Attributes:
+        noisy, clean: (B, C) long.
+        drafted: (B,) bool, rows that started from a draft.
+    """
+
+    noisy: Tensor
+    clean: Tensor
+    drafted: Tensor
+
+
 def noisy_canvases(
     clean: Tensor,
     vocab_size: int,
     options: LossRecipe,
     drafts: EditCanvases | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> NoisyCanvases:
     """Draws the corrupted canvases of a batch, and their targets.
 
     A row is the transcript at a noise level t ~ U(eps, 1), or pure noise with probability `full_noise`, or with probability
@@ -31,20 +46,21 @@ def noisy_canvases(
         generator: on the device of `clean`; None is torch's default.
 
     Returns:
-        corrupted and target canvases, (B, C) each, with drafts (B, C').
+        canvases of C positions, with drafts of C'.
     """
     t = sample_t(len(clean), generator, device=clean.device)
     pure = torch.rand(t.shape, generator=generator, device=t.device) < options.full_noise
     levels = torch.where(pure, 1.0, t)
     if drafts is None:
-        return q_xt(clean, _with_starts(levels, clean, options.known_start, generator), vocab_size, generator), clean
+        noisy = q_xt(clean, _with_starts(levels, clean, options.known_start, generator), vocab_size, generator)
+        return NoisyCanvases(noisy, clean, torch.zeros_like(pure))
     shown, corrected, usable = drafts
     filling = corrected[:, -1:].expand(-1, corrected.shape[1] - clean.shape[1])
     clean = torch.cat([clean, filling], dim=1)  # (B, C')
     noisy = q_xt(clean, _with_starts(levels, clean, options.known_start, generator), vocab_size, generator)
     drafted = (torch.rand(t.shape, generator=generator, device=t.device) < options.draft_share) & usable
     noisy = torch.where(drafted[:, None], q_xt(shown, t / 4, vocab_size, generator), noisy)
-    return noisy, torch.where(drafted[:, None], corrected, clean)
+    return NoisyCanvases(noisy, torch.where(drafted[:, None], corrected, clean), drafted)
 
 
 def _with_starts(levels: Tensor, clean: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

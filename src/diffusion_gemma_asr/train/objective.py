@@ -17,6 +17,7 @@ from ..denoise.clip import kept_spans
 from ..model.backbone import Backbone
 from ..model.ctc import ctc_loss, only
 from ..model.drafts import Heard
+from ..model.head import Head
 from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
@@ -199,7 +200,8 @@ def losses_of_slots(
     slots, slot_lengths = only(slots, kept)
     text = text.with_slots(slot_lengths)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
-    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned)
+    conditioned = slots.detach() if aligned and model.config.draft_conditioning else None
+    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned, heard=conditioned)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
 
@@ -251,6 +253,7 @@ def backbone_losses(
     drafts: EditCanvases | None = None,
     generator: torch.Generator | None = None,
     aligned: bool = False,
+    heard: Tensor | None = None,
 ) -> Losses:
     """Computes the diffusion and the autoregressive loss of a batch.
 
@@ -265,6 +268,7 @@ def backbone_losses(
         drafts: canvases of C' >= C positions with drafts of the same rows, with which a share of the rows start.
         generator: on the device of `embeds`; None is torch's default.
         aligned: canvases have a position for each audio token, and the positions of these; `drafts` then holds all canvases.
+        heard: (B, S, H) these audio tokens, where canvases with drafts are conditioned on what CTC finds likely in them.
 
     Returns:
         the losses; `ctc` is None.
@@ -280,16 +284,44 @@ def backbone_losses(
             canvas, counted = drafts.corrected, drafts.usable
             prefill = prefill.under_slots(batch.slot_mask)
             drafts = drafts if options.draft_share > 0 else None
-        noisy, clean = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
-        noisy, signal = first_pass(backbone, noisy, prefill, options, generator)
-        hidden = backbone.denoise_hidden(noisy, prefill, signal)
+        noisy, clean, drafted = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
+        soft = None
+        if heard is not None:
+            used = drafted[:, None] & length_mask(batch.slot_mask.sum(1), heard.shape[1])
+            soft = soft_canvases(backbone.head, heard, used, noisy.shape[1])
+        noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft)
+        hidden = backbone.denoise_hidden(noisy, prefill, signal, soft)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))
     return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)
 
 
 @torch.no_grad()
+def soft_canvases(head: Head, slots: Tensor, used: Tensor, length: int) -> Tensor:
+    """What CTC finds likely at the places of aligned canvases, as self-conditioning takes it.
+
+    Args:
+        head: of the backbone.
+        slots: (B, S, H) audio tokens, in the order of the canvas.
+        used: (B, S) bool, those that count.
+        length: positions of a canvas, C >= S.
+
+    Returns:
+        (B, C, H) mean rows of the head, zeros elsewhere.
+    """
+    rows = head.mean_rows(slots[used])
+    soft = rows.new_zeros(len(slots), length, slots.shape[2])
+    soft[:, : slots.shape[1]][used] = rows
+    return soft
+
+
+@torch.no_grad()
 def first_pass(
-    backbone: Backbone, noisy: Tensor, prefill: Prefill, options: LossRecipe, generator: torch.Generator | None = None
+    backbone: Backbone,
+    noisy: Tensor,
+    prefill: Prefill,
+    options: LossRecipe,
+    generator: torch.Generator | None = None,
+    soft: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """With probability `self_conditioning`, runs a pass without gradient for self-conditioning and unrolled training.
 
@@ -302,6 +334,7 @@ def first_pass(
         prefill: see `Backbone.denoise_logits`.
         options: the probabilities.
         generator: on the device of `noisy`; None is torch's default.
+        soft: (B, C, H), what the first pass is conditioned on; None: nothing.
 
     Returns:
         canvases (B, C) for the second pass, and the self-conditioning signal: the first pass's logits (B, C, V), divided by
@@ -311,7 +344,7 @@ def first_pass(
         if options.self_conditioning > 0:
             skip_pass(backbone)  # another worker may have drawn otherwise
         return noisy, None
-    signal = backbone.denoise_logits(noisy, prefill) / draw_temperature(generator, noisy.device)
+    signal = backbone.logits(backbone.denoise_hidden(noisy, prefill, soft=soft)) / draw_temperature(generator, noisy.device)
     if options.unroll > 0:
         stepped = one_step(signal, generator)
         unrolled = torch.rand(len(noisy), generator=generator, device=noisy.device) < options.unroll
