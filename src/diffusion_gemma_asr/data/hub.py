@@ -105,8 +105,9 @@ def store(
     corpus = corpora[name]
     place = (folder or cache_folder()) / name / part / split
     place.mkdir(parents=True, exist_ok=True)
-    with FileLock(place / ".lock") if share.worker == 0 else nullcontext():
-        share.wait()  # for the lock, which all of a run hold together
+    locks = share.worker == 0 and not (place / MANIFEST).exists()  # one for all of a run; what is there may be read-only
+    with FileLock(place / ".lock") if locks else nullcontext():
+        share.wait()
         if not (place / MANIFEST).exists():
             _download(corpus, part, split, place, share)
     return place / MANIFEST
