@@ -65,7 +65,6 @@ class GreedyCtc:
         """What it hears in audio tokens (B, S, H) with slot_lengths (B,), in the head's own precision."""
         used = length_mask(slot_lengths, slots.shape[1])
         with torch.autocast(slots.device.type, enabled=False):
-            best, log_probs, blank = self.head.best_beside(slots[used].to(self.head.weight.dtype), self.blank)
-        everywhere = (part.new_zeros(used.shape).masked_scatter_(used, part) for part in (best, log_probs, blank))
-        best, log_probs, blank = everywhere
+            parts = self.head.best_beside(slots[used].to(self.head.weight.dtype), self.blank)  # (N,) each
+        best, log_probs, blank = (part.new_zeros(used.shape).masked_scatter_(used, part) for part in parts)
         return Heard(collapse(best, log_probs, slot_lengths, self.blank), blank)
