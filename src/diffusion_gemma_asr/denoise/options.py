@@ -84,8 +84,12 @@ class DecodeOptions:
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return DenoiseOptions(**{"steps": self.steps} | settings | given)
 
+    def codes_among(self, known: tuple[str, ...]) -> tuple[str, ...]:
+        """The codes among which the language is to be found, of a model that knows these; one alone is the language."""
+        return known if self.codes == (AUTO,) else self.codes
+
     def check(self, model: DiffusionGemmaASR, languages: Sequence[str] | None = None) -> tuple[str, ...]:
-        """The codes among which the language is to be found; one alone is the language.
+        """Those of `codes_among`, if the model can do what is asked.
 
         Args:
             model: that is to decode.
@@ -96,7 +100,7 @@ class DecodeOptions:
         """
         config = model.config
         known = ", ".join(config.languages)
-        codes = config.languages if self.codes == (AUTO,) else self.codes
+        codes = self.codes_among(config.languages)
         if odd := [code for code in languages or codes if code not in config.languages]:
             raise AsrError(f"the model {config.name} was not trained for language {odd[0]!r}; it knows {known}")
         if len(codes) > 1 and languages is None and not config.finds_language:

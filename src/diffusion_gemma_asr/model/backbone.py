@@ -253,7 +253,7 @@ class Backbone(nn.Module):
             canvas: (B, C) ids.
             prefill: of the same B rows.
             self_conditioning: (B, C, V) logits of the pass before, None at the first.
-            soft: (B, C, H) mean rows of lm_head in place of such logits; None: zeros.
+            soft: (B, C, H) mean rows of lm_head, used where there are no such logits; None: zeros.
 
         Returns:
             (B, C, H) last hidden states, before lm_head.
@@ -302,9 +302,11 @@ class Backbone(nn.Module):
             hidden = self.write_layer(layer, hidden, rotary[kind], mask, positions, keys, values)
         return decoder.norm(hidden)
 
-    def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
-        """One pass of the decoder over the canvas → (B, C, V) float32 logits, soft-capped."""
-        return self.logits(self.denoise_hidden(canvas, prefill, self_conditioning))
+    def denoise_logits(
+        self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None, soft: Tensor | None = None
+    ) -> Tensor:
+        """As `denoise_hidden` → (B, C, V) float32 logits, soft-capped."""
+        return self.logits(self.denoise_hidden(canvas, prefill, self_conditioning, soft))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) hidden states → (..., V) float32 logits, soft-capped."""

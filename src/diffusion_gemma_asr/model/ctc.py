@@ -162,10 +162,7 @@ def only(slots: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 def align(head: Head, hidden: Tensor, tokens: Sequence[int], blank: int) -> list[TokenSpan] | None:
     """`forced_align` straight from the slots (S, H) of one clip, through the head; None where it is not possible."""
     classes, (targets,) = numbered([tokens], blank)
-    try:
-        return forced_align(_class_log_probs(head, hidden, classes), targets, 0)
-    except DataError:
-        return None
+    return _best_spans(_class_log_probs(head, hidden, classes), targets)
 
 
 @torch.no_grad()
@@ -177,11 +174,16 @@ def places(head: Head, hidden: Tensor, tokens: Sequence[int], blank: int) -> lis
     """
     classes, (targets,) = numbered([tokens], blank)
     rows = head.weight[torch.tensor(classes, device=hidden.device)]  # (K, H)
+    spans = _best_spans(head.cap(hidden.to(rows.dtype) @ rows.T), targets)
+    return None if spans is None else [(span.start, span.end) for span in spans]
+
+
+def _best_spans(scores: Tensor, targets: Sequence[int]) -> list[TokenSpan] | None:
+    """`forced_align` by scores (S, K) of symbols of which the first is the blank; None where it is not possible."""
     try:
-        spans = forced_align(head.cap(hidden.to(rows.dtype) @ rows.T), targets, 0)
+        return forced_align(scores, targets, 0)
     except DataError:
         return None
-    return [(span.start, span.end) for span in spans]
 
 
 @torch.no_grad()

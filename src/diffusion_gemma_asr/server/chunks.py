@@ -51,7 +51,7 @@ def draft_chunks(model: DiffusionGemmaASR, batch: Batch, wanted: Sequence[Task])
     for row, task in enumerate(batch.tasks):
         options = task.request.options.decode
         if task in wanted:
-            alike.setdefault((options.start, options.check(model), options.context), []).append(row)
+            alike.setdefault((options.start, options.codes_among(model.config.languages), options.context), []).append(row)
     for (_, codes, _), rows in alike.items():
         part = Encoded(*(values[rows] for values in batch.encoded))
         options = batch.tasks[rows[0]].request.options.decode

@@ -201,7 +201,7 @@ def losses_of_slots(
     text = text.with_slots(slot_lengths)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
     conditioned = slots.detach() if aligned and model.config.draft_conditioning else None
-    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned, heard=conditioned)
+    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned, slots=conditioned)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
 
@@ -253,7 +253,7 @@ def backbone_losses(
     drafts: EditCanvases | None = None,
     generator: torch.Generator | None = None,
     aligned: bool = False,
-    heard: Tensor | None = None,
+    slots: Tensor | None = None,
 ) -> Losses:
     """Computes the diffusion and the autoregressive loss of a batch.
 
@@ -268,7 +268,7 @@ def backbone_losses(
         drafts: canvases of C' >= C positions with drafts of the same rows, with which a share of the rows start.
         generator: on the device of `embeds`; None is torch's default.
         aligned: canvases have a position for each audio token, and the positions of these; `drafts` then holds all canvases.
-        heard: (B, S, H) these audio tokens, where canvases with drafts are conditioned on what CTC finds likely in them.
+        slots: (B, S, H) these audio tokens, where canvases with drafts are conditioned on what CTC finds likely in them.
 
     Returns:
         the losses; `ctc` is None.
@@ -286,9 +286,9 @@ def backbone_losses(
             drafts = drafts if options.draft_share > 0 else None
         noisy, clean, drafted = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
         soft = None
-        if heard is not None:
-            used = drafted[:, None] & length_mask(batch.slot_mask.sum(1), heard.shape[1])
-            soft = soft_canvases(backbone.head, heard, used, noisy.shape[1])
+        if slots is not None:
+            used = drafted[:, None] & length_mask(batch.slot_mask.sum(1), slots.shape[1])
+            soft = soft_canvases(backbone.head, slots, used, noisy.shape[1])
         noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft)
         hidden = backbone.denoise_hidden(noisy, prefill, signal, soft)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))
@@ -344,7 +344,7 @@ def first_pass(
         if options.self_conditioning > 0:
             skip_pass(backbone)  # another worker may have drawn otherwise
         return noisy, None
-    signal = backbone.logits(backbone.denoise_hidden(noisy, prefill, soft=soft)) / draw_temperature(generator, noisy.device)
+    signal = backbone.denoise_logits(noisy, prefill, soft=soft) / draw_temperature(generator, noisy.device)
     if options.unroll > 0:
         stepped = one_step(signal, generator)
         unrolled = torch.rand(len(noisy), generator=generator, device=noisy.device) < options.unroll
