@@ -25,6 +25,7 @@ from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, Mode
 from diffusion_gemma_asr.model.ctc import DraftToken, TokenSpan
 from diffusion_gemma_asr.model.drafts import Encoded, Heard
 from diffusion_gemma_asr.model.head import Head
+from diffusion_gemma_asr.model.lengths import length_mask
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.transcribe.recognizer import Recognizer
 
@@ -84,6 +85,9 @@ class SoundModel(ABC):
 
     def hear(self, encoded: Encoded) -> Heard:
         return Heard(self.drafts(encoded), encoded.slots[..., 0])
+
+    def read_mask(self, slots: torch.Tensor, slot_lengths: torch.Tensor, heard: Heard) -> torch.Tensor:
+        return length_mask(slot_lengths, slots.shape[1])
 
     def drafts(self, encoded: Encoded) -> list[list[DraftToken]]:
         rows = zip(encoded.frames[..., 0], encoded.frame_lengths.tolist(), strict=True)

@@ -77,7 +77,7 @@ def test_a_transcript_does_not_depend_on_the_batch(model: DiffusionGemmaASR, aud
 
 def test_a_canvas_has_room_for_all_audio_tokens_and_an_end(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
     for clip in draft_clips(model, model.encode(audio)):
-        assert clip.kept is not None and len(clip.kept) == len(clip.slots)
+        assert len(clip.kept) == len(clip.slots)
         size = int(clip.kept.sum())
         noise = ClipDecoding(model, clip, replace(OPTIONS, start="noise"), "en").job().canvas
         draft = ClipDecoding(model, clip, OPTIONS, "en").job().canvas

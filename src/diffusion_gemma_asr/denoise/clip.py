@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -43,12 +44,12 @@ class DraftedClip(NamedTuple):
     Attributes:
         slots: (S, H) audio tokens.
         draft: of the clip.
-        kept: (S,) bool, audio tokens that the prompt holds; None where the model's canvases are packed.
+        kept: (S,) bool, audio tokens that the prompt holds.
     """
 
     slots: Tensor
     draft: list[DraftToken]
-    kept: Tensor | None = None
+    kept: Tensor
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class ClipDecoding:
     def __init__(self, model: DiffusionGemmaASR, clip: DraftedClip, options: DecodeOptions, language: str):
         self.model, self.clip, self.options, self.language = model, clip, options, language
         self.start = start_of(model, options)
+        self.aligned = model.config.canvas == "aligned"
         self.denoising = options.denoising(model.backbone.sampler_settings())
         self._generator = torch.Generator(model.device).manual_seed(options.seed)
         self._canvases: list[_Canvas] = []
@@ -131,7 +133,7 @@ class ClipDecoding:
 
     def job(self) -> Job:
         """The next canvas to denoise."""
-        if self.clip.kept is not None:
+        if self.aligned:
             canvas = self._aligned(self.clip.kept).to(self.model.device)
             conditioned = self.model.config.draft_conditioning and self.start == "draft"
             return Job(canvas, self._generator, self._heard(self.clip.kept) if conditioned else None)
@@ -166,7 +168,7 @@ class ClipDecoding:
         (written,) = cut_at_end(finished.canvas[None], self.model.prompts.end_ids)
         kept = self._said(written)
         logprobs = finished.logprobs.tolist()
-        full = 0 < len(written) == len(finished.canvas) and written[-1] != self.model.blank and self.clip.kept is None
+        full = 0 < len(written) == len(finished.canvas) and written[-1] != self.model.blank and not self.aligned
         canvas = _Canvas([written[i] for i in kept], [logprobs[i] for i in kept], finished.steps, full)
         self._canvases.append(canvas)
 
@@ -196,8 +198,8 @@ class ClipDecoding:
 
     def _said(self, tokens: Sequence[int]) -> list[int]:
         """The places of tokens on a canvas that are text: no blanks, and on an aligned canvas one place of each token."""
-        aligned, blank = self.clip.kept is not None, self.model.blank
-        return [i for i, token in enumerate(tokens) if token != blank and not (aligned and i and token == tokens[i - 1])]
+        again = [self.aligned and before == token for before, token in pairwise([None, *tokens])]
+        return [i for i, token in enumerate(tokens) if token != self.model.blank and not again[i]]
 
     def _pieces(self, tokens: Sequence[int], confidence: Sequence[float], kept: Sequence[int]) -> list[Shown]:
         """Pieces of the text that the tokens at these places make."""
@@ -231,14 +233,13 @@ def _read_together(clips: Sequence[ClipDecoding]) -> Prefill:
     return clips[0].model.read_prompts(slots, lengths, languages, written, contexts, kept)[0]
 
 
-def padded(clips: Sequence[DraftedClip]) -> tuple[Tensor, Tensor, Tensor | None]:
+def padded(clips: Sequence[DraftedClip]) -> tuple[Tensor, Tensor, Tensor]:
     """The audio tokens of several clips (B, S, H), zeros behind each end, their lengths (B,), and which of them prompts hold
-    (B, S), None where that is not known of all."""
+    (B, S)."""
     device = clips[0].slots.device
     lengths = torch.tensor([len(clip.slots) for clip in clips], device=device)
-    kept = [clip.kept.to(device) for clip in clips if clip.kept is not None]
     slots = pad_sequence([clip.slots for clip in clips], batch_first=True)
-    return slots, lengths, pad_sequence(kept, batch_first=True) if len(kept) == len(clips) else None
+    return slots, lengths, pad_sequence([clip.kept for clip in clips], batch_first=True).to(device)
 
 
 def rounded(positions: int) -> int:

@@ -65,12 +65,9 @@ def decode_clips(
 def draft_clips(model: DiffusionGemmaASR, encoded: Encoded) -> list[DraftedClip]:
     """The clips of a batch, each with its draft."""
     heard = model.greedy.hear(encoded)
-    rows = zip(encoded.slots, encoded.slot_lengths.tolist(), heard.drafts, strict=True)
-    clips = [DraftedClip(slots[:n], draft) for slots, n, draft in rows]
-    if model.config.canvas == "packed":
-        return clips
     kept = model.read_mask(encoded.slots, encoded.slot_lengths, heard).cpu()
-    return [clip._replace(kept=row[: len(clip.slots)]) for clip, row in zip(clips, kept, strict=True)]
+    rows = zip(encoded.slots, encoded.slot_lengths.tolist(), heard.drafts, kept, strict=True)
+    return [DraftedClip(slots[:n], draft, mask[:n]) for slots, n, draft, mask in rows]
 
 
 @torch.no_grad()
