@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -134,9 +133,9 @@ class ClipDecoding:
     def job(self) -> Job:
         """The next canvas to denoise."""
         if self.aligned:
-            canvas = self._aligned(self.clip.kept).to(self.model.device)
+            canvas = self._aligned_canvas().to(self.model.device)
             conditioned = self.model.config.draft_conditioning and self.start == "draft"
-            return Job(canvas, self._generator, self._heard(self.clip.kept) if conditioned else None)
+            return Job(canvas, self._generator, self._heard() if conditioned else None)
         draft, blank = [token.id for token in self.clip.draft], self.model.blank
         if self._canvases or self.start == "noise":
             written = len(self.written)
@@ -149,19 +148,20 @@ class ClipDecoding:
             canvas = write_canvas([layout], self.options.canvas_length or rounded(len(layout)), special["eos"])
         return Job(canvas[0].to(self.model.device), self._generator)
 
-    def _aligned(self, kept: Tensor) -> Tensor:
+    def _aligned_canvas(self) -> Tensor:
         """The canvas (C,) with a position for each audio token that the prompt holds."""
-        slots, special = int(kept.sum()), self.model.prompts.special
+        kept, special = self.clip.kept, self.model.prompts.special
+        slots = int(kept.sum())
         length = max(self.options.canvas_length or 0, rounded(slots + 1))
         if self.start == "noise":
             return uniform_canvas(1, length, self.model.backbone.vocab_size, self._generator, self.model.device)[0]
         layout = [*aligned_layout(*kept_spans(self.clip.draft, kept), slots, self.model.blank), special["end_of_turn"]]
         return write_canvas([layout], length, special["eos"])[0]
 
-    def _heard(self, kept: Tensor) -> Tensor:
+    def _heard(self) -> Tensor:
         """CTC's prediction at the places of the canvas (S', H), of which the draft shows what is likeliest."""
-        head = self.model.head
-        return head.mean_rows(self.clip.slots[kept.to(self.clip.slots.device)].to(head.weight))
+        head, slots = self.model.head, self.clip.slots
+        return head.mean_rows(slots[self.clip.kept.to(slots.device)].to(head.weight))
 
     def take(self, finished: Finished) -> None:
         """What became of the last job."""
@@ -198,8 +198,8 @@ class ClipDecoding:
 
     def _said(self, tokens: Sequence[int]) -> list[int]:
         """The places of tokens on a canvas that are text: no blanks, and on an aligned canvas one place of each token."""
-        again = [self.aligned and before == token for before, token in pairwise([None, *tokens])]
-        return [i for i, token in enumerate(tokens) if token != self.model.blank and not again[i]]
+        aligned, blank = self.aligned, self.model.blank
+        return [i for i, token in enumerate(tokens) if token != blank and not (aligned and i and token == tokens[i - 1])]
 
     def _pieces(self, tokens: Sequence[int], confidence: Sequence[float], kept: Sequence[int]) -> list[Shown]:
         """Pieces of the text that the tokens at these places make."""
