@@ -146,19 +146,6 @@ def test_an_adapter_fills_another_model_and_one_without_lora_fills_the_projector
         assert all(torch.equal(third.backbone.lora_state_dict()[name], weight) for name, weight in before.items())
 
 
-@pytest.mark.parametrize(
-    ("layers", "kind"), [({"layers": 1, "layer_width": 64}, "deep."), ({"decoder_layers": 1}, "decoder.")]
-)
-def test_a_projector_without_layers_fills_one_that_has_them(
-    saved: Path, config: ModelConfig, layers: dict[str, int], kind: str
-) -> None:
-    deep = tiny.build_model(replace(config, projector=replace(config.projector, **layers)), seed=3)
-    before = {name: value.clone() for name, value in deep.projector.state_dict().items() if name.startswith(kind)}
-    load_adapter(deep, saved)
-    assert before and all(torch.equal(deep.projector.state_dict()[name], value) for name, value in before.items())
-    assert torch.equal(deep.projector.linear.weight, read_adapter(saved)["projector.linear.weight"])
-
-
 def test_a_checkpoint_holds_the_adapter_alone(saved: Path, model: DiffusionGemmaASR, config: ModelConfig) -> None:
     names = ["README.md", "adapter.safetensors", "config.json", "preprocessor_config.json"]
     assert sorted(path.name for path in saved.iterdir()) == names
@@ -386,12 +373,25 @@ def test_a_hub_repository_in_the_cache_is_loaded_by_name(
 
 
 def test_bundled_models_are_found_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in BUNDLED:
-        assert find_checkpoint(name) == PRESETS / name
-        assert read_config_file(PRESETS / name).name == name
+    assert [find_checkpoint(name) for name in BUNDLED] == [PRESETS / "mini"] * 2
+    assert read_config_file(PRESETS / "mini").name == "mini"
     monkeypatch.setattr(load_module, "PRESETS", tmp_path)  # as in a package that lost its data
     with pytest.raises(CheckpointError, match=r"bundled model .* is missing.*reinstall"):
-        load_checkpoint(BUNDLED[0])
+        load_checkpoint("mini")
+
+
+def test_base_is_mini_with_the_published_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def refuse(entry: EncoderConfig, source: EncoderConfig, local_files_only: bool) -> None:
+        asked.append(source.name)
+        raise CheckpointError("far enough")
+
+    monkeypatch.setattr(load_module, "check_encoder", refuse)
+    for name, encoder in (("base", None), ("mini", None), ("base", tmp_path)):
+        with pytest.raises(CheckpointError, match="far enough"):
+            load_checkpoint(name, encoder=encoder)
+    assert asked == ["openai/whisper-base", str(PRESETS / "mini" / "encoder"), str(tmp_path)]
 
 
 def test_an_unknown_quantization_is_refused_before_anything_is_read(tmp_path: Path) -> None:

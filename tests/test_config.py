@@ -31,9 +31,7 @@ ENCODER, BACKBONE = EncoderConfig("encoder", None, 192, 80), BackboneConfig("bac
         (ProjectorConfig, {"strides": []}, "'projector.strides' must be a list of at least one"),
         (ProjectorConfig, {"kernels": [7, 0]}, "'projector.kernels' must be at least 1 each"),
         (ProjectorConfig, {"kernels": [16]}, "'projector.kernels' must be 2 numbers, one for each stride"),
-        (ProjectorConfig, {"layer_width": 100}, "'projector.layer_width' must be a multiple of 64, found 100"),
-        (ProjectorConfig, {"layers": -1}, "'projector.layers' must be at least 0"),
-        (ProjectorConfig, {"layer_stride": 0}, "'projector.layer_stride' must be at least 1"),
+        (ProjectorConfig, {"decoder_layers": -1}, "'projector.decoder_layers' must be at least 0"),
         (LoraConfig, {"rank": 0}, "'lora.rank' must be at least 1"),
         (LoraConfig, {"alpha": 0}, "'lora.alpha' must be at least 1"),
         (LoraConfig, {"dropout": 1.0}, "'lora.dropout' must be at least 0 and below 1"),
@@ -50,7 +48,7 @@ def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
     configs = [
         ModelConfig("plain", ENCODER, BACKBONE),
         ModelConfig("other", replace(ENCODER, revision="v1", silence_s=0.5), BACKBONE,
-                    ProjectorConfig(8, (8,), False, 2, 64, 2, True, (16,)), LoraConfig(2, 3, 0.5, True),
+                    ProjectorConfig(8, (8,), False, (16,), 0.9, 2, 0.1), LoraConfig(2, 3, 0.5, True),
                      ("hi", "zh"), True, True, True, "aligned", True, "draft", "bfloat16"),
     ]  # fmt: skip
     for config in configs:
@@ -64,8 +62,12 @@ def test_configs_of_other_versions_are_refused(tmp_path: Path) -> None:
     write_config(ModelConfig("plain", ENCODER, BACKBONE), tmp_path)
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"drafter": None}))  # as version 0.2.0 wrote it
+    older = content["projector"] | {"layers": 0, "layer_width": 384, "layer_stride": 1, "rotary": False}
+    path.write_text(json.dumps(content | {"drafter": None, "projector": older}))  # as version 0.2.0 wrote it
     assert read_config_file(tmp_path) == ModelConfig("plain", ENCODER, BACKBONE)
+    path.write_text(json.dumps(content | {"projector": older | {"layers": 6}}))
+    with pytest.raises(CheckpointError, match="projector has layers of a kind that was given up"):
+        read_config_file(tmp_path)
     path.write_text(json.dumps(content | {"drafter": {"kind": "beam", "ngram": "ngram.npz"}}))
     with pytest.raises(CheckpointError, match="searched with language models beside"):
         read_config_file(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 from diffusion_gemma_asr.model.config import ProjectorConfig
 from diffusion_gemma_asr.model.lengths import strided_length
 from diffusion_gemma_asr.model.projector import AudioProjector
-from diffusion_gemma_asr.model.slot_layers import rotations, turned
 
 INPUT, HIDDEN, OUTPUT = 6, 8, 16
 
@@ -130,102 +128,6 @@ def test_other_strides_make_shorter_slots() -> None:
     assert slot_lengths.tolist() == [strided_length(50, (2, 2)), strided_length(33, (2, 2))] == [13, 9]
     assert slots.shape == (2, 13, OUTPUT) and not slots[1, 9:].any()
     torch.testing.assert_close(slots[1, :9], alone[0])
-
-
-def with_layers(
-    strides: tuple[int, int] = (2, 2), layer_stride: int = 1, rotary: bool = False, dropout: float = 0.0
-) -> AudioProjector:
-    """Layers that already do something."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = ProjectorConfig(
-            HIDDEN, strides, layers=2, layer_width=64, layer_stride=layer_stride, rotary=rotary, dropout=dropout
-        )
-        projector = AudioProjector(config, INPUT, OUTPUT, 7.5).eval()
-        assert projector.deep is not None
-        torch.nn.init.normal_(projector.deep.out_proj.weight)
-    return projector
-
-
-@pytest.mark.parametrize("rotary", [False, True])
-@pytest.mark.parametrize(("strides", "layer_stride"), [((2, 2), 1), ((2, 1), 2), ((1, 1), 3)])
-@torch.no_grad()
-def test_layers_give_a_row_of_a_batch_what_they_give_it_alone(
-    strides: tuple[int, int], layer_stride: int, rotary: bool
-) -> None:
-    projector = with_layers(strides, layer_stride, rotary)
-    lengths = [61, 7, 1, 30]
-    frames, frame_lengths = padded(lengths)
-    slots, slot_lengths = projector(frames, frame_lengths)
-    for row, n in enumerate(lengths):
-        alone, own = projector(frames[row : row + 1, :n], frame_lengths[row : row + 1])
-        s = strided_length(n, strides)
-        assert own.tolist() == [s] == [int(slot_lengths[row])]
-        torch.testing.assert_close(slots[row, :s], alone[0], atol=1e-4, rtol=1e-4)
-        assert not slots[row, s:].any(), "not zero behind the end"
-
-
-@torch.no_grad()
-def test_new_layers_add_nothing() -> None:
-    config = ProjectorConfig(hidden_size=HIDDEN, strides=(2, 2), scaled=False)
-    shallow = AudioProjector(config, INPUT, OUTPUT).eval()
-    deep = AudioProjector(replace(config, layers=2, layer_width=64), INPUT, OUTPUT).eval()
-    shallow.load_state_dict({name: value for name, value in deep.state_dict().items() if not name.startswith("deep.")})
-    frames, lengths = padded([40, 21])
-    assert torch.equal(deep(frames, lengths)[0], shallow(frames, lengths)[0])
-
-
-def test_with_layers_a_slot_hears_the_whole_utterance() -> None:
-    """Without them it hears the frames under its two convolutions."""
-    for projector, reach in ((make(7.5), 36), (with_layers(), 400)):
-        frames = torch.randn(1, 400, INPUT, requires_grad=True)
-        slots, _ = projector(frames, torch.tensor([400]))
-        slots[0, 0].sum().backward()
-        assert frames.grad is not None
-        heard = frames.grad[0].abs().sum(-1).nonzero()
-        assert heard.min() == 0 and (heard.max() == 399 if reach == 400 else heard.max() < reach)
-
-
-def test_every_weight_of_the_layers_learns() -> None:
-    projector = with_layers()
-    frames, lengths = padded([40, 21])
-    projector(frames, lengths)[0].square().mul(torch.randn(OUTPUT)).sum().backward()
-    still = [name for name, p in projector.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not still
-
-
-@torch.no_grad()
-def test_dropout_is_for_training_alone() -> None:
-    frames, lengths = padded([40, 21])
-    plain, dropping = with_layers(), with_layers(dropout=0.3)
-    assert torch.equal(dropping(frames, lengths)[0], plain(frames, lengths)[0])
-    plain.train(), dropping.train()
-    assert torch.equal(plain(frames, lengths)[0], plain(frames, lengths)[0])
-    assert not torch.allclose(dropping(frames, lengths)[0], dropping(frames, lengths)[0])
-
-
-@pytest.mark.parametrize("rotary", [False, True])
-@torch.no_grad()
-def test_rotary_attention_tells_distances(rotary: bool) -> None:
-    """Attention alone, without the convolutions, hears the order of what it attends to only if it is rotary."""
-    deep = with_layers(rotary=rotary).deep
-    assert deep is not None
-    layer, x, mask = deep.layers[0], torch.randn(1, 9, 64), torch.ones(1, 9, dtype=torch.bool)
-    turns = rotations(9, x.device) if deep.rotary else None
-    there = layer._attention(x, mask, turns)[0, 0]
-    back = layer._attention(torch.cat([x[:, :1], x[:, 1:].flip(1)], 1), mask, turns)[0, 0]
-    assert torch.allclose(there, back, atol=1e-5) is not rotary
-
-
-@torch.no_grad()
-def test_rotary_attention_depends_on_distances_alone() -> None:
-    q, k = torch.randn(2, 64)
-    turns = rotations(40, q.device)
-    scores = turned(q.expand(40, 64), turns) @ turned(k.expand(40, 64), turns).T
-    for distance in (0, 1, 7):
-        same = scores.diagonal(distance)
-        torch.testing.assert_close(same, same[:1].expand_as(same), atol=1e-4, rtol=1e-4)
-    assert (scores[0, 0] - scores[0, 7]).abs() > 1e-3
 
 
 @settings(max_examples=25, deadline=None)

@@ -16,11 +16,11 @@ import pytest
 import tiny
 import yaml
 from fake_hub import FakeHub
-from tiny_model import bundled_model, clips
+from tiny_model import clips
 
 from diffusion_gemma_asr.app.push import scores_of
 from diffusion_gemma_asr.checkpoint.card import published_card
-from diffusion_gemma_asr.checkpoint.load import BUNDLED, find_checkpoint, load_checkpoint
+from diffusion_gemma_asr.checkpoint.load import DEFAULT_MODEL, find_checkpoint, load_checkpoint
 from diffusion_gemma_asr.checkpoint.push import checkpoint_files, push_to_hub
 from diffusion_gemma_asr.checkpoint.save import save_checkpoint
 from diffusion_gemma_asr.denoise.decode import decode_clips
@@ -68,13 +68,12 @@ def copied(folder: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("name", BUNDLED)
-def test_a_bundled_model_loads_from_the_files_that_pushing_uploads(tmp_path: Path, name: str) -> None:
-    folder = find_checkpoint(name)
+def test_the_bundled_model_loads_from_the_files_that_pushing_uploads(tmp_path: Path) -> None:
+    folder = find_checkpoint(DEFAULT_MODEL)
     audio, options = clips([30_000, 16_000]), DecodeOptions(language="en")
     texts = []
     for source in (folder, copied(folder, tmp_path / "copy")):
-        loaded = bundled_model(name, tmp_path / "whisper", source)
+        loaded = load_checkpoint(source, device="cpu")
         texts.append([decoded.text for decoded in decode_clips(loaded, audio, options)])
     assert texts[0] == texts[1]
 
@@ -117,28 +116,24 @@ def python(hub: FakeHub, home: Path, code: str) -> str:
     return done.stdout.strip()
 
 
-def test_every_file_of_every_bundled_model_comes_back_from_a_hub(hub: FakeHub, tmp_path: Path) -> None:
+def test_every_file_of_the_bundled_model_comes_back_from_a_hub(hub: FakeHub, tmp_path: Path) -> None:
     code = """
 from diffusion_gemma_asr.app.push import scores_of
 from diffusion_gemma_asr.checkpoint.card import published_card
-from diffusion_gemma_asr.checkpoint.load import BUNDLED, find_checkpoint
+from diffusion_gemma_asr.checkpoint.load import find_checkpoint
 from diffusion_gemma_asr.checkpoint.push import push_to_hub
-for name in BUNDLED:
-    push_to_hub(find_checkpoint(name), f"bundled/{name}")
-    print(find_checkpoint(f"bundled/{name}"))
+push_to_hub(find_checkpoint("mini"), "bundled/mini")
+print(find_checkpoint("bundled/mini"))
 """
-    fetched = [Path(line) for line in python(hub, tmp_path / "home", code).splitlines()]
-    for name, folder in zip(BUNDLED, fetched, strict=True):
-        own = {p.relative_to(find_checkpoint(name)): p for p in find_checkpoint(name).rglob("*") if p.is_file()}
-        back = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
-        assert back.keys() == own.keys() | {Path(".gitattributes")}
-        assert [p for p in own if own[p].read_bytes() != back[p].read_bytes() and p.name != "README.md"] == []
-        header = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
-        assert (header["library_name"], header["pipeline_tag"]) == ("diffusion-gemma-asr", "automatic-speech-recognition")
-        assert header.get("base_model") == (["openai/whisper-base"] if name == "base" else None)
-        assert (folder / "README.md").read_text().split("---", 2)[2] == (
-            find_checkpoint(name) / "README.md"
-        ).read_text().split("---", 2)[2]
+    folder, source = Path(python(hub, tmp_path / "home", code).strip()), find_checkpoint(DEFAULT_MODEL)
+    own = {p.relative_to(source): p for p in source.rglob("*") if p.is_file()}
+    back = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
+    assert back.keys() == own.keys() | {Path(".gitattributes")}
+    assert [p for p in own if own[p].read_bytes() != back[p].read_bytes() and p.name != "README.md"] == []
+    _, header, text = (folder / "README.md").read_text().split("---", 2)
+    told = yaml.safe_load(header)
+    assert (told["library_name"], told["pipeline_tag"]) == ("diffusion-gemma-asr", "automatic-speech-recognition")
+    assert "base_model" not in told and text == (source / "README.md").read_text().split("---", 2)[2]
 
 
 def test_a_branch_is_pushed_by_the_command_and_loaded_by_name_and_revision(

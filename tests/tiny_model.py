@@ -10,8 +10,6 @@ import numpy as np
 import tiny
 import torch
 
-from diffusion_gemma_asr.checkpoint.config_file import read_config_file
-from diffusion_gemma_asr.checkpoint.load import find_checkpoint, load_checkpoint
 from diffusion_gemma_asr.checkpoint.parts import load_backbone, load_encoder, load_tokenizer
 from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig
@@ -81,22 +79,6 @@ def tiny_model(whisper_folder: Path, backbone_folder: Path, *, lora: bool = True
         scale = backbone.embedding_scale()
         projector = AudioProjector(config.projector, encoder.hidden_size, backbone.hidden_size, scale)
     return DiffusionGemmaASR(config, encoder, projector, backbone, load_tokenizer(config.backbone)).eval()
-
-
-def bundled_model(name: str, spare: Path, folder: Path | None = None) -> DiffusionGemmaASR:
-    """A model inside the package. Where its encoder is on a hub, one with random weights takes its place.
-
-    Args:
-        name: one of BUNDLED.
-        spare: where to write that encoder.
-        folder: a copy of the checkpoint, to be loaded instead.
-    """
-    own, encoder = find_checkpoint(name), None
-    source = read_config_file(own).encoder
-    if not (own / source.name).is_dir():
-        assert source.width is not None and source.mel_bins is not None
-        encoder = tiny.write_whisper(spare, width=source.width, mel_bins=source.mel_bins)
-    return load_checkpoint(folder or own, device="cpu", encoder=encoder)
 
 
 def speech_batch(

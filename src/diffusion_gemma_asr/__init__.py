@@ -57,8 +57,8 @@ def load(name_or_path: str | Path | None = None, **options: Any) -> Recognizer:
     """Loads a model that transcribes.
 
     Args:
-        name_or_path: a model that travels inside the package, "mini" (the default) or "base" (which hears with
-            openai/whisper-base, from the hub); a checkpoint folder; or a hub repository.
+        name_or_path: "mini" (the default), which travels inside the package, or "base", which is the same but hears with
+            openai/whisper-base, from the hub; a checkpoint folder; or a hub repository.
         **options: of `checkpoint.load.load_checkpoint`: device, dtype ("auto" if nothing is said), quantization, encoder,
             backbone, revision, local_files_only.
 

@@ -71,4 +71,4 @@ def export(
     """Writes a checkpoint's backbone with LoRA merged, in the stock layout, and the parts that hear beside it."""
     folder = find_checkpoint(checkpoint, revision)
     check_exportable(read_config_file(folder), untied)  # before minutes of reading
-    print_out(f"{export_checkpoint(load_checkpoint(folder, device='cpu'), out, untied)}\n")
+    print_out(f"{export_checkpoint(load_checkpoint(checkpoint, device='cpu', revision=revision), out, untied)}\n")

@@ -54,6 +54,10 @@ def read_config_file(folder: Path) -> ModelConfig:
         settings = {key: value for key, value in content.items() if key not in ("format", "package_version", "model_type")}
         if settings.pop("drafter", None) is not None:
             raise CheckpointError("its drafts were searched with language models beside the backbone, no longer done")
+        if isinstance(projector := settings.get("projector"), dict):
+            older = {key: projector.pop(key, None) for key in ("layers", "layer_width", "layer_stride", "rotary")}
+            if older["layers"]:
+                raise CheckpointError("its projector has layers of a kind that was given up for 'decoder_layers'")
         config = from_mapping(ModelConfig, settings)
     except (RecipeError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -33,8 +33,8 @@ from .parts import check_backbone, check_encoder, load_backbone, load_encoder, l
 from .quantization import find_quantizer
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
-BUNDLED = ("mini", "base")  # models inside the package; the second one hears with openai/whisper-base
 DEFAULT_MODEL = "mini"  # the one that transcribes where none is named
+BUNDLED = {DEFAULT_MODEL: None, "base": "openai/whisper-base"}  # inside the package: one checkpoint, and the encoder to use
 ADAPTER = "adapter.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_HELP = f"auto (the model's own, its encoder in bfloat16 where the processor is fast at it), {', '.join(DTYPES)}."
@@ -59,8 +59,8 @@ def load_checkpoint(
     Shapes are compared before any large file is read or fetched.
 
     Args:
-        name_or_path: "mini" or "base", which travel inside the package; a checkpoint folder; or a hub repository. A folder
-            that is called mini itself is "./mini".
+        name_or_path: "mini", which travels inside the package, or "base", the same with the encoder that its own was trained
+            on from; a checkpoint folder; or a hub repository. A folder that is called mini itself is "./mini".
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: of all weights, one of DTYPES or torch's own; None is that of the frozen parts while training; "auto" too, but
             the encoder is in bfloat16 on processors that are fast at it.
@@ -78,6 +78,7 @@ def load_checkpoint(
         find_quantizer(quantization)  # before minutes of reading
     device, chosen_dtype = choose_device(device), choose_dtype(dtype)
     folder = find_checkpoint(name_or_path, revision, local_files_only)
+    encoder = encoder or BUNDLED.get(str(name_or_path))
     config = with_sources(read_config_file(folder), folder, encoder, backbone)
     adapter = read_adapter(folder)
     check_encoder(config.encoder, config.encoder, local_files_only)
@@ -120,8 +121,7 @@ def with_sources(
 def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: bool = False) -> None:
     """Fills a model's projector and LoRA with those of a checkpoint.
 
-    The projector's scale stays the model's own, since it belongs to the backbone. So do layers over audio tokens where the
-    checkpoint's projector has none of their kind.
+    The projector's scale stays the model's own, since it belongs to the backbone.
 
     Args:
         model: with projector and LoRA of the shapes in the checkpoint.
@@ -131,12 +131,8 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: 
     Raises:
         CheckpointError: the folder is no checkpoint, or a tensor is missing, left over or of another shape.
     """
-    adapter, own = read_adapter(folder), model.projector.state_dict()
-    weights = _under(adapter, "projector.")
-    weights["scale"] = own["scale"]
-    for layers in ("deep.", "decoder."):
-        if not any(key.startswith(layers) for key in weights):
-            weights |= {key: value for key, value in own.items() if key.startswith(layers)}
+    adapter = read_adapter(folder)
+    weights = _under(adapter, "projector.") | {"scale": model.projector.scale}
     fill_projector(model.projector, weights, Path(folder) / ADAPTER)
     lora = _under(adapter, "lora.")
     if lora and not projector_alone:
@@ -188,7 +184,7 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None, local
         CheckpointError: there is no such checkpoint, or it cannot be fetched.
     """
     if str(name_or_path) in BUNDLED:
-        folder = PRESETS / name_or_path
+        folder = PRESETS / DEFAULT_MODEL
         if not (folder / CONFIG).is_file():
             raise CheckpointError(f"the bundled model {name_or_path} is missing from {folder}; reinstall the package")
         return folder

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq, AutoP
 from transformers.pipelines import PIPELINE_REGISTRY, AutomaticSpeechRecognitionPipeline
 from transformers.utils import logging
 
-from ..checkpoint.load import BUNDLED, DEFAULT_MODEL, find_checkpoint
+from ..checkpoint.load import DEFAULT_MODEL, find_checkpoint
 from ..errors import AsrError
 from .model import DiffusionGemmaASRConfig, DiffusionGemmaASRForSpeechSeq2Seq
 from .pipeline import TASK, DiffusionGemmaASRPipeline, beside
@@ -40,8 +40,8 @@ def bundled(name: str = DEFAULT_MODEL) -> str:
     Raises:
         AsrError: there is no such model.
     """
-    if name not in BUNDLED:
-        raise AsrError(f"{name} is no bundled model; give one of {', '.join(BUNDLED)}")
+    if name != DEFAULT_MODEL:
+        raise AsrError(f"{name} is no bundled checkpoint; give {DEFAULT_MODEL}")
     return str(find_checkpoint(name))
 
 

@@ -47,21 +47,15 @@ class ProjectorConfig:
     hidden_size: int = 1280  # channels of the convolutions
     strides: tuple[int, ...] = (4, 2)  # of each in time; an audio token stands for 20 ms times all of them
     scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
-    layers: int = 0  # of deeper layers over audio tokens, beside the linear one (slot_layers.py)
-    layer_width: int = 384  # of those, a multiple of 64
-    layer_stride: int = 1  # audio tokens that one position of theirs stands for
-    rotary: bool = False  # their attention tells distances; without it order is heard by their convolutions alone
     kernels: tuple[int, ...] = (7, 5)  # frames that each convolution sees, with half of them as padding on either side
     skip_blanks: float | None = None  # audio tokens that are CTC's blank with this probability stay out of the prompt
-    decoder_layers: int = 0  # of a Whisper decoder, over audio tokens and the frames around them (decoder_layers.py)
-    dropout: float = 0.0  # while training: of what enters the deeper layers, and of what each of their parts adds
+    decoder_layers: int = 0  # of a Whisper decoder, beside the linear layer (decoder_layers.py)
+    dropout: float = 0.0  # while training: of what enters those layers, and of what each of their parts adds
 
     @property
     def described(self) -> str:
         """The shape in words."""
         parts = [f"{self.hidden_size} channels", f"{math.prod(self.strides)}x in time"]
-        if self.layers:
-            parts.append(f"{self.layers} layers of width {self.layer_width}")
         if self.decoder_layers:
             parts.append(f"{self.decoder_layers} layers of a Whisper decoder")
         return ", ".join(parts)
@@ -73,11 +67,7 @@ class ProjectorConfig:
         require(min(self.kernels, default=1) >= 1, "projector.kernels", self.kernels, "at least 1 each")
         count = len(self.strides)
         require(len(self.kernels) == count, "projector.kernels", self.kernels, f"{count} numbers, one for each stride")
-        for key in ("layers", "decoder_layers"):
-            require(getattr(self, key) >= 0, f"projector.{key}", getattr(self, key), "at least 0")
-        require(self.layer_stride >= 1, "projector.layer_stride", self.layer_stride, "at least 1")
-        wide = self.layer_width >= 64 and self.layer_width % 64 == 0
-        require(wide, "projector.layer_width", self.layer_width, "a multiple of 64")
+        require(self.decoder_layers >= 0, "projector.decoder_layers", self.decoder_layers, "at least 0")
         require(0 <= self.dropout < 1, "projector.dropout", self.dropout, "at least 0 and below 1")
         limit = self.skip_blanks
         require(limit is None or 0 < limit <= 1, "projector.skip_blanks", limit, "above 0 and at most 1")

@@ -12,17 +12,16 @@ from torch.nn import functional as F
 from .config import ProjectorConfig
 from .decoder_layers import DecoderLayers
 from .lengths import Length, length_mask, strided_length
-from .slot_layers import SlotLayers
 
 
 class AudioProjector(nn.Module):
-    """Convolutions over time, then a linear layer to the backbone's width, and deeper layers beside it if asked for.
+    """Convolutions over time, a linear layer to the backbone's width, and if asked for a Whisper decoder's layers beside it.
 
     A scaled projector's output is normalised and brought to the size of the backbone's token embeddings; unscaled, the
     linear layer's output stays as it is, which on the real backbone is some 30 times quieter than the token rows.
 
     Args:
-        config: strides, kernels, channels, deeper layers, whether the output is scaled.
+        config: strides, kernels, channels, decoder layers, whether the output is scaled.
         input_size: width of an encoder frame.
         output_size: the backbone's hidden size.
         scale: root mean square of one output component; does not matter where the output is not scaled.
@@ -30,7 +29,6 @@ class AudioProjector(nn.Module):
 
     conv1: nn.Conv1d
     scale: Tensor
-    deep: SlotLayers | None
     decoder: DecoderLayers | None
 
     def __init__(self, config: ProjectorConfig, input_size: int, output_size: int, scale: float = 1.0):
@@ -41,19 +39,6 @@ class AudioProjector(nn.Module):
             setattr(self, f"conv{number}", nn.Conv1d(width, hidden, kernel, stride, padding=kernel // 2))
             width = hidden
         self.linear = nn.Linear(hidden, output_size)
-        self.deep = (
-            SlotLayers(
-                hidden,
-                output_size,
-                config.layer_width,
-                config.layers,
-                config.layer_stride,
-                config.rotary,
-                config.dropout,
-            )
-            if config.layers
-            else None
-        )
         layers, stride = config.decoder_layers, self.frames_per_slot
         self.decoder = DecoderLayers(hidden, input_size, output_size, layers, stride, config.dropout) if layers else None
         self.scaled = config.scaled
@@ -78,8 +63,6 @@ class AudioProjector(nn.Module):
             x = F.gelu(convolution(x))  # (B, hidden, shorter)
         x = x.transpose(1, 2)  # (B, S, hidden)
         slots = self.linear(x)
-        if self.deep is not None:
-            slots = slots + self.deep(x, slot_lengths)
         if self.decoder is not None:
             slots = slots + self.decoder(x, slot_lengths, frames, lengths)
         if self.scaled:

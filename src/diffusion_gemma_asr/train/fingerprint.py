@@ -26,7 +26,6 @@ FREE |= {"cache_dir", "shard", "compile"}
 LATER = {
     "kernels",
     "quantization",
-    "rotary",
     "shared",
     "skip_blanks",
     "frozen_projector",
