@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Makes the small models `base` (the encoder of Whisper base) and `mini` (ears of its own) from nothing. Every stage goes on
-# where it was interrupted and is skipped once it is done. Needs espeak-ng, and the text and speech that docs/training.md describes.
-#   runs/mini.sh              both
+# Makes the small model `mini` from nothing. Every stage goes on where it was interrupted and is skipped once it is done. Needs espeak-ng, and the text and speech that docs/training.md describes.
+#   runs/mini.sh              all of it
 #   WORKERS=1 runs/mini.sh    one process, on the GPU where there is one; 2, the default, is for two cores
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -66,11 +65,7 @@ made $run/backbone/backbone/tokenizer_config.json "backbone, on text: it learns 
 made $run/projector/checkpoint "projector, by CTC on Whisper base's frames" \
   keeping shared_train recipes/mini/2-projector.yaml
 made $run/reading/projector/adapter.safetensors "backbone, on that projector's audio tokens" shared_train recipes/mini/3-reading.yaml
-made runs/base/checkpoint "base: projector and LoRA" shared_train recipes/base.yaml
-
 made $run/ears/checkpoint "ears of our own: encoder and projector, trained on together" shared_train recipes/mini/4-ears.yaml
 made runs/mini/checkpoint "mini: projector and LoRA on those ears" shared_train recipes/mini.yaml
 
-for name in base mini; do
-  made $run/bundle-$name/config.json "bundle of $name, as the package carries it" train recipes/mini/5-bundle-$name.yaml
-done
+made $run/bundle/config.json "bundle, as the package carries it" train recipes/mini/5-bundle.yaml

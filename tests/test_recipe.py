@@ -44,7 +44,7 @@ def test_minimal_recipe_takes_the_published_defaults(tmp_path: Path) -> None:
     assert recipe.stage == "adapter" and recipe.name == "test"
 
 
-@pytest.mark.parametrize("name", ["small", "large-v3", "base", "mini"])
+@pytest.mark.parametrize("name", ["small", "large-v3", "mini"])
 def test_shipped_recipes_load_by_name_and_by_path(name: str) -> None:
     by_name = load_recipe(name)
     assert by_name.name == name
@@ -245,32 +245,28 @@ def every_recipe() -> dict[str, Any]:
 
 def test_every_recipe_of_the_repository_can_be_read() -> None:
     recipes = every_recipe()
-    assert {"small", "large-v3", "base", "mini", "mini/1-backbone"} <= recipes.keys()
+    assert {"small", "large-v3", "mini", "mini/1-backbone"} <= recipes.keys()
     assert {type(recipe) for recipe in recipes.values()} == {kind for kind, _ in STAGES.values()}
     assert all(find_recipe(name).is_relative_to(RECIPES) for name in recipe_names())
 
 
-def test_the_small_models_are_one_recipe_apart_and_each_stage_goes_on_from_the_one_before() -> None:
+def test_each_stage_of_the_small_model_goes_on_from_the_one_before() -> None:
     recipes, runs = every_recipe(), RECIPES.parent / "runs"
-    base, mini, reading = recipes["base"], recipes["mini"], recipes["mini/3-reading"]
-    projector, ears = recipes["mini/2-projector"], recipes["mini/4-ears"]
-    own = {"name": "mini", "encoder": mini.model.encoder}
-    assert dataclasses.replace(base.model, **own) == mini.model
-    assert dataclasses.replace(base.train, start_from=mini.train.start_from) == mini.train and base.losses == mini.losses
-    assert dataclasses.replace(base.data, cache_dir=mini.data.cache_dir) == mini.data
-    assert base.model.encoder == reading.model.encoder == projector.model.encoder == ears.model.encoder
-    assert base.data.cache_dir == reading.data.cache_dir == projector.data.cache_dir
-    assert len({base.data.cache_dir, mini.data.cache_dir, ears.data.cache_dir}) == 3  # an encoder, another, and none
+    mini, reading = recipes["mini"], recipes["mini/3-reading"]
+    projector, ears, bundle = recipes["mini/2-projector"], recipes["mini/4-ears"], recipes["mini/5-bundle"]
+    assert reading.model.encoder == projector.model.encoder == ears.model.encoder
+    assert reading.data.cache_dir == projector.data.cache_dir
+    assert len({reading.data.cache_dir, mini.data.cache_dir, ears.data.cache_dir}) == 3  # an encoder, another, and none
     assert Path(reading.model.backbone.name) == runs / recipes["mini/1-backbone"].name / "backbone"
     assert reading.train.start_from == runs / projector.name / "checkpoint"
     assert Path(ears.model.backbone.name) == Path(mini.model.backbone.name) == runs / reading.name / "backbone"
-    assert base.train.start_from == runs / reading.name / "projector"
-    assert ears.train.start_from == runs / base.name / "checkpoint"
+    assert ears.train.start_from == runs / reading.name / "projector"
     assert mini.train.start_from == runs / ears.name / "checkpoint"
     assert Path(mini.model.encoder.name) == runs / ears.name / "encoder"
-    assert reading.model.projector == base.model.projector
+    assert bundle.checkpoint == runs / mini.name / "checkpoint"
+    assert reading.model.projector == mini.model.projector
     for recipe in (projector, ears):
-        assert dataclasses.replace(base.model.projector, skip_blanks=None) == recipe.model.projector
+        assert dataclasses.replace(mini.model.projector, skip_blanks=None) == recipe.model.projector
 
 
 def test_no_list_is_both_trained_on_and_judged_by() -> None:
@@ -283,11 +279,8 @@ def test_no_list_is_both_trained_on_and_judged_by() -> None:
 
 def test_the_script_that_makes_the_small_models_names_recipes_that_exist() -> None:
     script = (RECIPES.parent / "runs" / "mini.sh").read_text(encoding="utf-8")
-    named = {
-        word.replace("$name", name) for word in script.split() if word.startswith("recipes/") for name in ("base", "mini")
-    }
-    named = {word.rstrip(";") for word in named if word.rstrip(";").endswith(".yaml")}
-    assert len(named) == 9 and all((RECIPES.parent / word).is_file() for word in named)
+    named = {word for word in script.split() if word.startswith("recipes/") and word.endswith(".yaml")}
+    assert len(named) == 7 and all((RECIPES.parent / word).is_file() for word in named)
 
 
 def test_a_stage_reads_numbers_as_yaml_1_2_has_them(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_the_ladder_ends_in_a_bundle_that_needs_nothing_else(
     parts = {"backbone": {"name": str(reading_run / "backbone")}, "encoder": {"name": str(ears_run / "encoder")}}
     recipe = speech_recipe(corpus, text_run, "mini.yaml", parts, start_from=str(reading_run / "projector"))
     checkpoint = train_from_recipe(recipe, corpus / "adapter", "cpu")
-    content = yaml.safe_load((RECIPES / "mini/5-bundle-mini.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((RECIPES / "mini/5-bundle.yaml").read_text(encoding="utf-8"))
     (corpus / "bundle.yaml").write_text(yaml.safe_dump(content | {"checkpoint": "adapter/checkpoint"}), encoding="utf-8")
     moved = train_from_recipe(corpus / "bundle.yaml", corpus / "bundle", "cpu").rename(corpus / "moved")
     config = json.loads((moved / "config.json").read_text(encoding="utf-8"))
@@ -272,7 +272,7 @@ def test_the_ladder_ends_in_a_bundle_that_needs_nothing_else(
 
 def test_a_bundle_copies_the_encoder_or_leaves_it_to_a_hub(corpus: Path, text_run: Path, whisper_folder: Path) -> None:
     model = {"encoder": {"name": str(whisper_folder)}}
-    recipe = speech_recipe(corpus, text_run, "base.yaml", model, steps=1, monitor_samples=0, start_from=None)
+    recipe = speech_recipe(corpus, text_run, "mini.yaml", model, steps=1, monitor_samples=0, start_from=None)
     checkpoint = train_from_recipe(recipe, corpus / "short", "cpu")
     content = {"stage": "bundle", "name": "b", "checkpoint": str(checkpoint)}
     content["card"] = {"training_data": "Tones.", "limits": "None."}
@@ -282,4 +282,4 @@ def test_a_bundle_copies_the_encoder_or_leaves_it_to_a_hub(corpus: Path, text_ru
         assert (folder / "encoder").is_dir() == (encoder is None) and (folder / "backbone").is_dir()
         assert json.loads((folder / "config.json").read_text())["encoder"]["name"] == (encoder or "encoder")
         loaded = diffusion_gemma_asr.load(folder, encoder=whisper_folder if encoder else None, device="cpu").model
-        assert loaded.projector.conv1.weight.dtype == torch.float32 and loaded.config.name == "base"
+        assert loaded.projector.conv1.weight.dtype == torch.float32 and loaded.config.name == "mini"
