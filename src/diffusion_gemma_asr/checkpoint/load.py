@@ -63,7 +63,7 @@ def load_checkpoint(
             on from; a checkpoint folder; or a hub repository. A folder that is called mini itself is "./mini".
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
         dtype: of all weights, one of DTYPES or torch's own; None is that of the frozen parts while training; "auto" too, but
-            the encoder is in bfloat16 on processors that are fast at it.
+            encoder and projector are in bfloat16 on processors that are fast at it.
         quantization: None, or 4 and 8 bits for the backbone's experts (`quantization.QUANTIZATIONS`).
         encoder, backbone: folder or hub name to use in place of the one that the checkpoint names.
         revision: of the checkpoint's repository: branch, tag or commit.
@@ -85,8 +85,8 @@ def load_checkpoint(
     check_backbone(config.backbone, config.backbone, local_files_only)
     tokenizer = load_tokenizer(config.backbone, local_files_only)
     dtype_ = chosen_dtype or getattr(torch, config.dtype)
-    encoder_dtype = torch.bfloat16 if dtype == "auto" and device.type == "cpu" and fast_bfloat16() else dtype_
-    loaded_encoder = load_encoder(config.encoder, dtype=encoder_dtype, device=device, local_files_only=local_files_only)
+    hearing_dtype = torch.bfloat16 if dtype == "auto" and device.type == "cpu" and fast_bfloat16() else dtype_
+    loaded_encoder = load_encoder(config.encoder, dtype=hearing_dtype, device=device, local_files_only=local_files_only)
     projector = AudioProjector(config.projector, loaded_encoder.hidden_size, int(config.backbone.width or 0))
     fill_projector(projector, _under(adapter, "projector."), folder / ADAPTER)
     loaded_backbone = load_backbone(
@@ -96,7 +96,7 @@ def load_checkpoint(
     loaded_backbone.load_lora_state_dict(_under(adapter, "lora."))
     if merge_lora:
         loaded_backbone.merge_lora()
-    model = DiffusionGemmaASR(config, loaded_encoder, projector.to(device, dtype_), loaded_backbone, tokenizer)
+    model = DiffusionGemmaASR(config, loaded_encoder, projector.to(device, hearing_dtype), loaded_backbone, tokenizer)
     return model.requires_grad_(False).eval()
 
 

@@ -90,13 +90,14 @@ class DiffusionGemmaASR(nn.Module):
         return self.project(*self.encoder(mel.to(self.device), lengths.to(self.device)))
 
     def project(self, frames: Tensor, frame_lengths: Tensor) -> Encoded:
-        """Encoder frames (B, F, D) with frame_lengths (B,) → the same with audio tokens."""
+        """Encoder frames (B, F, D) with frame_lengths (B,) → the same with audio tokens, in the backbone's dtype."""
         frames = frames.to(self.projector.linear.weight.dtype)
         if len(frames) == 1 or frames.device.type != "cpu":
-            return Encoded(frames, frame_lengths, *self.projector(frames, frame_lengths))
-        # One clip at a time, as in the encoder: on a processor a batch gains nothing, and has padding.
-        rows = (row[:n] for row, n in zip(frames, frame_lengths, strict=True))
-        return Encoded(frames, frame_lengths, *each_alone(self.projector, rows, frame_lengths))
+            slots, slot_lengths = self.projector(frames, frame_lengths)
+        else:  # one clip at a time, as in the encoder: on a processor a batch gains nothing, and has padding
+            rows = (row[:n] for row, n in zip(frames, frame_lengths, strict=True))
+            slots, slot_lengths = each_alone(self.projector, rows, frame_lengths)
+        return Encoded(frames, frame_lengths, slots.to(self.head.weight.dtype), slot_lengths)
 
     def read_slots(self, slots: Tensor, slot_lengths: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The audio tokens that a prompt holds: all, or those that are not blanks (`ProjectorConfig.skip_blanks`).
