@@ -150,7 +150,7 @@ def test_generate_refuses_what_the_model_does_not_know(folder: Path, sound: np.n
 
 def test_bundled_models_have_folders() -> None:
     assert (Path(hf.bundled()) / "config.json").is_file() and Path(hf.bundled("mini")).name == "mini"
-    with pytest.raises(AsrError, match="maxi is no bundled model; give one of"):
+    with pytest.raises(AsrError, match="maxi is no bundled checkpoint; give mini"):
         hf.bundled("maxi")
 
 

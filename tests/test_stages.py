@@ -281,5 +281,6 @@ def test_a_bundle_copies_the_encoder_or_leaves_it_to_a_hub(corpus: Path, text_ru
         folder = train_from_recipe(corpus / "b.yaml", corpus / name, "cpu")
         assert (folder / "encoder").is_dir() == (encoder is None) and (folder / "backbone").is_dir()
         assert json.loads((folder / "config.json").read_text())["encoder"]["name"] == (encoder or "encoder")
-        loaded = diffusion_gemma_asr.load(folder, encoder=whisper_folder if encoder else None, device="cpu").model
+        given = whisper_folder if encoder else None
+        loaded = diffusion_gemma_asr.load(folder, encoder=given, device="cpu", dtype="float32").model
         assert loaded.projector.conv1.weight.dtype == torch.float32 and loaded.config.name == "mini"
