@@ -1,6 +1,6 @@
 # make transcribe   install into .venv, then transcribe examples/en.flac with the bundled model
 # make test         install into .venv with the development tools, then check style, types and behaviour
-# make mini         build the small models base and mini anew (days on two cores; resumable)
+# make mini         build the small model anew (days on two cores; resumable)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 AUDIO ?= examples/en.flac

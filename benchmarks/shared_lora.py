@@ -3,7 +3,7 @@
     python benchmarks/shared_lora.py    trains what benchmarks/results/shared_lora.json lacks; a table for docs/runtimes.md
 
 All start from the frozen parts and the projector of `base` with new LoRA, and see the same batches and draws. The losses are
-those on the dev list, on the same canvases for all. The lists are those of recipes/base.yaml in English, or others.
+those on the dev list, on the same canvases for all. The lists are those of recipes/mini.yaml in English, or others.
 """
 
 from __future__ import annotations
