@@ -13,6 +13,7 @@ from ..errors import RecipeError
 from ..strict import suggest
 from .adapter import train_adapter
 from .mini.bundle import BundleRecipe, bundle
+from .mini.decoder_text import DecoderRecipe, train_decoder
 from .mini.ears import EarsRecipe, train_ears
 from .mini.reading import ReadingRecipe, train_reading
 from .mini.text import BackboneRecipe, train_backbone
@@ -27,6 +28,7 @@ Stage = tuple[type[Any], Callable[[Any, Path, torch.device], Path]]
 STAGES: dict[str, Stage] = {
     "adapter": (Recipe, train_adapter),
     "tokenizer": (TokenizerRecipe, train_tokenizer_stage),
+    "decoder": (DecoderRecipe, train_decoder),
     "backbone": (BackboneRecipe, train_backbone),
     "reading": (ReadingRecipe, train_reading),
     "ears": (EarsRecipe, train_ears),

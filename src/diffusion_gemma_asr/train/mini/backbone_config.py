@@ -19,6 +19,7 @@ class BackboneShape:
     experts: int
     top_k: int  # experts per token
     expert_intermediate: int  # width of an expert
+    kv_heads: int | None = None  # key/value heads; None is half of the query heads in sliding layers, a quarter in full ones
 
 
 def small_config(tokenizer: PreTrainedTokenizerBase, shape: BackboneShape) -> DiffusionGemmaConfig:
@@ -38,10 +39,10 @@ def small_config(tokenizer: PreTrainedTokenizerBase, shape: BackboneShape) -> Di
         "num_hidden_layers": shape.layers,
         "layer_types": _layer_types(shape.layers),
         "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.heads // 2,
+        "num_key_value_heads": shape.kv_heads or shape.heads // 2,
         "head_dim": shape.head_dim,
         "global_head_dim": 2 * shape.head_dim,
-        "num_global_key_value_heads": max(1, shape.heads // 4),
+        "num_global_key_value_heads": shape.kv_heads or max(1, shape.heads // 4),
         "num_experts": shape.experts,
         "top_k_experts": shape.top_k,
         "moe_intermediate_size": shape.expert_intermediate,
@@ -78,6 +79,5 @@ def small_config(tokenizer: PreTrainedTokenizerBase, shape: BackboneShape) -> Di
 
 
 def _layer_types(layers: int) -> list[str]:
-    """Full attention in every sixth layer and the last, sliding attention in the others."""
-    types = ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)]
-    return [*types[:-1], "full_attention"]
+    """Full attention in the last layer and every sixth before it, sliding attention in the others."""
+    return ["sliding_attention" if (layers - i) % 6 != 1 else "full_attention" for i in range(layers)]

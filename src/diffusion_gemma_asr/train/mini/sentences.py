@@ -23,6 +23,14 @@ class SentenceData:
     joined: float = 0.0  # share of the sentences that are joined with following ones
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextData(SentenceData):
+    """Training and dev sentences."""
+
+    dev: dict[str, Path]  # a file of sentences by language code, for evaluation
+    dev_count: int  # sentences of each language to evaluate on
+
+
 @dataclass(frozen=True)
 class Sentences:
     """Sentences as a canvas is to hold them.

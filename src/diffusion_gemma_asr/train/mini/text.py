@@ -38,7 +38,8 @@ from ..objective import TextBatch, backbone_losses, text_batch
 from ..recipe import LossRecipe
 from ..workers import rank
 from .backbone_config import BackboneShape, small_config
-from .sentences import SentenceData, random_rows, read_targets
+from .decoder_backbone import begin_as_decoder
+from .sentences import TextData, random_rows, read_targets
 from .slots import SlotNoise, collapsed, imitate, lookalikes, slot_rows
 from .tokenizer import FIRST_WORD_TOKEN, read_sentences
 
@@ -46,6 +47,7 @@ from .tokenizer import FIRST_WORD_TOKEN, read_sentences
 # 80 dev sentences give 51 % WER with these options, 62 % with t_max 0.8, t_min 0.4 and a bound of 0.1.
 NEARLY_GREEDY = DenoiseOptions(steps=8, entropy_bound=10.0, t_max=0.2, t_min=0.1)
 NOISE_ALONE = 9.0  # a level of gaussian noise that hides the token
+DRAWN = 5000  # sentences, of which a decoder's maps are fitted to those that it can write
 MARGIN = 8  # canvases are up to this many tokens longer than the longest transcript
 
 
@@ -78,14 +80,6 @@ class BackboneTrain(LoopOptions):
     compile: bool = False  # compile the layers, see train/compiled.py
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextData(SentenceData):
-    """Training and dev sentences."""
-
-    dev: dict[str, Path]  # a file of sentences by language code, for evaluation
-    dev_count: int  # sentences of each language to evaluate on
-
-
 @dataclass(frozen=True)
 class BackboneRecipe:
     """The stage `backbone`."""
@@ -101,9 +95,15 @@ class BackboneRecipe:
     losses: LossRecipe = field(default_factory=LossRecipe)
     start_from: Path | None = None  # folder of a backbone of the same shape, with any tokenizer; see `warm_start`
     rows: Path | None = None  # rows.safetensors of the tokenizer's stage: the tokens' rows, which then do not learn
+    decoder: str | None = (
+        None  # a whole Whisper (hub name or folder): the layers begin as its decoder's, and its rows are there
+    )
 
     def __post_init__(self) -> None:
         require(self.losses.ctc == 0, "losses.ctc", self.losses.ctc, "0: there is no sound in this stage")
+        if self.decoder is not None:
+            require(self.start_from is None, "start_from", self.start_from, "left out: the backbone begins as 'decoder'")
+            require(self.rows is not None, "rows", self.rows, "those of the Whisper that 'decoder' names")
         require(self.losses.uses_backbone, "losses", "weights of 0", "positive for diffusion or autoregressive")
 
 
@@ -287,6 +287,11 @@ class TextTrainer:
         if recipe.rows is not None:
             keep_rows(backbone, recipe.rows)
             self.settings["rows"] = fingerprint.of_tensors({"rows": backbone.lm_head_weight})
+        if recipe.decoder is not None:
+            every = [*zip(self.sentences.targets, self.sentences.languages, strict=True)]
+            drawn = random.Random(train.seed).sample(every, min(DRAWN, len(every)))
+            kept = begin_as_decoder(backbone, prompts, recipe.decoder, drawn)
+            self.console.print(f"{recipe.decoder}: {100 * kept:.0f} % of what its decoder's last states vary by is kept")
         if train.compile:
             compile_layers(backbone)
         self.reader = Reader(backbone.to(device), prompts, recipe.slots)
