@@ -4,8 +4,8 @@
     python benchmarks/candidates.py report              fills the tables of docs/results/candidates.md
 
 On utterances of the lists of languages.py that its tables leave out: of each list those behind the first 60. Every
-transcript is scored once by CTC, by the backbone behind the clip's prompt, and by it behind a prompt without sound; what
-each choice of weights would take is counted afterwards, without denoising.
+transcript is scored once by CTC and once by the backbone, behind a prompt without sound; what each choice of weights would
+take is counted afterwards, without denoising.
 """
 
 from __future__ import annotations
@@ -23,26 +23,24 @@ from pages import RESULTS, ROOT, add_results, fill, markdown, measure_or_report,
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.data.sound import read_utterance
-from diffusion_gemma_asr.denoise.candidates import LENGTH, READ, SAID, proposed, read_scores
-from diffusion_gemma_asr.denoise.decode import draft_clips, scoring_prompts
-from diffusion_gemma_asr.denoise.options import DecodeOptions
+from diffusion_gemma_asr.denoise.candidates import LANGUAGE, LENGTH, language_scores, proposed
+from diffusion_gemma_asr.denoise.decode import draft_clips
 from diffusion_gemma_asr.evaluate.metrics import edits, percent
 from diffusion_gemma_asr.model.ctc import transcript_scores
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 DATA, PAGE = RESULTS / "candidates.json", ROOT / "docs/results/candidates.md"
 REPORTED, COUNTS = 60, (8, 32)  # utterances of each list in other tables; candidates
-WEIGHTS = {"READ": (0, 0.3, 0.5, 0.7, 1), "SAID": (0, 0.2, 0.3, 0.4, 0.5, 0.7), "LENGTH": (0, 0.5, 1, 1.5, 2, 3)}
-NOW, CTC, WITHOUT_SAID = (READ, SAID, LENGTH), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0)
+WEIGHTS = {"LANGUAGE": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1), "LENGTH": (0, 0.5, 1, 1.5, 2, 3, 4)}
+NOW, CTC = (LANGUAGE, LENGTH), (0.0, 0.0)
 SHOWN = 5  # choices of weights that the table names
 
 
 class Scored(NamedTuple):
-    """The candidates of a clip, the greedy draft first: three log-probabilities of each, tokens, errors; words said."""
+    """The candidates of a clip, the greedy draft first: two log-probabilities of each, tokens, errors; words said."""
 
     ctc: np.ndarray
-    read: np.ndarray
-    said: np.ndarray
+    language: np.ndarray
     length: np.ndarray
     errors: np.ndarray
     words: int
@@ -52,17 +50,14 @@ class Scored(NamedTuple):
 def scored(model: DiffusionGemmaASR, rows: Sequence[Utterance]) -> list[Scored]:
     """Candidates and scores of every utterance, all of one language."""
     found = []
-    options = DecodeOptions(start="draft")
     for batch in in_batches(rows):
         clips = draft_clips(model, model.encode([read_utterance(u) for u in batch]))
-        prompts = scoring_prompts(model, clips, [u.language for u in batch], options, len(batch))
-        for utterance, clip, (heard, unheard) in zip(batch, clips, prompts, strict=True):
+        for utterance, clip in zip(batch, clips, strict=True):
             candidates = proposed(model, clip.slots, clip.draft, COUNTS[-1])
             wrong = [edits(utterance.text, model.text(row), utterance.language) for row in candidates]
             columns = (
                 transcript_scores(model.head, clip.slots, candidates, model.blank),
-                read_scores(model, candidates, heard),
-                read_scores(model, candidates, unheard),
+                language_scores(model, candidates, utterance.language),
                 [len(row) for row in candidates],
                 [one.errors for one in wrong],
             )
@@ -72,8 +67,8 @@ def scored(model: DiffusionGemmaASR, rows: Sequence[Utterance]) -> list[Scored]:
 
 def rate(clips: Sequence[Scored], weights: Sequence[float], count: int) -> float:
     """Error rate of the candidates that these weights take, of the first so many of each clip."""
-    read, said, length = weights
-    taken = [np.argmax((c.ctc + read * c.read + said * c.said + length * c.length)[:count]) for c in clips]
+    language, length = weights
+    taken = [np.argmax((c.ctc + language * c.language + length * c.length)[:count]) for c in clips]
     return float(sum(c.errors[at] for c, at in zip(clips, taken, strict=True)) / sum(c.words for c in clips))
 
 
@@ -97,7 +92,6 @@ def measure(args: argparse.Namespace) -> None:
                 relative[count].append([one / draft for one in rates])
             tables[title][str(count)] = {
                 "best_possible": round(float(sum(c.errors[:count].min() for c in clips) / words), 5),
-                "without_said": round(rate(clips, WITHOUT_SAID, count), 5),
                 "now": round(rate(clips, NOW, count), 5),
             }
         print(title, tables[title], flush=True)
@@ -114,12 +108,10 @@ def report() -> None:
     parts = {}
     for name, content in read_results(DATA).items():
         heading = ["list", "utterances", "draft"]
-        heading += [
-            f"of {n}: {what}" for n in COUNTS for what in ("the best there is", "by the first two terms, READ 1", "chosen")
-        ]
+        heading += [f"of {n}: {what}" for n in COUNTS for what in ("the best there is", "chosen")]
         lines = [
             [title, str(row["utterances"]), percent(row["draft"])]
-            + [percent(row[str(n)][key]) for n in COUNTS for key in ("best_possible", "without_said", "now")]
+            + [percent(row[str(n)][key]) for n in COUNTS for key in ("best_possible", "now")]
             for title, row in content["lists"].items()
         ]
         weights = [[str(n), *map(str, row)] for n in COUNTS for row in content["best"][str(n)]]

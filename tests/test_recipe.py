@@ -257,7 +257,9 @@ def test_each_stage_of_the_small_model_goes_on_from_the_one_before() -> None:
     assert reading.model.encoder == projector.model.encoder == ears.model.encoder
     assert reading.data.cache_dir == projector.data.cache_dir
     assert len({reading.data.cache_dir, mini.data.cache_dir, ears.data.cache_dir}) == 3  # an encoder, another, and none
-    assert Path(reading.model.backbone.name) == runs / recipes["mini/1-backbone"].name / "backbone"
+    decoder, backbone = recipes["mini/0-decoder"], recipes["mini/1-backbone"]
+    assert backbone.decoder == str(runs / decoder.name / "whisper")
+    assert Path(reading.model.backbone.name) == runs / backbone.name / "backbone"
     assert reading.train.start_from == runs / projector.name / "checkpoint"
     assert Path(ears.model.backbone.name) == Path(mini.model.backbone.name) == runs / reading.name / "backbone"
     assert ears.train.start_from == runs / reading.name / "projector"
@@ -280,11 +282,11 @@ def test_no_list_is_both_trained_on_and_judged_by() -> None:
 def test_the_script_that_makes_the_small_models_names_recipes_that_exist() -> None:
     script = (RECIPES.parent / "runs" / "mini.sh").read_text(encoding="utf-8")
     named = {word for word in script.split() if word.startswith("recipes/") and word.endswith(".yaml")}
-    assert len(named) == 7 and all((RECIPES.parent / word).is_file() for word in named)
+    assert len(named) == 8 and all((RECIPES.parent / word).is_file() for word in named)
 
 
 def test_a_stage_reads_numbers_as_yaml_1_2_has_them(tmp_path: Path) -> None:
     text = (RECIPES / "mini" / "1-backbone.yaml").read_text(encoding="utf-8")
-    assert "lr: 2.0e-3" in text
+    assert "lr: 3.0e-4" in text
     kind, _ = STAGES["backbone"]
-    assert load_recipe_as(kind, write(tmp_path, text.replace("lr: 2.0e-3", "lr: 3e-3"))).train.lr == 0.003
+    assert load_recipe_as(kind, write(tmp_path, text.replace("lr: 3.0e-4", "lr: 3e-3"))).train.lr == 0.003

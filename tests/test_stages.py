@@ -90,10 +90,11 @@ def backbone_recipe(corpus: Path, rows: str | None = None, **changes: Any) -> Pa
         "rows": rows,
         "shape": SHAPE,
         "data": texts,
-        "losses": {"self_conditioning": 1.0},
+        "losses": {"diffusion": 1.0, "self_conditioning": 1.0, "draft_share": 0.3, "full_noise": 0.6, "unroll": 1.0},
+        "decoder": None,
     }
     sections["curriculum"] = {"clean": 1, "until": 2}
-    train = {"batch_size": 4, "unnamed": 0.5, "unroll_from": 1}
+    train = {"batch_size": 4, "unnamed": 0.5, "unroll_from": 1, "noise_only": 0.35}
     return write_recipe(corpus, "mini/1-backbone.yaml", train=train | changes, **sections)
 
 

@@ -1,17 +1,16 @@
 """Several transcripts of a clip, of which the backbone chooses one: n-best rescoring by the system itself.
 
-The backbone's encoder is an autoregressive language model: behind a prompt it gives each transcript a probability, token
-by token, all of them in one pass over one cache. Behind the clip's prompt that is how likely the transcript is once the
-clip is heard; behind a prompt without sound, how likely anybody is to say it. CTC gives a third probability, straight from
-the sound. The transcript with the largest weighted sum of the three logarithms is taken. A backbone that was trained on few
-hours believes its audio tokens too readily, and what it knows of language counts for little behind them: hence the second.
+The backbone's encoder is an autoregressive language model: behind a prompt without sound it says how likely anybody is to
+say a transcript. CTC says how likely the transcript is by the sound alone. The one with the largest weighted sum of both
+logarithms is taken. What the backbone makes of a transcript behind the clip's own prompt is left out: a small backbone that
+was trained on few hours believes its audio tokens too readily, and with what it knows without sound and CTC there is
+nothing left for it to add (docs/results/candidates.md).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,40 +21,14 @@ from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
 from ..model.projector import noise
 
-ROWS = 32  # transcripts read at once
-# Weights beside CTC's 1, and nats for each token, since language likes short texts; benchmarks/candidates.py fits them.
-READ, SAID, LENGTH = 0.5, 0.5, 1.0
+ROWS = 64  # transcripts read at once
+# Weight of language beside CTC's 1, and nats for each token, since language likes short texts; benchmarks/candidates.py fits
+# them.
+LANGUAGE, LENGTH = 0.3, 1.5
 
 
-class ReadPrompt(NamedTuple):
-    """A prompt that was read: its cache, one row, and the backbone's hidden state (1, H) at its end."""
-
-    prefill: Prefill
-    last: Tensor
-
-
-@torch.no_grad()
-def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str = "") -> ReadPrompt:
-    """The prompt of a clip that holds one audio token of noise, as training has it for language alone.
-
-    Args:
-        model: that reads it.
-        language, context: see `PromptBuilder.row`.
-    """
-    slots = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
-    one = torch.ones(1, dtype=torch.long, device=model.device)
-    prefill, hidden = model.read_prompts(slots[None].to(model.head.weight), one, [language], context=context)
-    return ReadPrompt(prefill, hidden[0, int(prefill.lengths[0]) - 1][None])
-
-
-@torch.no_grad()
 def proposed_draft(
-    model: DiffusionGemmaASR,
-    slots: Tensor,
-    draft: list[DraftToken],
-    heard: ReadPrompt,
-    unheard: ReadPrompt,
-    count: int,
+    model: DiffusionGemmaASR, slots: Tensor, draft: list[DraftToken], count: int, language: str, context: str = ""
 ) -> list[DraftToken]:
     """The best of the drafts that CTC finds likeliest.
 
@@ -63,12 +36,11 @@ def proposed_draft(
         model: that made the slots.
         slots: (S, H) of one clip.
         draft: greedy CTC's, one of the candidates.
-        heard: the clip's prompt.
-        unheard: see `prompt_without_sound`.
         count: candidates.
+        language, context: see `PromptBuilder.row`.
     """
     candidates = proposed(model, slots, draft, count)
-    best = candidates[chosen(model, slots, candidates, heard, unheard)]
+    best = candidates[chosen(model, slots, candidates, language, context)]
     spans = None if best == candidates[0] else model.align(slots, best)
     if spans is None:
         return draft
@@ -84,7 +56,7 @@ def proposed(model: DiffusionGemmaASR, slots: Tensor, draft: Sequence[DraftToken
 
 @torch.no_grad()
 def chosen(
-    model: DiffusionGemmaASR, slots: Tensor, candidates: Sequence[Sequence[int]], heard: ReadPrompt, unheard: ReadPrompt
+    model: DiffusionGemmaASR, slots: Tensor, candidates: Sequence[Sequence[int]], language: str, context: str = ""
 ) -> int:
     """The place of the transcript with the largest weighted sum of log-probabilities.
 
@@ -92,41 +64,73 @@ def chosen(
         model: that made the slots.
         slots: (S, H) of one clip.
         candidates: tokens of the transcripts.
-        heard, unheard: see `proposed_draft`.
+        language, context: see `PromptBuilder.row`.
     """
     by_ctc = transcript_scores(model.head, slots, candidates, model.blank)
     if all(score == -math.inf for score in by_ctc):  # more tokens than slots in each
         by_ctc = [0.0] * len(by_ctc)
-    read, said = read_scores(model, candidates, heard), read_scores(model, candidates, unheard)
-    totals = [
-        a + READ * b + SAID * c + LENGTH * len(tokens)
-        for a, b, c, tokens in zip(by_ctc, read, said, candidates, strict=True)
-    ]
+    said = language_scores(model, candidates, language, context)
+    totals = [a + LANGUAGE * b + LENGTH * len(tokens) for a, b, tokens in zip(by_ctc, said, candidates, strict=True)]
     return max(range(len(totals)), key=totals.__getitem__)
 
 
 @torch.no_grad()
-def read_scores(model: DiffusionGemmaASR, candidates: Sequence[Sequence[int]], prompt: ReadPrompt) -> list[float]:
-    """Log-probabilities in nats of transcripts and their ends behind one prompt, read token after token.
+def language_scores(
+    model: DiffusionGemmaASR, candidates: Sequence[Sequence[int]], language: str, context: str = ""
+) -> list[float]:
+    """Log-probabilities in nats of transcripts and their ends, read token after token behind a prompt without sound.
+
+    What transcripts begin with in common is read once: they are a tree, in which a token sees those that lead to it.
 
     Args:
         model: with the backbone.
         candidates: tokens of the transcripts.
-        prompt: that they stand behind.
+        language, context: see `PromptBuilder.row`.
     """
-    prefill, last = prompt
-    end, scores = model.prompts.special["end_of_turn"], []
-    for at in range(0, len(candidates), ROWS):
-        rows = candidates[at : at + ROWS]
-        longest = max(len(row) for row in rows)
-        ids = torch.tensor([[*row, end, *[end] * (longest - len(row))] for row in rows], device=model.device)  # (N, L + 1)
-        counts = torch.tensor([len(row) + 1 for row in rows], device=model.device)
-        hidden = last[:, None].expand(len(rows), -1, -1)  # what predicts the first token
-        if longest:
-            shared = prefill.keep(torch.zeros(len(rows), dtype=torch.long, device=model.device), int(prefill.lengths[0]))
-            _, behind = model.backbone.extend(model.backbone.embed(ids[:, :-1]), shared)
-            hidden = torch.cat([hidden, behind], 1)  # (N, L + 1, H)
-        logprobs = model.head.token_log_probs(hidden.flatten(0, 1), ids.flatten()).view(ids.shape)
-        used = torch.arange(longest + 1, device=model.device) < counts[:, None]
-        scores += logprobs.where(used, 0.0).sum(-1).tolist()
-    return scores
+    prefill, last = prompt_without_sound(model, language, context)
+    parts = (candidates[at : at + ROWS] for at in range(0, len(candidates), ROWS))
+    return [score for part in parts for score in _tree_scores(model, part, prefill, last)]
+
+
+def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str = "") -> tuple[Prefill, Tensor]:
+    """A prompt that holds one audio token of noise, as training has it for language alone.
+
+    Returns:
+        its cache, one row, and the backbone's hidden state (1, H) at its end.
+    """
+    slots = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
+    one = torch.ones(1, dtype=torch.long, device=model.device)
+    prefill, hidden = model.read_prompts(slots[None].to(model.head.weight), one, [language], context=context)
+    return prefill, hidden[0, int(prefill.lengths[0]) - 1][None]
+
+
+def _tree_scores(
+    model: DiffusionGemmaASR, candidates: Sequence[Sequence[int]], prefill: Prefill, hidden: Tensor
+) -> list[float]:
+    """The same of transcripts that are read at once, behind a prompt; hidden (1, H) is what predicts a first token."""
+    places: dict[Prefix, int] = {(): 0}  # of each beginning of a transcript
+    before, tokens = [0], [0]  # of each place: that of the beginning without its last token, and this token
+    for row in candidates:
+        for size in range(1, len(row) + 1):
+            beginning = tuple(row[:size])
+            if beginning not in places:
+                places[beginning] = len(tokens)
+                before.append(places[beginning[:-1]])
+                tokens.append(beginning[-1])
+    device = hidden.device
+    if len(tokens) > 1:
+        seen = torch.eye(len(tokens), dtype=torch.bool)
+        for place in range(1, len(tokens)):
+            seen[place] |= seen[before[place]]
+        ids = torch.tensor([tokens[1:]], device=device)  # (1, N)
+        alone = prefill.keep(torch.zeros(1, dtype=torch.long, device=device), int(prefill.lengths[0]))
+        _, behind = model.backbone.extend(model.backbone.embed(ids), alone, seen[1:, 1:].to(device))
+        hidden = torch.cat([hidden, behind[0]])  # (N + 1, H)
+    ends = [places[tuple(row)] for row in candidates]
+    predicting = torch.tensor([*before[1:], *ends], device=device)
+    predicted = [*tokens[1:], *[model.prompts.special["end_of_turn"]] * len(ends)]
+    found = model.head.token_log_probs(hidden[predicting], torch.tensor(predicted, device=device)).tolist()
+    totals = [0.0]
+    for place in range(1, len(tokens)):
+        totals.append(totals[before[place]] + found[place - 1])
+    return [totals[end] + score for end, score in zip(ends, found[len(tokens) - 1 :], strict=True)]

@@ -17,6 +17,7 @@ from ..model.ctc import DraftToken, TokenSpan
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
 from ..model.prompt import token_pieces
+from .candidates import chosen, proposed_draft
 from .canvas import aligned_layout, edit_layout, uniform_canvas, write_canvas
 from .engine import BLOCK, Finished, Job, in_blocks
 from .options import DecodeOptions
@@ -91,6 +92,13 @@ def start_of(model: DiffusionGemmaASR, options: DecodeOptions) -> Start:
     return options.start or model.config.start
 
 
+def candidates_of(model: DiffusionGemmaASR, options: DecodeOptions) -> int:
+    """Transcripts of which one is chosen; the checkpoint's number is that of drafts which are then denoised."""
+    if options.candidates is not None:
+        return options.candidates
+    return model.config.candidates if start_of(model, options) == "draft" else 1
+
+
 class _Canvas(NamedTuple):
     """What stands on a denoised canvas before its end, and whether it is full: has no end, and its last place is used."""
 
@@ -103,16 +111,23 @@ class _Canvas(NamedTuple):
 class ClipDecoding:
     """One clip on its way from audio tokens to its transcript: canvas after canvas, until one is not full.
 
+    Where there are candidates, its draft is the best of so many, and what is denoised takes its place unless the draft is
+    better by the same scores.
+
     Args:
         model: that made the audio tokens.
-        clip: with its draft.
+        clip: with the draft of greedy CTC.
         options: how to decode.
         language: code, as the prompt names it.
     """
 
     def __init__(self, model: DiffusionGemmaASR, clip: DraftedClip, options: DecodeOptions, language: str):
-        self.model, self.clip, self.options, self.language = model, clip, options, language
         self.start = start_of(model, options)
+        self.proposes = self.start != "noise" and candidates_of(model, options) > 1
+        if self.proposes:
+            draft = proposed_draft(model, clip.slots, clip.draft, candidates_of(model, options), language, options.context)
+            clip = clip._replace(draft=draft)
+        self.model, self.clip, self.options, self.language = model, clip, options, language
         self.aligned = model.config.canvas == "aligned"
         self.denoising = options.denoising(model.backbone.sampler_settings())
         self._generator = torch.Generator(model.device).manual_seed(options.seed)
@@ -184,7 +199,14 @@ class ClipDecoding:
             steps=sum(canvas.steps for canvas in self._canvases),
             language=self.language,
         )
-        return decoded.as_drafted() if self.start == "ctc" else decoded
+        return decoded.as_drafted() if self.start == "ctc" or self._draft_is_better(tokens) else decoded
+
+    def _draft_is_better(self, tokens: Sequence[int]) -> bool:
+        """Whether the draft is, than what was denoised."""
+        drafted = [token.id for token in self.clip.draft]
+        if not self.proposes or list(tokens) == drafted:
+            return False
+        return chosen(self.model, self.clip.slots, [tokens, drafted], self.language, self.options.context) == 1
 
     def shown_draft(self) -> list[Shown]:
         """What a canvas would show that holds the draft, as sure as CTC is of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +13,8 @@ from ..languages import AUTO
 from ..model.drafts import Encoded
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
-from .candidates import ReadPrompt, chosen, prompt_without_sound, proposed_draft
-from .clip import ClipDecoding, Decoded, DraftedClip, Shown, padded, read_prompts, start_of
+from .candidates import chosen
+from .clip import ClipDecoding, Decoded, DraftedClip, Shown, candidates_of, padded, read_prompts, start_of
 from .options import DecodeOptions
 from .queue import run_queue
 
@@ -85,12 +85,7 @@ def decode(
     codes = options.check(model, languages)
     if languages is None:
         languages = codes * len(clips) if len(codes) == 1 else find_languages(model, clips, codes, options, batch_size)
-    seeds = 1
-    if options.candidates > 1:
-        if start_of(model, options) == "noise":
-            seeds = options.candidates
-        else:
-            clips = with_proposed_drafts(model, clips, languages, options, batch_size)
+    seeds = candidates_of(model, options) if start_of(model, options) == "noise" else 1
     decodings = [
         ClipDecoding(model, clip, replace(options, seed=options.seed + seed), code)
         for clip, code in zip(clips, languages, strict=True)
@@ -131,49 +126,12 @@ def decode(
     decoded = [decoding.decoded() for decoding in decodings]
     if seeds == 1:
         return decoded
-    groups = [decoded[at : at + seeds] for at in range(0, len(decoded), seeds)]
-    return chosen_among_seeds(model, clips, groups, options, batch_size)
-
-
-def with_proposed_drafts(
-    model: DiffusionGemmaASR, clips: Sequence[DraftedClip], languages: Sequence[str], options: DecodeOptions, batch_size: int
-) -> list[DraftedClip]:
-    """The clips with the best of several drafts each."""
-    prompts = scoring_prompts(model, clips, languages, options, batch_size)
-    return [
-        clip._replace(draft=proposed_draft(model, clip.slots, clip.draft, heard, unheard, options.candidates))
-        for clip, (heard, unheard) in zip(clips, prompts, strict=True)
-    ]
-
-
-def chosen_among_seeds(
-    model: DiffusionGemmaASR,
-    clips: Sequence[DraftedClip],
-    groups: Sequence[Sequence[Decoded]],
-    options: DecodeOptions,
-    batch_size: int,
-) -> list[Decoded]:
-    """Of each clip's transcripts the best one, with the passes of all."""
     found = []
-    prompts = scoring_prompts(model, clips, [ones[0].language for ones in groups], options, batch_size)
-    for clip, ones, (heard, unheard) in zip(clips, groups, prompts, strict=True):
-        best = ones[chosen(model, clip.slots, [one.tokens for one in ones], heard, unheard)]
-        found.append(replace(best, steps=sum(one.steps for one in ones)))
+    for row, clip in enumerate(clips):
+        ones = decoded[row * seeds : (row + 1) * seeds]
+        best = chosen(model, clip.slots, [one.tokens for one in ones], ones[0].language, options.context)
+        found.append(replace(ones[best], steps=sum(one.steps for one in ones)))
     return found
-
-
-def scoring_prompts(
-    model: DiffusionGemmaASR, clips: Sequence[DraftedClip], languages: Sequence[str], options: DecodeOptions, batch_size: int
-) -> Iterator[tuple[ReadPrompt, ReadPrompt]]:
-    """The prompt of each clip, read in batches, and the one of its language without sound."""
-    unheard = {code: prompt_without_sound(model, code, options.context) for code in {*languages}}
-    for at in range(0, len(clips), batch_size):
-        batch, codes = clips[at : at + batch_size], languages[at : at + batch_size]
-        slots, lengths, kept = padded(batch)
-        prefill, hidden = model.read_prompts(slots, lengths, codes, context=options.context, kept=kept)
-        for row, (length, code) in enumerate(zip(prefill.lengths.tolist(), codes, strict=True)):
-            alone = prefill.keep(torch.tensor([row], device=model.device), length)
-            yield ReadPrompt(alone, hidden[row, length - 1][None]), unheard[code]
 
 
 @torch.no_grad()

@@ -37,11 +37,12 @@ class DecodeOptions:
         show_default="as the checkpoint was trained",
     )
     seed: int = option(0, "Of the random draws; the same seed gives the same transcript.")
-    candidates: int = option(
-        1,
+    candidates: int | None = option(
+        None,
         "Transcripts of which the backbone chooses one: drafts by CTC, or where canvases start from noise, seeds.",
         min=1,
         max=MAX_CANDIDATES,
+        show_default="the checkpoint's for drafts, else 1",
     )
     entropy_bound: float | None = option(
         None, "Nats; how dependent on each other the tokens kept in one step may be.", show_default="the checkpoint's"
@@ -62,7 +63,7 @@ class DecodeOptions:
         check_types(self)
         if len(self.codes) > 1 and AUTO in self.codes:
             raise AsrError(f"language is {self.language!r}; give {AUTO} alone, or codes")
-        if not 1 <= self.candidates <= MAX_CANDIDATES:
+        if self.candidates is not None and not 1 <= self.candidates <= MAX_CANDIDATES:
             raise AsrError(f"candidates is {self.candidates}; it must be from 1 to {MAX_CANDIDATES}")
         if self.canvas_length is not None and self.canvas_length < 1:
             raise AsrError(f"canvas_length is {self.canvas_length}; it must be at least 1")

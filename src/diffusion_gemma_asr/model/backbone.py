@@ -215,21 +215,24 @@ class Backbone(nn.Module):
         visible = torch.arange(size, device=embeds.device) < lengths[:, None]
         return Prefill(FilledCache(filled), visible, lengths), encoder.norm(hidden)
 
-    def extend(self, embeds: Tensor, prefill: Prefill) -> tuple[Prefill, Tensor]:
+    def extend(self, embeds: Tensor, prefill: Prefill, seen: Tensor | None = None) -> tuple[Prefill, Tensor]:
         """Reads more tokens of each row causally, behind what it has read.
 
         Args:
             embeds: (B, N, H) from `embed`.
             prefill: of the same B rows; a cache that `prefill` or this method made grows, and must not be used otherwise
                 afterwards.
+            seen: (N, N) bool, which of these tokens each one sees, itself among them; its position is their number. None:
+                all before it. Several continuations that begin alike are so read as one tree.
 
         Returns:
             the longer Prefill, and the last hidden states (B, N, H).
         """
         batch, more, _ = embeds.shape
         visible = torch.cat([prefill.visible, prefill.visible.new_ones(batch, more)], 1)  # (B, P + N)
-        causal = torch.ones(more, more, dtype=torch.bool, device=embeds.device).tril()
-        behind = torch.cat([prefill.visible[:, None].expand(-1, more, -1), causal.expand(batch, -1, -1)], 2)
+        if seen is None:
+            seen = torch.ones(more, more, dtype=torch.bool, device=embeds.device).tril()
+        behind = torch.cat([prefill.visible[:, None].expand(-1, more, -1), seen.expand(batch, -1, -1)], 2)
         mask = behind[:, None]  # (B, 1, N, P + N)
         cache = prefill.cache
         if isinstance(cache, FilledCache):
@@ -239,7 +242,7 @@ class Backbone(nn.Module):
         out = self.model.model.encoder(
             inputs_embeds=embeds,
             attention_mask={"full_attention": mask, "sliding_attention": mask},
-            position_ids=prefill.lengths[:, None] + torch.arange(more, device=embeds.device),
+            position_ids=prefill.lengths[:, None] + seen.sum(1) - 1,
             **{CACHE: cache},
         )
         return Prefill(cache, visible, prefill.lengths + more), out.last_hidden_state

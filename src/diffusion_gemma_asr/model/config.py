@@ -104,10 +104,12 @@ class ModelConfig:
     canvas: Canvas = "packed"  # the transcript, or a position for each audio token; see denoise/canvas.py
     draft_conditioning: bool = False  # the first pass over a draft sees what CTC finds likely at each place of the canvas
     start: Start = "noise"  # what a canvas holds at first, where the caller does not say; see `DecodeOptions`
+    candidates: int = 1  # drafts of which the backbone chooses one to denoise, where the caller does not say
     dtype: Dtype = "float32"  # of the frozen parts in training, and where loading names none
 
     def __post_init__(self) -> None:
         require(len(self.languages) >= 1, "languages", "an empty list", "a list of at least one")
+        require(self.candidates >= 1, "candidates", self.candidates, "at least 1")
         if self.draft_conditioning and self.canvas != "aligned":
             raise RecipeError("'draft_conditioning' wants 'canvas: aligned', a place for each audio token")
         if self.start != "noise" and not self.ctc:

@@ -21,7 +21,7 @@ from .recipe_files import PART
 
 # Settings that may differ when a run is resumed: its length, how it is evaluated, and where weights lie.
 FREE = {"stage", "name", "steps", "minutes", "save_every", "eval_every", "monitor_samples", "dev", "dev_count"}
-FREE |= {"cache_dir", "shard", "compile"}
+FREE |= {"cache_dir", "shard", "compile", "candidates"}
 # Settings that came later: at their default they are not named, so that older runs go on.
 LATER = {
     "kernels",
