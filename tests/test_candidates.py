@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from diffusion_gemma_asr.denoise import clip as clip_module
 from diffusion_gemma_asr.denoise.candidates import (
-    LANGUAGE,
-    LENGTH,
+    PIECE_S,
     ROWS,
+    WEIGHTS,
+    Weights,
     chosen,
     language_scores,
     prompt_without_sound,
@@ -29,7 +30,7 @@ from diffusion_gemma_asr.denoise.decode import decode_clips, draft_clips
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.errors import AsrError
 from diffusion_gemma_asr.model.ctc import transcript_scores
-from diffusion_gemma_asr.model.ctc_beam import likeliest
+from diffusion_gemma_asr.model.ctc_beam import Slot, heard_in, likeliest, pieces
 from diffusion_gemma_asr.model.head import Head
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.model.projector import noise
@@ -63,15 +64,28 @@ def test_the_beam_finds_the_likeliest_transcripts(seed: int) -> None:
         spelled = tuple(symbol for symbol, _ in itertools.groupby(path) if symbol != 0)
         totals[spelled] = totals.get(spelled, 0.0) + math.exp(sum(float(log_probs[i, x]) for i, x in enumerate(path)))
     expected = sorted(totals.items(), key=lambda item: -item[1])[:4]
-    found = likeliest(*slots_of(log_probs), 0, 4)
+    found = likeliest(heard_in(*slots_of(log_probs), 0), 4)
     assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
     assert [score for _, score in found] == pytest.approx([math.log(value) for _, value in expected], abs=0.05)
 
 
 def test_silence_proposes_nothing() -> None:
-    assert likeliest(Head(torch.eye(4), 30.0), torch.zeros(0, 4), 0, 3) == [((), 0.0)]
+    assert likeliest(heard_in(Head(torch.eye(4), 30.0), torch.zeros(0, 4), 0), 3) == [((), 0.0)]
     sure = torch.tensor([[0.99, 0.01 / 3, 0.01 / 3, 0.01 / 3]] * 3).log()
-    assert likeliest(*slots_of(sure), 0, 1)[0][0] == ()
+    assert likeliest(heard_in(*slots_of(sure), 0), 1)[0][0] == ()
+
+
+def test_pieces_end_where_nothing_is_heard() -> None:
+    heard = [Slot(-3.0, [])] * 40
+    for place in (8, 9, 10, 21, 22, 23):
+        heard[place] = Slot(-0.01, [])
+    assert pieces(heard, 10) == [(0, 9), (9, 22), (22, 27), (27, 40)]
+    assert pieces(heard[:15], 10) == [(0, 15)]
+    assert pieces([], 10) == [(0, 0)]
+    for size in (2, 3, 25):
+        cut = pieces(heard, size)
+        assert [start for start, _ in cut[1:]] == [end for _, end in cut[:-1]] and cut[-1][1] == 40
+        assert all(size / 2 <= end - start <= 1.5 * size for start, end in cut[:-1])
 
 
 @torch.no_grad()
@@ -109,7 +123,7 @@ def test_a_weighted_sum_decides(model: DiffusionGemmaASR, audio: list[np.ndarray
 
     def best(by_ctc: list[float], rows: list[list[int]]) -> int:
         said = language_scores(model, rows, "en")
-        totals = [a + LANGUAGE * b + LENGTH * len(row) for a, b, row in zip(by_ctc, said, rows, strict=True)]
+        totals = [a + WEIGHTS.language * b + WEIGHTS.length * len(row) for a, b, row in zip(by_ctc, said, rows, strict=True)]
         return totals.index(max(totals))
 
     expected = best(transcript_scores(model.head, slots, candidates, model.blank), candidates)
@@ -131,20 +145,44 @@ def test_one_candidate_changes_nothing(model: DiffusionGemmaASR, audio: list[np.
         assert decode_clips(model, audio, replace(options, candidates=1)) == decode_clips(model, audio, options)
 
 
-def test_drafts_are_proposed_and_the_best_is_denoised(
+def test_drafts_are_put_together_and_the_best_is_denoised(
     model: DiffusionGemmaASR, audio: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = replace(OPTIONS, start="draft", candidates=4)
     decoded = decode_clips(model, audio, options)
     drafted = draft_clips(model, model.encode(audio))
     for one, clip in zip(decoded, drafted, strict=True):
-        candidates = proposed(model, clip.slots, clip.draft, 4)
-        found = [tokens for tokens, _ in likeliest(model.head, clip.slots, model.blank, 4)]
-        assert candidates == list(dict.fromkeys([tuple(token.id for token in clip.draft), *found]))[:4]
-        assert tuple(token.id for token in one.draft_tokens) == candidates[chosen(model, clip.slots, candidates, "en")]
+        assert tuple(token.id for token in one.draft_tokens) == proposed(model, clip.slots, 4, "en", "")
         assert [token.start for token in one.draft_tokens] == sorted(token.start for token in one.draft_tokens)
     monkeypatch.setattr(clip_module, "proposed_draft", lambda *_: [])
     assert all(one.draft == "" for one in decode_clips(model, audio, options))
+
+
+def test_a_short_clip_is_one_piece(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    """Then the best of the likeliest transcripts is taken, by CTC, language, and length."""
+    slots = slots_heard(model, audio, 1)
+    found = likeliest(heard_in(model.head, slots, model.blank), 6)
+    said = language_scores(model, [tokens for tokens, _ in found], "en")
+    taken = set()
+    for weights in (Weights(0.0, 0.0), Weights(1.0, 0.0), Weights(0.5, 9.0)):
+        totals = [
+            heard + weights.language * b + weights.length * len(tokens)
+            for (tokens, heard), b in zip(found, said, strict=True)
+        ]
+        best = found[totals.index(max(totals))][0]
+        assert proposed(model, slots, 6, "en", "", weights) == best
+        taken.add(best)
+    assert len(taken) > 1, "the same whatever the weights: nothing to show"
+
+
+def test_a_long_clip_is_read_piece_by_piece(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    """Without language each piece is what CTC hears in it; with it what stands before counts."""
+    slots = slots_heard(model, [np.concatenate(audio)])
+    heard = heard_in(model.head, slots, model.blank)
+    cut = pieces(heard, round(PIECE_S / model.slot_s))
+    assert len(cut) > 1
+    best = [likeliest(heard[start:end], 1)[0][0] for start, end in cut]
+    assert proposed(model, slots, 3, "en", "", Weights(0.0, 0.0)) == sum(best, ())
 
 
 @pytest.mark.parametrize("taken", [0, 1])

@@ -5,60 +5,105 @@ say a transcript. CTC says how likely the transcript is by the sound alone. The 
 logarithms is taken. What the backbone makes of a transcript behind the clip's own prompt is left out: a small backbone that
 was trained on few hours believes its audio tokens too readily, and with what it knows without sound and CTC there is
 nothing left for it to add (docs/results/candidates.md).
+
+A draft is put together piece by piece. CTC proposes transcripts of each, and the backbone reads them behind the best
+beginnings so far: the N likeliest transcripts of half a minute differ in a word or two, those of two seconds in everything
+that is in doubt there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from heapq import nlargest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..model.ctc import DraftToken, transcript_scores
-from ..model.ctc_beam import Prefix, likeliest
+from ..model.ctc_beam import Prefix, heard_in, likeliest, pieces
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
 from ..model.projector import noise
 
-ROWS = 64  # transcripts read at once
-# Weight of language beside CTC's 1, and nats for each token, since language likes short texts; benchmarks/candidates.py fits
-# them.
-LANGUAGE, LENGTH = 0.3, 1.5
+ROWS = 96  # transcripts read at once
+PIECE_S = 2.0  # seconds of a piece, about
+BEGINNINGS = 3  # that are kept behind each piece
 
 
+class Weights(NamedTuple):
+    """Of the scores, beside CTC's 1; benchmarks/candidates.py fits them.
+
+    Attributes:
+        language: of the log-probability that the backbone gives.
+        length: nats for each token, since language likes short texts.
+    """
+
+    language: float = 0.3
+    length: float = 1.5
+
+
+WEIGHTS = Weights()
+
+
+@torch.no_grad()
 def proposed_draft(
-    model: DiffusionGemmaASR, slots: Tensor, draft: list[DraftToken], count: int, language: str, context: str = ""
+    model: DiffusionGemmaASR,
+    slots: Tensor,
+    draft: list[DraftToken],
+    count: int,
+    language: str,
+    context: str = "",
+    weights: Weights = WEIGHTS,
 ) -> list[DraftToken]:
-    """The best of the drafts that CTC finds likeliest.
+    """The best draft that can be put together.
 
     Args:
         model: that made the slots.
         slots: (S, H) of one clip.
-        draft: greedy CTC's, one of the candidates.
-        count: candidates.
+        draft: greedy CTC's, which is kept where nothing is better.
+        count: transcripts that CTC proposes of each piece.
         language, context: see `PromptBuilder.row`.
+        weights: of the scores.
     """
-    candidates = proposed(model, slots, draft, count)
-    best = candidates[chosen(model, slots, candidates, language, context)]
-    spans = None if best == candidates[0] else model.align(slots, best)
+    tokens = proposed(model, slots, count, language, context, weights)
+    spans = None if tokens == tuple(token.id for token in draft) else model.align(slots, tokens)
     if spans is None:
         return draft
-    aligned = zip(best, spans, strict=True)
-    return [DraftToken(token, span.start, span.end, math.exp(span.logprob)) for token, span in aligned]
+    return [
+        DraftToken(token, span.start, span.end, math.exp(span.logprob)) for token, span in zip(tokens, spans, strict=True)
+    ]
 
 
-def proposed(model: DiffusionGemmaASR, slots: Tensor, draft: Sequence[DraftToken], count: int) -> list[Prefix]:
-    """The tokens of at most `count` transcripts: the draft of greedy CTC, then those that CTC finds likeliest."""
-    found = [prefix for prefix, _ in likeliest(model.head, slots, model.blank, count)]
-    return list(dict.fromkeys([tuple(token.id for token in draft), *found]))[:count]
+def proposed(
+    model: DiffusionGemmaASR, slots: Tensor, count: int, language: str, context: str, weights: Weights = WEIGHTS
+) -> Prefix:
+    """The tokens of that draft."""
+    heard = heard_in(model.head, slots, model.blank)
+    prefill, last = prompt_without_sound(model, language, context)
+    best: dict[Prefix, float] = {(): 0.0}  # beginnings, with their scores without language
+    for start, end in pieces(heard, max(2, round(PIECE_S / model.slot_s))):
+        found = likeliest(heard[start:end], count)
+        rows: dict[Prefix, float] = {}
+        for beginning, score in best.items():
+            for tokens, more in found:
+                row, total = (*beginning, *tokens), score + more + weights.length * len(tokens)
+                rows[row] = max(total, rows.get(row, total))
+        read = _read(model, list(rows), prefill, last)
+        ranked = zip(rows.items(), read, strict=True)
+        totals = {
+            row: score + weights.language * (said + ended * (end == len(heard))) for (row, score), (said, ended) in ranked
+        }
+        best = {row: rows[row] for row in nlargest(BEGINNINGS, rows, key=totals.__getitem__)}
+    return next(iter(best))
 
 
 @torch.no_grad()
 def chosen(
     model: DiffusionGemmaASR, slots: Tensor, candidates: Sequence[Sequence[int]], language: str, context: str = ""
 ) -> int:
-    """The place of the transcript with the largest weighted sum of log-probabilities.
+    """The place of the best of several whole transcripts.
 
     Args:
         model: that made the slots.
@@ -70,17 +115,16 @@ def chosen(
     if all(score == -math.inf for score in by_ctc):  # more tokens than slots in each
         by_ctc = [0.0] * len(by_ctc)
     said = language_scores(model, candidates, language, context)
-    totals = [a + LANGUAGE * b + LENGTH * len(tokens) for a, b, tokens in zip(by_ctc, said, candidates, strict=True)]
+    totals = [
+        a + WEIGHTS.language * b + WEIGHTS.length * len(row) for a, b, row in zip(by_ctc, said, candidates, strict=True)
+    ]
     return max(range(len(totals)), key=totals.__getitem__)
 
 
-@torch.no_grad()
 def language_scores(
     model: DiffusionGemmaASR, candidates: Sequence[Sequence[int]], language: str, context: str = ""
 ) -> list[float]:
     """Log-probabilities in nats of transcripts and their ends, read token after token behind a prompt without sound.
-
-    What transcripts begin with in common is read once: they are a tree, in which a token sees those that lead to it.
 
     Args:
         model: with the backbone.
@@ -88,10 +132,10 @@ def language_scores(
         language, context: see `PromptBuilder.row`.
     """
     prefill, last = prompt_without_sound(model, language, context)
-    parts = (candidates[at : at + ROWS] for at in range(0, len(candidates), ROWS))
-    return [score for part in parts for score in _tree_scores(model, part, prefill, last)]
+    return [said + ended for said, ended in _read(model, candidates, prefill, last)]
 
 
+@torch.no_grad()
 def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str = "") -> tuple[Prefill, Tensor]:
     """A prompt that holds one audio token of noise, as training has it for language alone.
 
@@ -104,13 +148,23 @@ def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str =
     return prefill, hidden[0, int(prefill.lengths[0]) - 1][None]
 
 
-def _tree_scores(
-    model: DiffusionGemmaASR, candidates: Sequence[Sequence[int]], prefill: Prefill, hidden: Tensor
-) -> list[float]:
-    """The same of transcripts that are read at once, behind a prompt; hidden (1, H) is what predicts a first token."""
-    places: dict[Prefix, int] = {(): 0}  # of each beginning of a transcript
+def _read(
+    model: DiffusionGemmaASR, rows: Sequence[Sequence[int]], prefill: Prefill, last: Tensor
+) -> list[tuple[float, float]]:
+    """The log-probability of each row of tokens behind a prompt, and of an end behind the row.
+
+    What rows begin with in common is read once: they are a tree, in which a token sees those that lead to it.
+    """
+    return [pair for at in range(0, len(rows), ROWS) for pair in _read_at_once(model, rows[at : at + ROWS], prefill, last)]
+
+
+def _read_at_once(
+    model: DiffusionGemmaASR, rows: Sequence[Sequence[int]], prefill: Prefill, hidden: Tensor
+) -> list[tuple[float, float]]:
+    """The same of few rows; hidden (1, H) is what predicts a first token."""
+    places: dict[Prefix, int] = {(): 0}  # of each beginning of a row
     before, tokens = [0], [0]  # of each place: that of the beginning without its last token, and this token
-    for row in candidates:
+    for row in rows:
         for size in range(1, len(row) + 1):
             beginning = tuple(row[:size])
             if beginning not in places:
@@ -126,11 +180,11 @@ def _tree_scores(
         alone = prefill.keep(torch.zeros(1, dtype=torch.long, device=device), int(prefill.lengths[0]))
         _, behind = model.backbone.extend(model.backbone.embed(ids), alone, seen[1:, 1:].to(device))
         hidden = torch.cat([hidden, behind[0]])  # (N + 1, H)
-    ends = [places[tuple(row)] for row in candidates]
+    ends = [places[tuple(row)] for row in rows]
     predicting = torch.tensor([*before[1:], *ends], device=device)
     predicted = [*tokens[1:], *[model.prompts.special["end_of_turn"]] * len(ends)]
     found = model.head.token_log_probs(hidden[predicting], torch.tensor(predicted, device=device)).tolist()
     totals = [0.0]
     for place in range(1, len(tokens)):
         totals.append(totals[before[place]] + found[place - 1])
-    return [totals[end] + score for end, score in zip(ends, found[len(tokens) - 1 :], strict=True)]
+    return [(totals[end], ended) for end, ended in zip(ends, found[len(tokens) - 1 :], strict=True)]

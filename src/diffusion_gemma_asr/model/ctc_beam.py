@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from heapq import nlargest
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,22 +26,24 @@ NEVER = -math.inf
 Prefix = tuple[int, ...]
 
 
+class Slot(NamedTuple):
+    """What CTC hears in a slot: log-probabilities in nats of the blank, and of its likeliest tokens."""
+
+    blank: float
+    tokens: list[tuple[int, float]]
+
+
 @torch.no_grad()
-def likeliest(head: Head, slots: Tensor, blank: int, count: int) -> list[tuple[Prefix, float]]:
-    """The likeliest transcripts of one clip.
+def heard_in(head: Head, slots: Tensor, blank: int) -> list[Slot]:
+    """What CTC hears in each slot.
 
     Args:
         head: of the backbone.
         slots: (S, H), without padding.
         blank: id of the CTC blank.
-        count: transcripts wanted, at least 1.
-
-    Returns:
-        at most `count` transcripts, the likeliest first, and their log-probabilities in nats, as far as the search has seen
-        their paths; one without tokens is among them where silence is likely.
     """
     if not len(slots):
-        return [((), 0.0)]
+        return []
 
     def best(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_probs = head.logits(hidden).log_softmax(-1)  # (n, V)
@@ -47,16 +52,32 @@ def likeliest(head: Head, slots: Tensor, blank: int, count: int) -> list[tuple[P
         values, tokens = log_probs.topk(min(TRIED, log_probs.shape[-1] - 1))
         return blanks, values, tokens
 
-    blanks, values, tokens = (torch.cat(column).tolist() for column in zip(*head.over_chunks(best, slots), strict=True))
+    columns = (torch.cat(column).tolist() for column in zip(*head.over_chunks(best, slots), strict=True))
+    return [
+        Slot(silent, [(token, value) for token, value in zip(tokens, values, strict=True) if value >= LEAST])
+        for silent, values, tokens in zip(*columns, strict=True)
+    ]
+
+
+def likeliest(heard: Sequence[Slot], count: int) -> list[tuple[Prefix, float]]:
+    """The likeliest transcripts of some slots.
+
+    Args:
+        heard: in each slot.
+        count: transcripts wanted, at least 1.
+
+    Returns:
+        at most `count` transcripts, the likeliest first, and their log-probabilities in nats, as far as the search has seen
+        their paths; one without tokens is among them where silence is likely.
+    """
     width = max(BEAM, 2 * count)
     beams: dict[Prefix, tuple[float, float]] = {(): (0.0, NEVER)}  # of paths that end in a blank, and in the last token
-    for slot_blank, slot_values, slot_tokens in zip(blanks, values, tokens, strict=True):
-        tried = [(token, value) for token, value in zip(slot_tokens, slot_values, strict=True) if value >= LEAST]
+    for silent, tried in heard:
         grown: dict[Prefix, list[float]] = defaultdict(lambda: [NEVER, NEVER])
         for prefix, (in_blank, in_token) in beams.items():
             total = either(in_blank, in_token)
             same = grown[prefix]
-            same[0] = either(same[0], total + slot_blank)
+            same[0] = either(same[0], total + silent)
             for token, value in tried:
                 repeats = bool(prefix) and token == prefix[-1]
                 if repeats:
@@ -67,6 +88,16 @@ def likeliest(head: Head, slots: Tensor, blank: int, count: int) -> list[tuple[P
         beams = {prefix: (scores[0], scores[1]) for prefix, scores in kept}
     found = [(prefix, either(*scores)) for prefix, scores in beams.items()]
     return nlargest(count, found, key=lambda item: item[1])
+
+
+def pieces(heard: Sequence[Slot], size: int) -> list[tuple[int, int]]:
+    """Cuts slots into pieces [start, end) of about `size` each, from a half to one and a half of it, where CTC is surest of
+    blanks."""
+    silent = [sum(slot.blank for slot in heard[max(0, i - 1) : i + 2]) for i in range(len(heard))]
+    cuts = [0]
+    while len(heard) - cuts[-1] > 1.5 * size:
+        cuts.append(max(range(cuts[-1] + (size + 1) // 2, cuts[-1] + 3 * size // 2), key=silent.__getitem__))
+    return list(pairwise([*cuts, len(heard)]))
 
 
 def either(a: float, b: float) -> float:
