@@ -22,14 +22,9 @@ from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig
 from diffusion_gemma_asr.train.loop import run
 from diffusion_gemma_asr.train.mini.backbone_config import BackboneShape, small_config
+from diffusion_gemma_asr.train.mini.reading import Curriculum
 from diffusion_gemma_asr.train.mini.sentences import joined, random_rows
-from diffusion_gemma_asr.train.mini.text import (
-    BackboneRecipe,
-    Curriculum,
-    TextTrainer,
-    new_backbone,
-    warm_start,
-)
+from diffusion_gemma_asr.train.mini.text import BackboneRecipe, TextTrainer, new_backbone, warm_start
 from diffusion_gemma_asr.train.mini.tokenizer import FIRST_WORD_TOKEN, saved, train_tokenizer
 from diffusion_gemma_asr.train.recipe_files import load_recipe_as
 from diffusion_gemma_asr.train.run import train_from_recipe
@@ -37,7 +32,7 @@ from diffusion_gemma_asr.train.run import train_from_recipe
 TEXTS = ["the quick fox", "lazy dog", "by the sea", "she sells shells", "it is fine"]
 RECIPES = Path(__file__).parents[1] / "recipes"
 SHAPE = {
-    "hidden": 32, "layers": 2, "heads": 4, "head_dim": 8, "intermediate": 32, "experts": 2, "top_k": 1,
+    "hidden": 32, "layers": 2, "heads": 4, "kv_heads": None, "head_dim": 8, "intermediate": 32, "experts": 2, "top_k": 1,
     "expert_intermediate": 16,
 }  # fmt: skip
 PROJECTOR = {"hidden_size": 12, "strides": [2, 2]}
@@ -90,11 +85,9 @@ def backbone_recipe(corpus: Path, rows: str | None = None, **changes: Any) -> Pa
         "rows": rows,
         "shape": SHAPE,
         "data": texts,
-        "losses": {"diffusion": 1.0, "self_conditioning": 1.0, "draft_share": 0.3, "full_noise": 0.6, "unroll": 1.0},
         "decoder": None,
     }
-    sections["curriculum"] = {"clean": 1, "until": 2}
-    train = {"batch_size": 4, "unnamed": 0.5, "unroll_from": 1, "noise_only": 0.35}
+    train = {"batch_size": 4, "unnamed": 0.5}
     return write_recipe(corpus, "mini/1-backbone.yaml", train=train | changes, **sections)
 
 
@@ -113,11 +106,8 @@ def backbone(text_run: Path) -> Backbone:
 def test_a_backbone_is_left_in_the_real_layout(text_run: Path, backbone: Backbone) -> None:
     records = read_log(text_run)
     assert [record["step"] for record in records] == [1, 2, 3]
-    for record in records:  # with audio tokens to read or without
-        kind = "" if "diffusion" in record else "_without_sound"
-        assert record["diffusion" + kind] > 0 and record["autoregressive" + kind] > 0
-    judged = {"errors_of_slots_en", "errors_8_steps_en", "errors_8_steps_from_slots_en"}
-    assert judged <= records[-1]["evaluation"].keys()
+    assert all(record["autoregressive"] > 0 for record in records)
+    assert 0 < records[-1]["evaluation"]["nats_a_character_en"] < 20
     assert (backbone.hidden_size, backbone.vocab_size) == (32, 320)
     state = torch.load(text_run / "state.pt", weights_only=True)["weights"]
     loaded = dict(backbone.named_parameters())
@@ -129,7 +119,7 @@ def test_a_stage_that_was_interrupted_ends_as_one_that_was_not(corpus: Path, tex
     path = backbone_recipe(corpus)
     recipe = load_recipe_as(BackboneRecipe, path)
     trainer = TextTrainer(recipe, torch.device("cpu"))
-    trained = {n: p for n, p in trainer.reader.backbone.named_parameters() if "vision" not in n}
+    trained = {n: p for n, p in trainer.backbone.named_parameters() if "vision" not in n}
 
     def interrupt(step: int) -> dict[str, float]:
         raise KeyboardInterrupt
@@ -155,7 +145,7 @@ def test_rows_that_are_given_do_not_learn(corpus: Path, text_run: Path) -> None:
 
 
 def test_a_run_is_not_continued_by_another_recipe(corpus: Path, text_run: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"state\.pt was made with other settings \(.*train\.seed was 1, is 2\)"):
+    with pytest.raises(CheckpointError, match=r"state\.pt was made with other settings \(.*train\.seed was 5, is 2\)"):
         train_from_recipe(backbone_recipe(corpus, seed=2), text_run, "cpu")
 
 

@@ -7,7 +7,7 @@ tokens it is a language model of these, which decoder_backbone.py then carries o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from ...model.prompt import PromptBuilder
 from .. import fingerprint
 from ..decoder_start import readable
 from ..loop import LoopOptions, Metrics, compute_dtype, run
+from ..recipe_files import PART
 from ..workers import rank
 from .sentences import Sentences, TextData, read_targets
 from .tokenizer import read_sentences
@@ -46,7 +47,7 @@ class DecoderRecipe:
 
     stage: Literal["decoder"]
     name: str  # of the run's folder
-    whisper: str  # hub repository or folder of a whole Whisper
+    whisper: str = field(metadata=PART)  # hub repository or folder of a whole Whisper
     tokenizer: Path  # folder of the backbone's
     train: DecoderTrain
     data: TextData

@@ -1,7 +1,7 @@
 """The stage `reading`: trains a small backbone to read the projector's audio tokens.
 
-LoRA is enough to teach DiffusionGemma audio tokens, but not a backbone of a few million parameters that has only been
-trained on imitated ones (figures in docs/training.md). Here all weights of the backbone, including its head, are trained by
+LoRA is enough to teach DiffusionGemma audio tokens, but not a backbone of a few million parameters that has only met text
+(docs/training.md). Here all weights of the backbone, including its head, are trained by
 the adapter's three losses on the frozen encoder's frames, and on sentences that nobody has spoken (slot_bank.py); later
 stages freeze it.
 """
@@ -34,7 +34,24 @@ from ..recipe import Recipe
 from ..workers import rank, workers
 from .sentences import SentenceData, random_rows, read_targets
 from .slot_bank import SlotBank
-from .text import Curriculum, save_backbone
+from .text import save_backbone
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """From rows of a few random tokens, where nothing but reading helps, to sentences and speech."""
+
+    clean: int  # first steps, with random tokens alone
+    until: int  # step from which there are none
+    length: int = 16  # random tokens in a row at most, to begin with: what to read is found soonest where there is little
+
+    def __post_init__(self) -> None:
+        require(0 <= self.clean < self.until, "curriculum.clean", self.clean, "at least 0 and below curriculum.until")
+        require(self.length >= 1, "curriculum.length", self.length, "at least 1")
+
+    def level(self, step: int) -> float:
+        """Share of what is not random, and of the way to the longest rows: 0 up to `clean`, then linear to 1 at `until`."""
+        return min(1.0, max(0.0, (step - self.clean) / (self.until - self.clean)))
 
 
 @dataclass(frozen=True, kw_only=True)
