@@ -1,4 +1,4 @@
-"""Error rates of models by language and corpus, on held-out synthetic and on real speech, and what else they could write.
+"""Error rates of models by language and corpus, on held-out synthetic and on real speech.
 
     python benchmarks/languages.py measure mini          adds to benchmarks/results/languages.json the lists that it lacks
     python benchmarks/languages.py whisper FOLDER        the same lists by a Whisper with its own decoder, as a yardstick
@@ -26,24 +26,22 @@ from diffusion_gemma_asr.data.sound import read_utterance
 from diffusion_gemma_asr.denoise.clip import DraftedClip
 from diffusion_gemma_asr.denoise.decode import decode, draft_clips, find_languages
 from diffusion_gemma_asr.denoise.options import DEFAULT_STEPS, DecodeOptions
-from diffusion_gemma_asr.evaluate.baselines.autoregressive import greedy
 from diffusion_gemma_asr.evaluate.baselines.whisper import Whisper
 from diffusion_gemma_asr.evaluate.metrics import Edits, edits, percent
 from diffusion_gemma_asr.evaluate.normalise import NORMALISER
 from diffusion_gemma_asr.evaluate.summary import LONG_S, rates
 from diffusion_gemma_asr.languages import LANGUAGES
-from diffusion_gemma_asr.model.ctc import DraftToken
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 DATA, PAGE, README = RESULTS / "languages.json", ROOT / "docs/results/languages.md", ROOT / "README.md"
 DOMAINS = {"synthetic": "runs/mini/heldout-{}/manifest.jsonl", "real": "../shared/speech/{}-dev.jsonl"}
-COUNT, BATCH, EXAMPLES, CANDIDATES = 300, 16, 3, 32
+COUNT, BATCH, EXAMPLES = 300, 16, 3
 SYSTEMS = {
     "draft": "CTC draft",
     "denoised": f"denoised from it, {DEFAULT_STEPS} steps",
-    "candidates": f"the same from one of {CANDIDATES} drafts, which the backbone chooses",
+    "chosen": "draft that the backbone chooses",
+    "candidates": f"denoised from that, {DEFAULT_STEPS} steps",
     "noise": f"from noise, {DEFAULT_STEPS} steps",
-    "autoregressive": "token after token",
     "whisper": "own decoder",
 }
 
@@ -73,7 +71,7 @@ def lists(codes: Sequence[str]) -> dict[str, list[Utterance]]:
 @torch.no_grad()
 def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Written]:
     """What each system writes for a batch of one language."""
-    languages, options = [u.language for u in batch], DecodeOptions(start="draft")
+    languages, count = [u.language for u in batch], model.config.candidates
     encoded = model.encode([read_utterance(u) for u in batch])
     written: dict[str, Written] = {}
 
@@ -85,15 +83,15 @@ def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Wri
     def denoised(clips: Sequence[DraftedClip], how: DecodeOptions) -> list[str]:
         return [row.text for row in decode(model, clips, how, batch_size=BATCH, languages=languages)]
 
-    def spelled(drafts: Sequence[Sequence[DraftToken]]) -> list[str]:
-        return [model.text([token.id for token in row]) for row in drafts]
-
-    noise, chosen = DecodeOptions(start="noise"), DecodeOptions(start="draft", candidates=CANDIDATES)
-    add("draft", lambda: spelled(model.greedy.drafts(encoded)))
-    add("denoised", lambda: denoised(draft_clips(model, encoded), options))
-    add("candidates", lambda: denoised(draft_clips(model, encoded), chosen))
-    add("noise", lambda: denoised(draft_clips(model, encoded), noise))
-    add("autoregressive", lambda: [model.text(row) for row in greedy(model, encoded, languages)])
+    ways = {
+        "draft": DecodeOptions(start="ctc"),
+        "denoised": DecodeOptions(start="draft", candidates=1),
+        "chosen": DecodeOptions(start="ctc", candidates=count),
+        "candidates": DecodeOptions(start="draft", candidates=count),
+        "noise": DecodeOptions(start="noise"),
+    }
+    for name, how in ways.items():
+        add(name, lambda how=how: denoised(draft_clips(model, encoded), how))
     return written
 
 
@@ -138,18 +136,18 @@ def judged(rows: Sequence[Utterance], parts: Sequence[dict[str, Written]]) -> di
             for name, some in counted.items()
         },
     }
-    if "denoised" in lines:
+    if "candidates" in lines:
         result["changed"] = changes(rows, lines, counted)
     return result
 
 
 def changes(rows: Sequence[Utterance], lines: dict[str, list[str]], counted: dict[str, list[Edits]]) -> dict[str, Any]:
-    """What denoising makes of drafts: words (characters) fewer and more wrong, as shares of what was said, and examples."""
-    words = sum(one.reference for one in counted["draft"])
-    gained = [a.errors - b.errors for a, b in zip(counted["draft"], counted["denoised"], strict=True)]
+    """What denoising makes of chosen drafts: words (characters) fewer and more wrong, as shares of all, and examples."""
+    words = sum(one.reference for one in counted["chosen"])
+    gained = [a.errors - b.errors for a, b in zip(counted["chosen"], counted["candidates"], strict=True)]
     order = sorted(range(len(rows)), key=gained.__getitem__)
     examples = [
-        {"said": rows[i].text, "draft": lines["draft"][i], "denoised": lines["denoised"][i]}
+        {"said": rows[i].text, "draft": lines["chosen"][i], "denoised": lines["candidates"][i]}
         for i in [*order[::-1][:EXAMPLES], *order[:EXAMPLES]]
         if gained[i]
     ]
@@ -245,7 +243,7 @@ def short_table(data: dict[str, Any]) -> str:
     rows = []
     for name, measured in data.items():
         for domain in DOMAINS:
-            for system in ("draft", "denoised", "candidates", "noise"):
+            for system in ("draft", "chosen", "candidates", "noise"):
                 cells = [summed(measured, f"{domain} {code}", system) for code in LANGUAGES]
                 if set(cells) != {"–"}:
                     rows.append([f"`{name}`, {domain}: {SYSTEMS[system]}", *cells])
