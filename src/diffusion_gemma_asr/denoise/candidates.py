@@ -40,8 +40,8 @@ class Weights(NamedTuple):
         length: nats for each token, since language likes short texts.
     """
 
-    language: float = 0.3
-    length: float = 1.5
+    language: float = 0.4
+    length: float = 2.0
 
 
 WEIGHTS = Weights()
