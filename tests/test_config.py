@@ -49,7 +49,7 @@ def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
         ModelConfig("plain", ENCODER, BACKBONE),
         ModelConfig("other", replace(ENCODER, revision="v1", silence_s=0.5), BACKBONE,
                     ProjectorConfig(8, (8,), False, (16,), 0.9, 2, 0.1), LoraConfig(2, 3, 0.5, True),
-                     ("hi", "zh"), True, True, True, "aligned", True, "draft", "bfloat16"),
+                     ("hi", "zh"), True, True, True, "aligned", True, "draft", 8, "bfloat16"),
     ]  # fmt: skip
     for config in configs:
         write_config(config, tmp_path)

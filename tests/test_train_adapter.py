@@ -140,7 +140,7 @@ def test_the_log_has_a_line_a_step_with_the_three_losses(whole: Path) -> None:
 
 
 def test_the_checkpoint_holds_what_was_trained_and_transcribes(whole: Path) -> None:
-    recognizer = diffusion_gemma_asr.load(whole / "checkpoint", device="cpu", merge_lora=False)
+    recognizer = diffusion_gemma_asr.load(whole / "checkpoint", device="cpu", dtype="float32", merge_lora=False)
     state = torch.load(whole / "state.pt", weights_only=True)["weights"]
     loaded = recognizer.model.trained()
     assert loaded.keys() == state.keys() and len(state) > 10
