@@ -23,7 +23,6 @@ from pages import RESULTS, ROOT, circumstances, fill, markdown, read_results, st
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
 from diffusion_gemma_asr.data.sound import read_utterance
-from diffusion_gemma_asr.denoise.clip import DraftedClip
 from diffusion_gemma_asr.denoise.decode import decode, draft_clips, find_languages
 from diffusion_gemma_asr.denoise.options import DEFAULT_STEPS, DecodeOptions
 from diffusion_gemma_asr.evaluate.baselines.whisper import Whisper
@@ -74,15 +73,6 @@ def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Wri
     languages, count = [u.language for u in batch], model.config.candidates
     encoded = model.encode([read_utterance(u) for u in batch])
     written: dict[str, Written] = {}
-
-    def add(name: str, write: Callable[[], list[str]]) -> None:
-        began = time.perf_counter()
-        lines = write()
-        written[name] = Written(lines, time.perf_counter() - began)
-
-    def denoised(clips: Sequence[DraftedClip], how: DecodeOptions) -> list[str]:
-        return [row.text for row in decode(model, clips, how, batch_size=BATCH, languages=languages)]
-
     ways = {
         "draft": DecodeOptions(start="ctc"),
         "denoised": DecodeOptions(start="draft", candidates=1),
@@ -91,7 +81,9 @@ def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Wri
         "noise": DecodeOptions(start="noise"),
     }
     for name, how in ways.items():
-        add(name, lambda how=how: denoised(draft_clips(model, encoded), how))
+        began = time.perf_counter()
+        lines = [row.text for row in decode(model, draft_clips(model, encoded), how, batch_size=BATCH, languages=languages)]
+        written[name] = Written(lines, time.perf_counter() - began)
     return written
 
 

@@ -123,9 +123,10 @@ class ClipDecoding:
 
     def __init__(self, model: DiffusionGemmaASR, clip: DraftedClip, options: DecodeOptions, language: str):
         self.start = start_of(model, options)
-        self.proposes = self.start != "noise" and candidates_of(model, options) > 1
+        count = candidates_of(model, options)
+        self.proposes = self.start != "noise" and count > 1
         if self.proposes:
-            draft = proposed_draft(model, clip.slots, clip.draft, candidates_of(model, options), language, options.context)
+            draft = proposed_draft(model, clip.slots, clip.draft, count, language, options.context)
             clip = clip._replace(draft=draft)
         self.model, self.clip, self.options, self.language = model, clip, options, language
         self.aligned = model.config.canvas == "aligned"

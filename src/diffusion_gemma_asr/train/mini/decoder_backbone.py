@@ -31,6 +31,7 @@ from ...checkpoint.parts import load_pretrained, load_tokenizer
 from ...errors import CheckpointError
 from ...model.backbone import Backbone
 from ...model.config import BackboneConfig
+from ...model.projector import noise
 from ...model.prompt import PromptBuilder, pad_prompts
 from .decoder_text import Spelling, silence_of
 from .fitting import Places, centred, channel_scales, few_products, kept_variance, least_squares, unit
@@ -191,8 +192,8 @@ class Fit:
         places = torch.arange(prompt.ids.shape[1])
         self.spoken = prompt.mask & (places >= torch.tensor([len(row) for row in begun])[:, None])  # (B, P)
         self.hidden = backbone.embed(prompt.ids)
-        noise = torch.randn(int(prompt.slot_mask.sum()), backbone.hidden_size) * backbone.embedding_scale()
-        self.hidden[prompt.slot_mask] = noise  # as in training on language alone
+        heard = noise(int(prompt.slot_mask.sum()), backbone.hidden_size, backbone.embedding_scale())
+        self.hidden[prompt.slot_mask] = heard  # as in training on language alone
         self.places = places[None]
         self.lengths = torch.tensor([len(row) for row, _ in sentences])
         self.rotary = {kind: self.encoder.rotary_emb(self.hidden, self.places, kind) for kind in {*self.kinds}}

@@ -23,22 +23,13 @@ from ...model.config import BackboneConfig, EncoderConfig
 from ...model.prompt import PromptBuilder
 from .. import fingerprint
 from ..decoder_start import readable
-from ..loop import LoopOptions, Metrics, compute_dtype, run
+from ..loop import Metrics, compute_dtype, run
 from ..recipe_files import PART
 from ..workers import rank
-from .sentences import Sentences, TextData, read_targets
-from .tokenizer import read_sentences
+from .sentences import Sentences, TextData, TextTrain, read_targets
 
 SILENCE = -1.5  # of Whisper's log-mel spectrogram
 FRAMES = 8  # of silence that the decoder hears
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderTrain(LoopOptions):
-    """The loop's options, and the size of batches."""
-
-    batch_size: int  # sentences in a batch at most
-    batch_tokens: int  # transcript tokens in a batch at most, padding included
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class DecoderRecipe:
     name: str  # of the run's folder
     whisper: str = field(metadata=PART)  # hub repository or folder of a whole Whisper
     tokenizer: Path  # folder of the backbone's
-    train: DecoderTrain
+    train: TextTrain
     data: TextData
 
 
@@ -163,7 +154,7 @@ class DecoderTrainer:
         self.sentences = self.writer.spelling.rows(read)
         if not self.sentences.targets:
             raise CheckpointError(f"{name} can write none of the sentences: are its tokens those of {recipe.tokenizer}?")
-        self.dev = {code: read_sentences([path])[code][: data.dev_count] for code, path in data.dev.items()}
+        self.dev = data.dev_sentences()
         self.dtype = compute_dtype(recipe.train.dtype, device)
         self.mixture = self.sentences.mixture(data, recipe.train.batch_tokens, recipe.train.batch_size, recipe.train.seed)
         self.settings = fingerprint.of_recipe(recipe)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ...data.batches import Mixture, tempered
 from ...model.prompt import PromptBuilder
-from .tokenizer import kept_sentences
+from ..loop import LoopOptions
+from .tokenizer import kept_sentences, read_sentences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,18 @@ class TextData(SentenceData):
 
     dev: dict[str, Path]  # a file of sentences by language code, for evaluation
     dev_count: int  # sentences of each language to evaluate on
+
+    def dev_sentences(self) -> dict[str, list[str]]:
+        """The sentences to evaluate on, by language."""
+        return {code: read_sentences([path])[code][: self.dev_count] for code, path in self.dev.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTrain(LoopOptions):
+    """The loop's options, and the size of batches of sentences."""
+
+    batch_size: int  # sentences in a batch at most
+    batch_tokens: int  # transcript tokens in a batch at most, padding included
 
 
 @dataclass(frozen=True)

@@ -31,15 +31,14 @@ from ...model.prompt import PromptBuilder, fill_slots
 from ...strict import require
 from .. import fingerprint
 from ..compiled import compile_layers
-from ..loop import LoopOptions, Metrics, compute_dtype, load_weights, run, step_seed
+from ..loop import Metrics, compute_dtype, load_weights, run, step_seed
 from ..objective import Losses, backbone_losses, text_batch
 from ..recipe import LossRecipe
 from ..recipe_files import PART
 from ..workers import rank
 from .backbone_config import BackboneShape, small_config
 from .decoder_backbone import begin_as_decoder
-from .sentences import TextData, read_targets
-from .tokenizer import read_sentences
+from .sentences import TextData, TextTrain, read_targets
 
 # A small denoiser has high entropy, so samples at DiffusionGemma's temperatures are mostly wrong: 8 steps from the draft of
 # 80 dev sentences give 51 % WER with these options, 62 % with t_max 0.8, t_min 0.4 and a bound of 0.1.
@@ -49,11 +48,9 @@ LANGUAGE_ALONE = LossRecipe(diffusion=0.0, autoregressive=1.0, ctc=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneTrain(LoopOptions):
-    """The loop's options, and the content of batches."""
+class BackboneTrain(TextTrain):
+    """The options of training on sentences, and what prompts and layers are like."""
 
-    batch_size: int  # sentences in a batch at most
-    batch_tokens: int  # transcript tokens in a batch at most, padding included
     unnamed: float = 0.0  # share of prompts that do not name the language
     compile: bool = False  # compile the layers, see train/compiled.py
 
@@ -183,7 +180,7 @@ class TextTrainer:
         tokenizer = load_tokenizer(BackboneConfig(str(recipe.tokenizer)))
         self.prompts, data, train = PromptBuilder(tokenizer), recipe.data, recipe.train
         self.dtype = compute_dtype(train.dtype, device)
-        self.dev = {code: read_sentences([path])[code][: data.dev_count] for code, path in data.dev.items()}
+        self.dev = data.dev_sentences()
         self.sentences = read_targets(data, self.prompts, train.seed)
         torch.manual_seed(train.seed)
         backbone = new_backbone(small_config(tokenizer, recipe.shape))
