@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,15 @@ import torch
 from tiny_model import clips, speech_batch, tiny_model
 
 from diffusion_gemma_asr.denoise.canvas import aligned_layout
-from diffusion_gemma_asr.denoise.clip import ClipDecoding, kept_spans
-from diffusion_gemma_asr.denoise.decode import decode_clips, draft_clips
+from diffusion_gemma_asr.denoise.clip import ClipDecoding, kept_spans, read_prompts
+from diffusion_gemma_asr.denoise.decode import decode, decode_clips, draft_clips
 from diffusion_gemma_asr.denoise.engine import Engine
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.queue import run_queue
 from diffusion_gemma_asr.denoise.static_engine import StaticEngine
 from diffusion_gemma_asr.model.ctc import DraftToken
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.model.prefill import Prefill
 from diffusion_gemma_asr.train.objective import aligned_edits, losses
 from diffusion_gemma_asr.train.recipe import LossRecipe
 
@@ -93,19 +95,18 @@ def conditioned(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaAS
     return tiny_model(whisper_folder, backbone_folder, canvas="aligned", start="draft", draft_conditioning=True)
 
 
-def test_the_first_pass_over_a_draft_sees_what_ctc_finds_likely(
+def test_a_draft_is_denoised_over_its_audio_tokens(
     model: DiffusionGemmaASR, conditioned: DiffusionGemmaASR, audio: list[np.ndarray]
 ) -> None:
-    head = conditioned.head
     for clip in draft_clips(conditioned, conditioned.encode(audio)):
         job = ClipDecoding(conditioned, clip, OPTIONS, "en").job()
-        assert job.soft is not None
-        torch.testing.assert_close(job.soft, head.logits(clip.slots[clip.kept]).softmax(-1) @ head.weight)
+        assert job.slots is not None
+        torch.testing.assert_close(job.slots, clip.slots[clip.kept])
         for other in (
             ClipDecoding(conditioned, clip, replace(OPTIONS, start="noise"), "en"),
             ClipDecoding(model, clip, OPTIONS, "en"),
         ):
-            assert other.job().soft is None
+            assert other.job().slots is None
 
 
 def test_training_shows_drafts_the_same(conditioned: DiffusionGemmaASR, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +114,7 @@ def test_training_shows_drafts_the_same(conditioned: DiffusionGemmaASR, monkeypa
     plain = conditioned.backbone.denoise_hidden
 
     def watched(canvas: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
-        seen.append(given[2] if len(given) > 2 else named["soft"])
+        seen.append(given[2:4])
         return plain(canvas, *given, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(conditioned.backbone, "denoise_hidden", watched)
@@ -123,13 +124,28 @@ def test_training_shows_drafts_the_same(conditioned: DiffusionGemmaASR, monkeypa
         seen.clear()
         losses(conditioned, batch, LossRecipe(self_conditioning=passes, draft_share=share, ctc=0.0))
         assert len(seen) == 1 + passes
-        for soft in seen:
-            assert isinstance(soft, torch.Tensor)
+        for soft, under in seen:
             for row in range(2):
                 heard = slots[row][kept[row]]
                 expected = conditioned.head.logits(heard).softmax(-1) @ conditioned.head.weight
                 torch.testing.assert_close(soft[row, : len(heard)], share * expected, atol=1e-5, rtol=1e-5)
-                assert not soft[row, len(heard) :].any()
+                torch.testing.assert_close(under[row, : len(heard)], share * heard)
+                assert not soft[row, len(heard) :].any() and not under[row, len(heard) :].any()
+
+
+def test_what_ctc_hears_is_added_to_what_the_denoiser_predicts(
+    conditioned: DiffusionGemmaASR, audio: list[np.ndarray]
+) -> None:
+    """A backbone that says nothing leaves the draft as it is."""
+    drafted = draft_clips(conditioned, conditioned.encode(audio))
+    norm = conditioned.backbone.model.model.decoder.norm
+    silenced = norm.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    try:
+        decoded = decode(conditioned, drafted, OPTIONS)
+    finally:
+        silenced.remove()
+    for one, clip in zip(decoded, drafted, strict=True):
+        assert one.steps and one.tokens == [token.id for token in clip.draft]
 
 
 @pytest.mark.parametrize("name", ["model", "conditioned"])
@@ -140,14 +156,12 @@ def test_steps_of_fixed_shapes_write_the_same(name: str, audio: list[np.ndarray]
     for engine in (Engine(model.backbone), StaticEngine(model.backbone)):
         decodings = [ClipDecoding(model, clip, OPTIONS, "en") for clip in drafted]
 
-        def read(numbers: object, decodings: list[ClipDecoding] = decodings) -> object:
-            from diffusion_gemma_asr.denoise.clip import read_prompts
-
-            return read_prompts([decodings[n] for n in numbers])  # type: ignore[attr-defined]
+        def read(numbers: Sequence[int], decodings: list[ClipDecoding] = decodings) -> Prefill:
+            return read_prompts([decodings[n] for n in numbers])
 
         jobs = [decoding.job() for decoding in decodings]
         how = OPTIONS.denoising({})
-        done = dict(run_queue(model.backbone, jobs, read, how, 2, engine=engine))  # type: ignore[arg-type]
+        done = dict(run_queue(model.backbone, jobs, read, how, 2, engine=engine))
         written.append([done[n].canvas.tolist() for n in range(len(jobs))])
     assert written[0] == written[1]
 

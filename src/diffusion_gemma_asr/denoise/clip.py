@@ -151,7 +151,7 @@ class ClipDecoding:
         if self.aligned:
             canvas = self._aligned_canvas().to(self.model.device)
             conditioned = self.model.config.draft_conditioning and self.start == "draft"
-            return Job(canvas, self._generator, self._heard() if conditioned else None)
+            return Job(canvas, self._generator, self.clip.slots[self.clip.kept.to(canvas.device)] if conditioned else None)
         draft, blank = [token.id for token in self.clip.draft], self.model.blank
         if self._canvases or self.start == "noise":
             written = len(self.written)
@@ -173,11 +173,6 @@ class ClipDecoding:
             return uniform_canvas(1, length, self.model.backbone.vocab_size, self._generator, self.model.device)[0]
         layout = [*aligned_layout(*kept_spans(self.clip.draft, kept), slots, self.model.blank), special["end_of_turn"]]
         return write_canvas([layout], length, special["eos"])[0]
-
-    def _heard(self) -> Tensor:
-        """CTC's prediction at the places of the canvas (S', H), of which the draft shows what is likeliest."""
-        head, slots = self.model.head, self.clip.slots
-        return head.mean_rows(slots[self.clip.kept.to(slots.device)].to(head.weight))
 
     def take(self, finished: Finished) -> None:
         """What became of the last job."""

@@ -37,7 +37,7 @@ class Rows:
 
     Attributes:
         canvas, best: (R, C) long.
-        soft: (R, C, H), see `Backbone.denoise_seen`.
+        soft, slots: (R, C, H), see `Backbone.denoise_seen`.
         logprobs: (R, C) float32, nats, of `best` at temperature 1.
         entropy: (R, C) float32, nats, of the last pass; infinite behind a row's length.
         uniform: (R, C) float32 in [0, 1), which decide the draws of the next step; the host fills them in.
@@ -57,6 +57,7 @@ class Rows:
     canvas: Tensor
     best: Tensor
     soft: Tensor
+    slots: Tensor
     logprobs: Tensor
     entropy: Tensor
     uniform: Tensor
@@ -97,6 +98,7 @@ class Rows:
             canvas=filled(0, width),
             best=filled(-1, width),
             soft=filled(0, width, backbone.hidden_size, dtype=backbone.lm_head_weight.dtype),
+            slots=filled(0, width, backbone.hidden_size, dtype=backbone.lm_head_weight.dtype),
             logprobs=filled(0, width, dtype=torch.float32),
             entropy=filled(torch.inf, width, dtype=torch.float32),
             uniform=filled(0, width, dtype=torch.float32),
@@ -116,12 +118,13 @@ class Rows:
             cache=FilledCache([(like(keys), like(values)) for keys, values in layers]),
         )
 
-    def put(self, row: int, job: Job, options: DenoiseOptions, prefill: Prefill, of: int) -> None:
+    def put(self, row: int, job: Job, head: Head, options: DenoiseOptions, prefill: Prefill, of: int) -> None:
         """Starts a job in a free row.
 
         Args:
             row: the free row.
             job: to denoise.
+            head: of the backbone.
             options: of it.
             prefill: has its prompt.
             of: the prompt's row there.
@@ -135,9 +138,10 @@ class Rows:
             mine.values[row, :, :size] = values[of, :, :size]
         self.canvas[row, : len(job.canvas)] = job.canvas
         self.best[row] = -1
-        self.soft[row] = 0
-        if job.soft is not None:
-            self.soft[row, : len(job.soft)] = job.soft
+        self.soft[row] = self.slots[row] = 0
+        if job.slots is not None:
+            self.slots[row, : len(job.slots)] = job.slots
+            self.soft[row, : len(job.slots)] = head.mean_rows(job.slots.to(head.weight.dtype))
         self.lengths[row] = len(job.canvas)
         self.running[row] = True
         self.unchanged[row] = 0
@@ -184,7 +188,7 @@ def device_step(backbone: Backbone, head: Head, rows: Rows) -> None:
     count, width = rows.canvas.shape
     used = length_mask(rows.lengths, width)  # (R, C)
     prefill = Prefill(rows.cache, rows.visible, rows.prompt)
-    hidden = backbone.denoise_seen(rows.canvas, torch.cat([rows.visible, used], 1), prefill, rows.soft)
+    hidden = backbone.denoise_seen(rows.canvas, torch.cat([rows.visible, used], 1), prefill, rows.soft, rows.slots)
     temperature = rows.t_min + rows.t_span * ((rows.steps - rows.step) / rows.steps)  # (R,)
     heat = temperature[:, None].expand(-1, width).flatten()
     predicted = predict(hidden.flatten(0, 1), head, heat, rows.uniform.flatten(), logprobs=True)

@@ -35,13 +35,13 @@ class Job:
     Attributes:
         canvas: (C,) long, ids that it starts with.
         generator: of all that is drawn for it from now on, on the device of the canvas.
-        soft: (n, H) mean rows of the output head, on which the first pass is conditioned at the canvas's first n positions;
-            None: nothing.
+        slots: (n, H) audio tokens under the canvas's first n positions: what CTC finds likely in them conditions the first
+            pass, and their logits are added in every pass. None: nothing.
     """
 
     canvas: Tensor
     generator: torch.Generator
-    soft: Tensor | None = None
+    slots: Tensor | None = None
 
 
 class Finished(NamedTuple):
@@ -132,7 +132,7 @@ class _Rows:
         prefill: of their prompts.
         lengths: (R,) long, positions of each canvas.
         canvas, best: (R, C) long, behind each length nothing of meaning.
-        soft: (R, C, H), see `Backbone.denoise_hidden_from_soft`.
+        soft, slots: (R, C, H), see `Backbone.denoise_hidden_from_soft`.
         unchanged: (R,) long, for how many steps `best` has been what it is.
     """
 
@@ -146,6 +146,7 @@ class _Rows:
     canvas: Tensor
     best: Tensor
     soft: Tensor
+    slots: Tensor
     unchanged: Tensor
 
     @classmethod
@@ -160,10 +161,11 @@ class _Rows:
         canvas = pad_sequence([job.canvas for job in jobs], batch_first=True)
         lengths = torch.tensor([len(job.canvas) for job in jobs], device=canvas.device)
         dtype = backbone.lm_head_weight.dtype
-        soft = torch.zeros(*canvas.shape, backbone.hidden_size, dtype=dtype, device=canvas.device)
-        for row, job in zip(soft, jobs, strict=True):
-            if job.soft is not None:
-                row[: len(job.soft)] = job.soft
+        soft, slots = (torch.zeros(*canvas.shape, backbone.hidden_size, dtype=dtype, device=canvas.device) for _ in range(2))
+        for row, job in enumerate(jobs):
+            if job.slots is not None:
+                slots[row, : len(job.slots)] = job.slots
+                soft[row, : len(job.slots)] = backbone.head.mean_rows(job.slots.to(dtype))
         return cls(
             jobs=numbers,
             generators=[job.generator for job in jobs],
@@ -175,6 +177,7 @@ class _Rows:
             canvas=canvas,
             best=torch.full_like(canvas, -1),
             soft=soft,
+            slots=slots,
             unchanged=torch.zeros_like(lengths),
         )
 
@@ -195,6 +198,7 @@ class _Rows:
             canvas=self.canvas[at, :size],
             best=self.best[at, :size],
             soft=self.soft[at, :size],
+            slots=self.slots[at, :size],
             unchanged=self.unchanged[at],
         )
 
@@ -217,6 +221,7 @@ class _Rows:
             canvas=joined(self.canvas, other.canvas),
             best=joined(self.best, other.best),
             soft=joined(self.soft, other.soft),
+            slots=joined(self.slots, other.slots),
             unchanged=torch.cat([self.unchanged, other.unchanged]),
         )
 
@@ -282,7 +287,8 @@ class Engine:
         """One step of a block: what is left of it, if anything, and what has stopped."""
         lengths = now.lengths.tolist()
         used = length_mask(now.lengths, now.canvas.shape[1])  # (R, C)
-        hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft)[used]  # (N, H)
+        hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft, now.slots)
+        hidden = hidden[used]  # (N, H)
         uniform, noise = _draw(self.backbone, now.generators, lengths)
         heat = [temperature_at(one.steps - step, one) for one, step in zip(now.options, now.steps, strict=True)]
         temperature = torch.tensor(heat, device=hidden.device).repeat_interleave(now.lengths)

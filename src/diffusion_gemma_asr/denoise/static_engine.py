@@ -128,7 +128,7 @@ class StaticEngine:
         free = (row for row in range(len(rows.lengths)) if row not in self._jobs)
         for of, one in enumerate(added):
             row = next(free)
-            rows.put(row, one.job, one.options, prefill, of)
+            rows.put(row, one.job, self._head, one.options, prefill, of)
             self._jobs[row] = one
 
     def _move(self, added: Sequence[_Job], layers: list[tuple[Tensor, Tensor]]) -> Rows:

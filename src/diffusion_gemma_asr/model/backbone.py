@@ -248,7 +248,12 @@ class Backbone(nn.Module):
         return Prefill(cache, visible, prefill.lengths + more), out.last_hidden_state
 
     def denoise_hidden(
-        self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None, soft: Tensor | None = None
+        self,
+        canvas: Tensor,
+        prefill: Prefill,
+        self_conditioning: Tensor | None = None,
+        soft: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """One pass of the decoder over the canvas.
 
@@ -257,6 +262,7 @@ class Backbone(nn.Module):
             prefill: of the same B rows.
             self_conditioning: (B, C, V) logits of the pass before, None at the first.
             soft: (B, C, H) mean rows of lm_head, used where there are no such logits; None: zeros.
+            slots: see `denoise_seen`.
 
         Returns:
             (B, C, H) last hidden states, before lm_head.
@@ -269,24 +275,29 @@ class Backbone(nn.Module):
         seen = None
         if not bool(prefill.visible.all()):
             seen = torch.cat([prefill.visible, prefill.visible.new_ones(canvas.shape)], 1)  # (B, P + C)
-        return self.denoise_seen(canvas, seen, prefill, soft)
+        return self.denoise_seen(canvas, seen, prefill, soft, slots)
 
-    def denoise_hidden_from_soft(self, canvas: Tensor, canvas_lengths: Tensor, prefill: Prefill, soft: Tensor) -> Tensor:
+    def denoise_hidden_from_soft(
+        self, canvas: Tensor, canvas_lengths: Tensor, prefill: Prefill, soft: Tensor, slots: Tensor | None = None
+    ) -> Tensor:
         """One pass of the decoder over canvases of several lengths, conditioned on mean embeddings instead of logits.
 
         Args:
             canvas: (B, C) ids; canvas_lengths (B,): positions in use, the others are not seen.
             prefill: of the same B rows.
             soft: (B, C, H) mean row of lm_head under each position's last prediction; zeros at a row's first pass.
+            slots: (B, C, H), see `denoise_seen`.
 
         Returns:
             (B, C, H) last hidden states, before lm_head.
         """
         places = torch.arange(canvas.shape[1], device=canvas.device)
         seen = torch.cat([prefill.visible, places < canvas_lengths[:, None]], 1)  # (B, P + C)
-        return self.denoise_seen(canvas, None if bool(seen.all()) else seen, prefill, soft)
+        return self.denoise_seen(canvas, None if bool(seen.all()) else seen, prefill, soft, slots)
 
-    def denoise_seen(self, canvas: Tensor, seen: Tensor | None, prefill: Prefill, soft: Tensor) -> Tensor:
+    def denoise_seen(
+        self, canvas: Tensor, seen: Tensor | None, prefill: Prefill, soft: Tensor, slots: Tensor | None = None
+    ) -> Tensor:
         """As `denoise_hidden_from_soft`, without a look at values: nothing in it waits for the device.
 
         Args:
@@ -294,6 +305,8 @@ class Backbone(nn.Module):
             seen: (B, P + C) bool, what every position of a row reads; None is all.
             prefill: of the same B rows.
             soft: (B, C, H).
+            slots: (B, C, H) audio tokens under the canvas, whose CTC logits are added to the canvas's own; zeros where there
+                are none.
         """
         decoder = self.model.model.decoder
         scale = decoder.embed_tokens.embed_scale.to(soft.dtype)
@@ -303,13 +316,19 @@ class Backbone(nn.Module):
         rotary = {kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types}
         for layer, kind, (keys, values) in zip(decoder.layers, self.config.layer_types, prefill.layers(), strict=True):
             hidden = self.write_layer(layer, hidden, rotary[kind], mask, positions, keys, values)
-        return decoder.norm(hidden)
+        hidden = decoder.norm(hidden)
+        return hidden if slots is None else hidden + slots.to(hidden.dtype)
 
     def denoise_logits(
-        self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None, soft: Tensor | None = None
+        self,
+        canvas: Tensor,
+        prefill: Prefill,
+        self_conditioning: Tensor | None = None,
+        soft: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """As `denoise_hidden` → (B, C, V) float32 logits, soft-capped."""
-        return self.logits(self.denoise_hidden(canvas, prefill, self_conditioning, soft))
+        return self.logits(self.denoise_hidden(canvas, prefill, self_conditioning, soft, slots))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) hidden states → (..., V) float32 logits, soft-capped."""

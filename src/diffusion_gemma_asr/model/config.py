@@ -102,7 +102,7 @@ class ModelConfig:
     reads_context: bool = False  # trained with context in the prompt: text that came before, words that may occur
     ctc: bool = True  # CTC trained the projector, so that its slots spell a draft
     canvas: Canvas = "packed"  # the transcript, or a position for each audio token; see denoise/canvas.py
-    draft_conditioning: bool = False  # the first pass over a draft sees what CTC finds likely at each place of the canvas
+    draft_conditioning: bool = False  # CTC's logits at each place are added to those of a canvas that begins with a draft
     start: Start = "noise"  # what a canvas holds at first, where the caller does not say; see `DecodeOptions`
     candidates: int = 1  # drafts of which the backbone chooses one to denoise, where the caller does not say
     dtype: Dtype = "float32"  # of the frozen parts in training, and where loading names none

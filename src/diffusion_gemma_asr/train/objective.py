@@ -285,19 +285,19 @@ def backbone_losses(
             prefill = prefill.under_slots(batch.slot_mask)
             drafts = drafts if options.draft_share > 0 else None
         noisy, clean, drafted = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
-        soft = None
+        soft = under = None
         if slots is not None:
             used = drafted[:, None] & length_mask(batch.slot_mask.sum(1), slots.shape[1])
-            soft = soft_canvases(backbone.head, slots, used, noisy.shape[1])
-        noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft)
-        hidden = backbone.denoise_hidden(noisy, prefill, signal, soft)
+            soft, under = conditions(backbone.head, slots, used, noisy.shape[1])
+        noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft, under)
+        hidden = backbone.denoise_hidden(noisy, prefill, signal, soft, under)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))
     return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)
 
 
 @torch.no_grad()
-def soft_canvases(head: Head, slots: Tensor, used: Tensor, length: int) -> Tensor:
-    """What CTC finds likely at the places of aligned canvases, as self-conditioning takes it.
+def conditions(head: Head, slots: Tensor, used: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """What CTC hears at the places of aligned canvases, as the denoiser takes it.
 
     Args:
         head: of the backbone.
@@ -306,12 +306,13 @@ def soft_canvases(head: Head, slots: Tensor, used: Tensor, length: int) -> Tenso
         length: positions of a canvas, C >= S.
 
     Returns:
-        (B, C, H) mean rows of the head, zeros elsewhere.
+        (B, C, H) mean rows of the head, and (B, C, H) the audio tokens themselves; zeros elsewhere.
     """
-    rows = head.mean_rows(slots[used])
-    soft = rows.new_zeros(len(slots), length, slots.shape[2])
-    soft[:, : slots.shape[1]][used] = rows
-    return soft
+    heard = slots[used]  # (N, H)
+    soft, under = (slots.new_zeros(len(slots), length, slots.shape[2]) for _ in range(2))
+    soft[:, : slots.shape[1]][used] = head.mean_rows(heard).to(soft.dtype)
+    under[:, : slots.shape[1]][used] = heard
+    return soft, under
 
 
 @torch.no_grad()
@@ -322,6 +323,7 @@ def first_pass(
     options: LossRecipe,
     generator: torch.Generator | None = None,
     soft: Tensor | None = None,
+    slots: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """With probability `self_conditioning`, runs a pass without gradient for self-conditioning and unrolled training.
 
@@ -335,6 +337,7 @@ def first_pass(
         options: the probabilities.
         generator: on the device of `noisy`; None is torch's default.
         soft: (B, C, H), what the first pass is conditioned on; None: nothing.
+        slots: (B, C, H) audio tokens under the canvases, see `Backbone.denoise_seen`; None: nothing.
 
     Returns:
         canvases (B, C) for the second pass, and the self-conditioning signal: the first pass's logits (B, C, V), divided by
@@ -344,7 +347,7 @@ def first_pass(
         if options.self_conditioning > 0:
             skip_pass(backbone)  # another worker may have drawn otherwise
         return noisy, None
-    signal = backbone.denoise_logits(noisy, prefill, soft=soft) / draw_temperature(generator, noisy.device)
+    signal = backbone.denoise_logits(noisy, prefill, soft=soft, slots=slots) / draw_temperature(generator, noisy.device)
     if options.unroll > 0:
         stepped = one_step(signal, generator)
         unrolled = torch.rand(len(noisy), generator=generator, device=noisy.device) < options.unroll
