@@ -29,13 +29,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig
 from diffusion_gemma_asr.checkpoint.known_configs import whisper_small
 from diffusion_gemma_asr.checkpoint.load import load_checkpoint
 from diffusion_gemma_asr.checkpoint.save import save_checkpoint
+from diffusion_gemma_asr.memory import give_back_memory
 from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig, ModelConfig, ProjectorConfig
 from diffusion_gemma_asr.model.encoder import AcousticEncoder
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 from diffusion_gemma_asr.model.projector import AudioProjector
 from diffusion_gemma_asr.train.mini.backbone_config import BackboneShape, small_config
-from diffusion_gemma_asr.transcribe.memory import give_back_memory
 
 DATA, PAGE = RESULTS / "loading.json", ROOT / "docs/memory.md"
 BOUND = 1.15  # of the checkpoint's size, as stored

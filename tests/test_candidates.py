@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from diffusion_gemma_asr.denoise import clip as clip_module
 from diffusion_gemma_asr.denoise.candidates import (
     PIECE_S,
+    PROMPTS,
     ROWS,
     WEIGHTS,
     Weights,
@@ -137,6 +139,18 @@ def test_language_and_context_count(model: DiffusionGemmaASR) -> None:
     assert int(prompt[0].lengths[0]) == len(model.prompts.row(1, "en"))
     assert torch.equal(prompt[1], again[1]) and not torch.equal(prompt[1], german[1])
     assert not torch.equal(prompt[1], prompt_without_sound(model, "en", "A context.")[1])
+
+
+def test_prompts_without_sound_are_read_once_while_nothing_learns(model: DiffusionGemmaASR) -> None:
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    frozen.without_sound.clear()
+    first = prompt_without_sound(frozen, "en")
+    assert prompt_without_sound(frozen, "en") is first
+    for number in range(PROMPTS):
+        prompt_without_sound(frozen, "en", f"Context {number}.")
+    assert len(frozen.without_sound) == PROMPTS and prompt_without_sound(frozen, "en") is not first
+    frozen.projector.requires_grad_(True)
+    assert prompt_without_sound(frozen, "de") is not prompt_without_sound(frozen, "de")
 
 
 def test_one_candidate_changes_nothing(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:

@@ -12,8 +12,8 @@ import diffusion_gemma_asr as asr
 from ..checkpoint.load import BUNDLED, DEFAULT_MODEL, DTYPE_HELP, choose_device, choose_dtype
 from ..checkpoint.quantization import QUANTIZATIONS
 from ..errors import AsrError
+from ..memory import steady_memory
 from ..strict import option
-from ..transcribe.memory import steady_memory
 from ..transcribe.recognizer import Recognizer
 
 

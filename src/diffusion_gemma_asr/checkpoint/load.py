@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import AsrError, CheckpointError, first_line
+from ..memory import give_back_memory
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
 from ..model.model import DiffusionGemmaASR
 from ..model.packing import unpack
@@ -87,16 +88,20 @@ def load_checkpoint(
     dtype_ = chosen_dtype or getattr(torch, config.dtype)
     hearing_dtype = torch.bfloat16 if dtype == "auto" and device.type == "cpu" and fast_bfloat16() else dtype_
     loaded_encoder = load_encoder(config.encoder, dtype=hearing_dtype, device=device, local_files_only=local_files_only)
-    projector = AudioProjector(config.projector, loaded_encoder.hidden_size, int(config.backbone.width or 0))
+    with torch.device("meta"):
+        projector = AudioProjector(config.projector, loaded_encoder.hidden_size, int(config.backbone.width or 0))
     fill_projector(projector, _under(adapter, "projector."), folder / ADAPTER)
+    lora = _under(adapter, "lora.")
+    del adapter
     loaded_backbone = load_backbone(
         config.backbone, dtype=dtype_, device=device, quantization=quantization, local_files_only=local_files_only
     )
     loaded_backbone.add_lora(**asdict(config.lora))
-    loaded_backbone.load_lora_state_dict(_under(adapter, "lora."))
+    loaded_backbone.load_lora_state_dict(lora)
     if merge_lora:
         loaded_backbone.merge_lora()
     model = DiffusionGemmaASR(config, loaded_encoder, projector.to(device, hearing_dtype), loaded_backbone, tokenizer)
+    give_back_memory()  # what files were read into
     return model.requires_grad_(False).eval()
 
 
@@ -155,7 +160,7 @@ def read_adapter(folder: str | Path) -> dict[str, Tensor]:
 
 
 def fill_projector(projector: AudioProjector, saved: dict[str, Tensor], path: Path) -> None:
-    """Fills a projector with saved tensors; `path` is their file.
+    """Fills a projector with saved tensors, or where it is on the device "meta", makes it of them; `path` is their file.
 
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape.
@@ -171,7 +176,7 @@ def fill_projector(projector: AudioProjector, saved: dict[str, Tensor], path: Pa
                 f"{path}: projector.{key} is {tuple(saved[key].shape)}, but {CONFIG} asks for {tuple(value.shape)}; "
                 "the two are of different checkpoints"
             )
-    projector.load_state_dict(saved)
+    projector.load_state_dict(saved, assign=projector.linear.weight.is_meta)
 
 
 def find_checkpoint(name_or_path: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:

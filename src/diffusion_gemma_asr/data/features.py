@@ -24,6 +24,7 @@ from .manifest import Utterance
 from .shar import tar_of
 
 FORMAT = 2  # of index.json
+INDEXED = 60_000  # frames, twenty minutes of sound: what an interruption loses at most, beside a batch
 
 logger = logging.getLogger(__name__)
 
@@ -287,7 +288,7 @@ def _fill(
     unique = {u.key: u for u in utterances}
     share = sorted(unique.items(), key=lambda item: item[1].duration)[worker::workers]
     todo = [(key, u) for key, u in share if key not in cached or not cached[key].fits(u)]
-    position = max((span.start + span.frames for span in spans.values()), default=0)
+    position = indexed = max((span.start + span.frames for span in spans.values()), default=0)
     if todo:
         if not spans:
             _frames_of(index_path).unlink(missing_ok=True)  # a new file: processes that map the old one keep it
@@ -306,6 +307,7 @@ def _fill(
                     digest = _digest(_file(utterance), stamp[1])
                     spans[key] = _Span(key, *stamp, position, len(frames), digest)
                     position += len(frames)
-                if number % 50 == 0 or number == len(batches):
+                if position - indexed >= INDEXED or number == len(batches):
+                    indexed = position
                     file.flush()
                     _write_index(index_path, _Index(width, fingerprint, list(spans.values())))

@@ -30,6 +30,7 @@ from ..model.projector import noise
 ROWS = 96  # transcripts read at once
 PIECE_S = 2.0  # seconds of a piece, about
 BEGINNINGS = 3  # that are kept behind each piece
+PROMPTS = 8  # without sound that a model keeps, by language and context
 
 
 class Weights(NamedTuple):
@@ -139,9 +140,24 @@ def language_scores(
 def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str = "") -> tuple[Prefill, Tensor]:
     """A prompt that holds one audio token of noise, as training has it for language alone.
 
+    A model whose weights are all frozen keeps the last `PROMPTS`, since every clip of a language asks for the same.
+
     Returns:
         its cache, one row, and the backbone's hidden state (1, H) at its end.
     """
+    asked, kept = (language, context, model.device), model.without_sound
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        kept.clear()
+        return _read_without_sound(model, language, context)
+    found: tuple[Prefill, Tensor] = kept.pop(asked, None) or _read_without_sound(model, language, context)
+    for oldest in list(kept)[: max(0, len(kept) + 1 - PROMPTS)]:
+        kept.pop(oldest, None)
+    kept[asked] = found
+    return found
+
+
+def _read_without_sound(model: DiffusionGemmaASR, language: str, context: str) -> tuple[Prefill, Tensor]:
+    """Reads it."""
     slots = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
     one = torch.ones(1, dtype=torch.long, device=model.device)
     prefill, hidden = model.read_prompts(slots[None].to(model.head.weight), one, [language], context=context)

@@ -4,6 +4,7 @@ how a canvas is denoised is in denoise/, how recordings are read in transcribe/,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class DiffusionGemmaASR(nn.Module):
         self.config, self.tokenizer = config, tokenizer
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
         self.prompts = PromptBuilder(tokenizer)
+        self.without_sound: dict[Any, Any] = {}  # prompts read once for many clips (denoise/candidates.py)
 
     @property
     def device(self) -> torch.device:

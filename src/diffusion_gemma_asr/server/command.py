@@ -13,8 +13,8 @@ import uvicorn
 
 from ..checkpoint.load import DEFAULT_MODEL, DTYPE_HELP, find_checkpoint
 from ..errors import AsrError
+from ..memory import steady_memory
 from ..strict import is_path, option
-from ..transcribe.memory import steady_memory
 from .app import create_app
 from .models import Models
 from .settings import ServerSettings

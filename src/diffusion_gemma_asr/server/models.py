@@ -19,9 +19,9 @@ from ..audio.vad import speech_finder
 from ..checkpoint.config_file import read_config_file
 from ..checkpoint.load import find_checkpoint, load_checkpoint
 from ..errors import AsrError, first_line
+from ..memory import give_back_memory
 from ..model.model import DiffusionGemmaASR
 from ..strict import is_path, suggest
-from ..transcribe.memory import give_back_memory
 from .errors import ApiError, unavailable
 from .realtime_session import LiveSession
 from .scheduler import Scheduler

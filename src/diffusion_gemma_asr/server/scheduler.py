@@ -23,8 +23,8 @@ from ..audio.vad import Chunk
 from ..denoise.decode import OnStep
 from ..denoise.options import MAX_SEED
 from ..errors import AsrError, first_line
+from ..memory import give_back_memory
 from ..model.model import DiffusionGemmaASR
-from ..transcribe.memory import give_back_memory
 from ..transcribe.recordings import ChunkText, TranscribeOptions, chunk_segment
 from ..transcribe.results import Segment
 from .chunks import Batch, draft_chunks, encode_chunks, text_of, token_logprobs

@@ -20,16 +20,16 @@ from ..denoise.clip import Decoded
 from ..denoise.decode import OnStep, decode_clips
 from ..denoise.options import DecodeOptions
 from ..errors import AsrError, AudioError
+from ..memory import give_back_memory
 from ..model.ctc import TokenSpan
 from ..model.model import DiffusionGemmaASR
 from ..strict import check_types, option
-from .memory import give_back_memory
 from .repetition import repeats
 from .results import Segment, Transcript, compression_ratio, language_of
 from .words import timed_words
 
 POOL_BATCHES = 4  # recordings are read until they fill so many batches at most, which the model takes as one queue
-POOL_S = 300.0  # or so much sound
+POOL_S = {"cpu": 60.0, "cuda": 300.0}  # or so much sound: more gains nothing on a processor, and takes 100 MB
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,8 @@ def stream_many(
     options = options or TranscribeOptions()
     options.decode.check(model)  # before any sound is read
     done_s, count, current = 0.0, 0, -1
-    for pool in _pools(audio, options, largest=1 if on_step is not None else options.batch_size * POOL_BATCHES):
+    largest = 1 if on_step is not None else options.batch_size * POOL_BATCHES
+    for pool in _pools(audio, options, largest, POOL_S["cpu" if model.device.type == "cpu" else "cuda"]):
         chunks = [event for _, event in pool.events if isinstance(event, Chunk)]
         decoded = iter(_decode(model, chunks, options, _Tally(chunks, done_s, pool.read_s, on_progress), on_step))
         done_s = pool.read_s
@@ -208,8 +209,11 @@ class _Pool:
     read_s: float = 0.0
 
 
-def _pools(audio: Iterable[AudioSource | Part], options: TranscribeOptions, largest: int) -> Iterator[_Pool]:
-    """Read recordings, in order, into pools with enough chunks to sort and few enough to keep in memory, `largest` at most.
+def _pools(
+    audio: Iterable[AudioSource | Part], options: TranscribeOptions, largest: int, longest_s: float
+) -> Iterator[_Pool]:
+    """Read recordings, in order, into pools with enough chunks to sort and few enough to keep in memory: `largest` at most,
+    or until their sound is `longest_s` long.
 
     The first pool is one batch, so that the first text appears soon; each has twice as many as the one before.
     """
@@ -224,7 +228,7 @@ def _pools(audio: Iterable[AudioSource | Part], options: TranscribeOptions, larg
             pool.events.append((number, event))
             if isinstance(event, Chunk):
                 held, held_s = held + 1, held_s + event.duration
-            if held >= enough or held_s >= POOL_S:
+            if held >= enough or held_s >= longest_s:
                 yield _Pool(pool.events, pool.read_s + read_s)
                 enough = min(2 * enough, largest)
                 pool, held, held_s = _Pool([], pool.read_s), 0, 0.0

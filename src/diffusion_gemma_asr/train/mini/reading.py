@@ -193,20 +193,22 @@ class ReadingTrainer(AdapterTrainer):
         unspoken = self.unspoken
         if unspoken is None:
             return super().loss_of(step, micro)
-        rng = random.Random(-1 - step_seed(self.recipe.train.seed, step, micro))
+        seed = self.recipe.train.seed
+        rng = random.Random(-1 - step_seed(seed, step, micro))
+        drawn = random.Random(-1 - step_seed(seed, step, micro // workers()))  # workers do the like, and wait for nobody
         curriculum = unspoken.curriculum
         level = 1.0 if curriculum is None else curriculum.level(step)
-        if curriculum is not None and rng.random() >= level:
+        if curriculum is not None and drawn.random() >= level:
             length = curriculum.length + round(level * (unspoken.max_tokens - curriculum.length))
             end = self.model.prompts.special["end_of_turn"]
             targets = random_rows(unspoken.batch_tokens // length, length, self.bank.known, end, rng)
             languages = rng.choices(self.recipe.model.languages, k=len(targets))
             return self._unspoken_loss(targets, languages, rng, "random")
-        if rng.random() >= unspoken.share:
+        if drawn.random() >= unspoken.share:
             return super().loss_of(step, micro)
         chosen = self.texts.at(step * self.recipe.train.accumulation + micro)
         targets = [self.sentences.targets[i] for i in chosen]
-        kind = "silent" if rng.random() < unspoken.silent else "unspoken"
+        kind = "silent" if drawn.random() < unspoken.silent else "unspoken"
         return self._unspoken_loss(targets, [self.sentences.languages[i] for i in chosen], rng, kind)
 
     def _unspoken_loss(
