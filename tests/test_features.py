@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from diffusion_gemma_asr.data import features as features_module
 from diffusion_gemma_asr.data.features import FeatureCache, fingerprint
 from diffusion_gemma_asr.data.manifest import Utterance
 from diffusion_gemma_asr.errors import DataError
@@ -95,16 +96,23 @@ def test_new_utterances_are_appended(tmp_path: Path) -> None:
         after[utterances(1, first=99)[0]]
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(40, 0), (430, 400)])
-def test_an_interrupted_build_resumes_and_equals_an_uninterrupted_one(tmp_path: Path, limit: int, kept: int) -> None:
-    """The index is written every 50 batches; frames behind it are computed again and never doubled."""
-    rows = utterances(450)
+@pytest.mark.parametrize("limit", [40, 430])
+def test_an_interrupted_build_resumes_and_equals_an_uninterrupted_one(
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is written every INDEXED frames; frames behind it are computed again and never doubled."""
+    rows, kept, behind = utterances(450), 0, 0
+    monkeypatch.setattr(features_module, "INDEXED", 30)
+    for number, row in enumerate(sorted(rows, key=lambda u: u.duration)[:limit], 1):
+        behind += len(features(row))
+        if behind >= 30:
+            kept, behind = number, 0
     FeatureCache.build(tmp_path / "whole", rows, WIDTH, Encoder(), MARK, batch_size=1)
     with pytest.raises(KeyboardInterrupt):
         FeatureCache.build(tmp_path / "broken", rows, WIDTH, Encoder(limit), MARK, batch_size=1)
     encoder = Encoder()
     cache = FeatureCache.build(tmp_path / "broken", rows, WIDTH, encoder, MARK, batch_size=1)
-    assert len(encoder.asked) == len(rows) - kept
+    assert 0 < kept < limit and len(encoder.asked) == len(rows) - kept
     assert_holds(cache, rows)
     for name in ("frames.f16", "index.json"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
