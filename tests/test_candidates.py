@@ -15,8 +15,10 @@ from tiny_model import clips, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffusion_gemma_asr.denoise import candidates as candidates_module
 from diffusion_gemma_asr.denoise import clip as clip_module
 from diffusion_gemma_asr.denoise.candidates import (
+    BEGINNINGS,
     PIECE_S,
     PROMPTS,
     ROWS,
@@ -197,6 +199,42 @@ def test_a_long_clip_is_read_piece_by_piece(model: DiffusionGemmaASR, audio: lis
     assert len(cut) > 1
     best = [likeliest(heard[start:end], 1)[0][0] for start, end in cut]
     assert proposed(model, slots, 3, "en", "", Weights(0.0, 0.0)) == sum(best, ())
+
+
+def test_pieces_are_read_behind_the_best_beginnings(
+    model: DiffusionGemmaASR, audio: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one reads every beginning and every transcript behind it by itself, from the prompt on; in parts or at once."""
+    slots, weights = slots_heard(model, [np.concatenate(audio)]), Weights(3.0, 0.5)
+    heard = heard_in(model.head, slots, model.blank)
+    cut = pieces(heard, round(PIECE_S / model.slot_s))
+    ended = model.prompts.special["end_of_turn"]
+    silent = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
+
+    def said(row: tuple[int, ...]) -> float:
+        if not row:
+            return 0.0
+        with torch.no_grad():
+            _, hidden = model.read_prompts(silent[None], torch.tensor([1]), ["en"], [row])
+            logits = model.head.logits(hidden[0, -len(row) - 1 : -1])
+        return -float(F.cross_entropy(logits, torch.tensor(row), reduction="sum"))
+
+    best: dict[tuple[int, ...], float] = {(): 0.0}
+    order: list[tuple[int, ...]] = []
+    for start, end in cut:
+        rows: dict[tuple[int, ...], float] = {}
+        for (before, score), (tokens, more) in itertools.product(best.items(), likeliest(heard[start:end], 3)):
+            total = score + more + weights.length * len(tokens)
+            rows[(*before, *tokens)] = max(total, rows.get((*before, *tokens), -math.inf))
+        closing = (ended,) if end == len(heard) else ()
+        totals = {row: score + weights.language * said((*row, *closing)) for row, score in rows.items()}
+        order = sorted(totals, key=totals.__getitem__, reverse=True)
+        best = {row: rows[row] for row in order[:BEGINNINGS]}
+    assert len(cut) > 1 and order[0] != sum((likeliest(heard[start:end], 1)[0][0] for start, end in cut), ())
+    for at_once in (ROWS, 4):
+        monkeypatch.setattr(candidates_module, "ROWS", at_once)
+        assert proposed(model, slots, 3, "en", "", weights) == order[0]
+    assert proposed(model, slots, 3, "en", "", weights) == order[0], "what was read of the prompt is as it was"
 
 
 @pytest.mark.parametrize("taken", [0, 1])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from heapq import nlargest
 from typing import NamedTuple
 
@@ -26,8 +27,9 @@ from ..model.ctc_beam import Prefix, heard_in, likeliest, pieces
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
 from ..model.projector import noise
+from .token_tree import read_tree
 
-ROWS = 96  # transcripts read at once
+ROWS = 96  # transcripts read at once at most
 PIECE_S = 2.0  # seconds of a piece, about
 BEGINNINGS = 3  # that are kept behind each piece
 PROMPTS = 8  # without sound that a model keeps, by language and context
@@ -82,22 +84,69 @@ def proposed(
 ) -> Prefix:
     """The tokens of that draft."""
     heard = heard_in(model.head, slots, model.blank)
-    prefill, last = prompt_without_sound(model, language, context)
-    best: dict[Prefix, float] = {(): 0.0}  # beginnings, with their scores without language
+    begun = [Beginning((), 0.0, 0.0, *prompt_without_sound(model, language, context))]
     for start, end in pieces(heard, max(2, round(PIECE_S / model.slot_s))):
-        found = likeliest(heard[start:end], count)
-        rows: dict[Prefix, float] = {}
-        for beginning, score in best.items():
-            for tokens, more in found:
-                row, total = (*beginning, *tokens), score + more + weights.length * len(tokens)
-                rows[row] = max(total, rows.get(row, total))
-        read = _read(model, list(rows), prefill, last)
-        ranked = zip(rows.items(), read, strict=True)
-        totals = {
-            row: score + weights.language * (said + ended * (end == len(heard))) for (row, score), (said, ended) in ranked
-        }
-        best = {row: rows[row] for row in nlargest(BEGINNINGS, rows, key=totals.__getitem__)}
-    return next(iter(best))
+        begun = continued(model, begun, likeliest(heard[start:end], count), weights, last=end == len(heard))
+    return begun[0].tokens
+
+
+class Beginning(NamedTuple):
+    """Of a transcript.
+
+    Attributes:
+        tokens: of it.
+        score: CTC's, and what the length adds, nats.
+        said: log-probability that the backbone gives it without sound, nats.
+        prefill: the prompt without sound and the tokens, one row.
+        last: (1, H), hidden state at its end.
+    """
+
+    tokens: Prefix
+    score: float
+    said: float
+    prefill: Prefill
+    last: Tensor
+
+
+def continued(
+    model: DiffusionGemmaASR,
+    begun: Sequence[Beginning],
+    found: Sequence[tuple[Prefix, float]],
+    weights: Weights,
+    last: bool,
+) -> list[Beginning]:
+    """The best beginnings that go on with a piece, the best first, `BEGINNINGS` at most.
+
+    Args:
+        model: with the backbone.
+        begun: what is there so far.
+        found: transcripts of the piece, with their log-probabilities under CTC.
+        weights: of the scores.
+        last: whether the transcript ends with this piece; nothing goes on behind what is returned then.
+    """
+    prefill = reduce(Prefill.join, [one.prefill for one in begun])
+    states = torch.cat([one.last for one in begun])
+    size = max(1, ROWS // len(begun))
+    end = model.prompts.special["end_of_turn"] if last else None
+    reading = [
+        read_tree(model.backbone, [tokens for tokens, _ in found[at : at + size]], prefill, states, end)
+        for at in range(0, len(found), size)
+    ]
+    grown: dict[Prefix, tuple[float, float, float, int, int]] = {}  # total, score, said, places of beginning and piece
+    for number, beginning in enumerate(begun):
+        for place, (tokens, more) in enumerate(found):
+            part, row = reading[place // size], place % size
+            score = beginning.score + more + weights.length * len(tokens)
+            said = beginning.said + part.said[number][row]
+            total = score + weights.language * (said + part.ended[number][row])
+            whole = (*beginning.tokens, *tokens)
+            if whole not in grown or score > grown[whole][1]:
+                grown[whole] = total, score, said, number, place
+    best = nlargest(1 if last else BEGINNINGS, grown.items(), key=lambda item: item[1][0])
+    return [
+        Beginning(whole, score, said, *reading[place // size].behind(number, place % size))
+        for whole, (_, score, said, number, place) in best
+    ]
 
 
 @torch.no_grad()
@@ -133,7 +182,11 @@ def language_scores(
         language, context: see `PromptBuilder.row`.
     """
     prefill, last = prompt_without_sound(model, language, context)
-    return [said + ended for said, ended in _read(model, candidates, prefill, last)]
+    end = model.prompts.special["end_of_turn"]
+    parts = [
+        read_tree(model.backbone, candidates[at : at + ROWS], prefill, last, end) for at in range(0, len(candidates), ROWS)
+    ]
+    return [said + ended for part in parts for said, ended in zip(part.said[0], part.ended[0], strict=True)]
 
 
 @torch.no_grad()
@@ -162,45 +215,3 @@ def _read_without_sound(model: DiffusionGemmaASR, language: str, context: str) -
     one = torch.ones(1, dtype=torch.long, device=model.device)
     prefill, hidden = model.read_prompts(slots[None].to(model.head.weight), one, [language], context=context)
     return prefill, hidden[0, int(prefill.lengths[0]) - 1][None]
-
-
-def _read(
-    model: DiffusionGemmaASR, rows: Sequence[Sequence[int]], prefill: Prefill, last: Tensor
-) -> list[tuple[float, float]]:
-    """The log-probability of each row of tokens behind a prompt, and of an end behind the row.
-
-    What rows begin with in common is read once: they are a tree, in which a token sees those that lead to it.
-    """
-    return [pair for at in range(0, len(rows), ROWS) for pair in _read_at_once(model, rows[at : at + ROWS], prefill, last)]
-
-
-def _read_at_once(
-    model: DiffusionGemmaASR, rows: Sequence[Sequence[int]], prefill: Prefill, hidden: Tensor
-) -> list[tuple[float, float]]:
-    """The same of few rows; hidden (1, H) is what predicts a first token."""
-    places: dict[Prefix, int] = {(): 0}  # of each beginning of a row
-    before, tokens = [0], [0]  # of each place: that of the beginning without its last token, and this token
-    for row in rows:
-        for size in range(1, len(row) + 1):
-            beginning = tuple(row[:size])
-            if beginning not in places:
-                places[beginning] = len(tokens)
-                before.append(places[beginning[:-1]])
-                tokens.append(beginning[-1])
-    device = hidden.device
-    if len(tokens) > 1:
-        seen = torch.eye(len(tokens), dtype=torch.bool)
-        for place in range(1, len(tokens)):
-            seen[place] |= seen[before[place]]
-        ids = torch.tensor([tokens[1:]], device=device)  # (1, N)
-        alone = prefill.keep(torch.zeros(1, dtype=torch.long, device=device), int(prefill.lengths[0]))
-        _, behind = model.backbone.extend(model.backbone.embed(ids), alone, seen[1:, 1:].to(device))
-        hidden = torch.cat([hidden, behind[0]])  # (N + 1, H)
-    ends = [places[tuple(row)] for row in rows]
-    predicting = torch.tensor([*before[1:], *ends], device=device)
-    predicted = [*tokens[1:], *[model.prompts.special["end_of_turn"]] * len(ends)]
-    found = model.head.token_log_probs(hidden[predicting], torch.tensor(predicted, device=device)).tolist()
-    totals = [0.0]
-    for place in range(1, len(tokens)):
-        totals.append(totals[before[place]] + found[place - 1])
-    return [(totals[end], ended) for end, ended in zip(ends, found[len(tokens) - 1 :], strict=True)]

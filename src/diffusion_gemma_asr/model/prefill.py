@@ -44,6 +44,13 @@ class Prefill:
         layers = [(keys[rows, :, :size], values[rows, :, :size]) for keys, values in self.layers()]
         return Prefill(FilledCache(layers), self.visible[rows, :size], self.lengths[rows], self.first[rows])
 
+    def pick(self, row: int, positions: Tensor) -> Prefill:
+        """One row, with these positions (n,) of the cache alone, in their order: a prompt of n tokens."""
+        layers = [(keys[row : row + 1, :, positions], values[row : row + 1, :, positions]) for keys, values in self.layers()]
+        device = self.visible.device
+        visible = torch.ones(1, len(positions), dtype=torch.bool, device=device)
+        return Prefill(FilledCache(layers), visible, torch.tensor([len(positions)], device=device))
+
     def join(self, other: Prefill) -> Prefill:
         """The rows of both; the shorter cache is padded."""
         size = max(self.visible.shape[1], other.visible.shape[1])
