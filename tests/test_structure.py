@@ -14,7 +14,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in 
 
 # Each room may import those before it.
 ORDER = [
-    "errors", "files", "strict", "languages",
+    "errors", "files", "memory", "strict", "languages",
     "audio", "model", "denoise", "transcribe", "drafts", "checkpoint",
     "__init__",  # the names of the package
     "data", "evaluate", "train", "server", "app", "__main__", "hf",

@@ -38,7 +38,7 @@ def decode_clips(
 
     Args:
         clips: float32 arrays (n,), 16 kHz, at most 30 s each, as many as there are.
-        batch_size: clips that the backbone takes at once, and the encoder where they are not on a processor.
+        batch_size: clips that the encoder and the backbone take at once.
         align: whether to find out where in the sound the tokens are.
         languages: a code for each clip, in place of the options' language.
         on_done: called with a clip's index when its transcript is there.
@@ -51,9 +51,8 @@ def decode_clips(
     options.check(model, languages)
     order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
     drafted: dict[int, DraftedClip] = {}
-    heard_at_once = 1 if model.device.type == "cpu" else batch_size  # padded frames of a batch are memory alone
-    for first in range(0, len(order), heard_at_once):
-        batch = order[first : first + heard_at_once]
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
         drafted |= zip(batch, draft_clips(model, model.encode([clips[i] for i in batch])), strict=True)
     rows = [drafted[i] for i in range(len(clips))]
     decoded = decode(model, rows, options, batch_size=batch_size, languages=languages, on_done=on_done, on_step=on_step)
