@@ -17,7 +17,7 @@ from pathlib import Path
 from pages import ROOT, fill, markdown
 
 PAGE = Path("docs/architecture.md")
-FLOW = ("audio", "model", "denoise", "transcribe", "errors.py", "files.py", "languages.py", "memory.py", "strict.py")  # sound → text
+FLOW = ("audio", "model", "denoise", "transcribe", "errors.py", "files.py", "languages.py", "memory.py", "strict.py")
 BEFORE = ("63", "18 / 3,981", "1", "15, of a command 34", "15,511 / 12,069")  # at commit f4dd62f
 
 Graph = dict[str, set[str]]
