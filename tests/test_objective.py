@@ -47,8 +47,9 @@ class Recorded(Backbone):
         prefill: Prefill,
         self_conditioning: Tensor | None = None,
         soft: Tensor | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
-        hidden = super().denoise_hidden(canvas, prefill, self_conditioning, soft)
+        hidden = super().denoise_hidden(canvas, prefill, self_conditioning, soft, slots)
         self.calls.append((canvas, self_conditioning, hidden))
         return hidden
 
