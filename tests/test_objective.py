@@ -42,14 +42,9 @@ class Recorded(Backbone):
     calls: list[tuple[Tensor, Tensor | None, Tensor]]
 
     def denoise_hidden(
-        self,
-        canvas: Tensor,
-        prefill: Prefill,
-        self_conditioning: Tensor | None = None,
-        soft: Tensor | None = None,
-        slots: Tensor | None = None,
+        self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None, *heard: Tensor | None
     ) -> Tensor:
-        hidden = super().denoise_hidden(canvas, prefill, self_conditioning, soft, slots)
+        hidden = super().denoise_hidden(canvas, prefill, self_conditioning, *heard)
         self.calls.append((canvas, self_conditioning, hidden))
         return hidden
 

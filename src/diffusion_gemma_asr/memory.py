@@ -1,4 +1,5 @@
-"""Memory of long runs: what glibc's malloc keeps although it is free, and oneDNN although it is not used again."""
+"""Memory of long runs: what glibc's malloc keeps although it is free, and oneDNN although it is not used again; and what
+suits which device."""
 
 from __future__ import annotations
 
@@ -6,11 +7,22 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
 
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # Programs that oneDNN keeps, one for each shape of a bfloat16 product: 1,024 if it may, 50 MB after 49 clips, each of which
 # has a length of its own. The layers of one clip share some ten.
 PRIMITIVES = 32
+
+
+def of_device(values: Mapping[str, T], device: torch.device) -> T:
+    """Of values for "cpu" and "cuda" the one that suits a device: every accelerator is taken for a GPU."""
+    return values["cpu" if device.type == "cpu" else "cuda"]
 
 
 def give_back_memory() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..memory import of_device
 from ..model.config import Start
 from ..model.ctc import DraftToken, TokenSpan
 from ..model.model import DiffusionGemmaASR
@@ -234,7 +235,7 @@ def kept_spans(draft: Sequence[DraftToken], kept: Tensor) -> tuple[list[int], li
 def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:
     """Reads the prompts of clips of one model that are to be denoised next, with what is written of their transcripts."""
     device = clips[0].model.device
-    blocks = in_blocks([len(clip.clip.slots) for clip in clips], BLOCK["cpu" if device.type == "cpu" else "cuda"])
+    blocks = in_blocks([len(clip.clip.slots) for clip in clips], of_device(BLOCK, device))
     parts = [_read_together([clips[row] for row in rows]) for rows in blocks]
     if len(parts) == 1:
         return parts[0]

@@ -141,7 +141,7 @@ class Rows:
         self.soft[row] = self.slots[row] = 0
         if job.slots is not None:
             self.slots[row, : len(job.slots)] = job.slots
-            self.soft[row, : len(job.slots)] = head.mean_rows(job.slots.to(head.weight.dtype))
+            self.soft[row, : len(job.slots)] = head.mean_rows(job.slots)
         self.lengths[row] = len(job.canvas)
         self.running[row] = True
         self.unchanged[row] = 0

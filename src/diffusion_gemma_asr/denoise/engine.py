@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from ..memory import of_device
 from ..model.backbone import Backbone
 from ..model.head import Head
 from ..model.lengths import length_mask
@@ -165,7 +166,7 @@ class _Rows:
         for row, job in enumerate(jobs):
             if job.slots is not None:
                 slots[row, : len(job.slots)] = job.slots
-                soft[row, : len(job.slots)] = backbone.head.mean_rows(job.slots.to(dtype))
+                soft[row, : len(job.slots)] = backbone.head.mean_rows(job.slots)
         return cls(
             jobs=numbers,
             generators=[job.generator for job in jobs],
@@ -236,8 +237,7 @@ class Engine:
 
     def __init__(self, backbone: Backbone, on_canvas: OnCanvas | None = None):
         self.backbone, self.on_canvas = backbone, on_canvas
-        kind = "cpu" if backbone.device.type == "cpu" else "cuda"
-        self._head, self._largest = backbone.head, BLOCK[kind]
+        self._head, self._largest = backbone.head, of_device(BLOCK, backbone.device)
         self._blocks: list[_Rows] = []
 
     def __len__(self) -> int:

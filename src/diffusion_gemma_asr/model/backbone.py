@@ -319,16 +319,9 @@ class Backbone(nn.Module):
         hidden = decoder.norm(hidden)
         return hidden if slots is None else hidden + slots.to(hidden.dtype)
 
-    def denoise_logits(
-        self,
-        canvas: Tensor,
-        prefill: Prefill,
-        self_conditioning: Tensor | None = None,
-        soft: Tensor | None = None,
-        slots: Tensor | None = None,
-    ) -> Tensor:
+    def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
         """As `denoise_hidden` → (B, C, V) float32 logits, soft-capped."""
-        return self.logits(self.denoise_hidden(canvas, prefill, self_conditioning, soft, slots))
+        return self.logits(self.denoise_hidden(canvas, prefill, self_conditioning))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) hidden states → (..., V) float32 logits, soft-capped."""

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..memory import of_device
+
 # Logits of one chunk: 4 MB in float32 stay in the cache of a CPU, 256 MB keep a GPU busy.
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
 SAFE_SOFTCAP = 60.0  # float32 holds the sum of exp(logit) over any vocabulary up to here
@@ -41,7 +43,7 @@ class Head:
     @property
     def chunk_size(self) -> int:
         """Positions of one chunk, at least 1."""
-        elements = self.chunk_elements or CHUNK_ELEMENTS["cpu" if self.weight.device.type == "cpu" else "cuda"]
+        elements = self.chunk_elements or of_device(CHUNK_ELEMENTS, self.weight.device)
         return max(1, elements // len(self.weight))
 
     def logits(self, hidden: Tensor) -> Tensor:

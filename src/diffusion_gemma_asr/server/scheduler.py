@@ -23,7 +23,7 @@ from ..audio.vad import Chunk
 from ..denoise.decode import OnStep
 from ..denoise.options import MAX_SEED
 from ..errors import AsrError, first_line
-from ..memory import give_back_memory
+from ..memory import give_back_memory, of_device
 from ..model.model import DiffusionGemmaASR
 from ..transcribe.recordings import ChunkText, TranscribeOptions, chunk_segment
 from ..transcribe.results import Segment
@@ -78,7 +78,7 @@ class Scheduler:
         pace: Pace | None = None,
     ):
         self.model, self.rows, self.max_queue = model, rows, max_queue
-        self.pace = pace or PACES["cpu" if model.device.type == "cpu" else "cuda"]
+        self.pace = pace or of_device(PACES, model.device)
         self._requests: list[Request] = []  # in the order in which they came
         self._open: set[Task] = set()  # taken from their requests, not yet done
         self._batch: Batch | None = None  # a long one, encoded in the last turn

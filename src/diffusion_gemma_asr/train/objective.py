@@ -347,7 +347,8 @@ def first_pass(
         if options.self_conditioning > 0:
             skip_pass(backbone)  # another worker may have drawn otherwise
         return noisy, None
-    signal = backbone.denoise_logits(noisy, prefill, soft=soft, slots=slots) / draw_temperature(generator, noisy.device)
+    hidden = backbone.denoise_hidden(noisy, prefill, None, soft, slots)
+    signal = backbone.logits(hidden) / draw_temperature(generator, noisy.device)
     if options.unroll > 0:
         stepped = one_step(signal, generator)
         unrolled = torch.rand(len(noisy), generator=generator, device=noisy.device) < options.unroll

@@ -20,7 +20,7 @@ from ..denoise.clip import Decoded
 from ..denoise.decode import OnStep, decode_clips
 from ..denoise.options import DecodeOptions
 from ..errors import AsrError, AudioError
-from ..memory import give_back_memory
+from ..memory import give_back_memory, of_device
 from ..model.ctc import TokenSpan
 from ..model.model import DiffusionGemmaASR
 from ..strict import check_types, option
@@ -183,7 +183,7 @@ def stream_many(
     options.decode.check(model)  # before any sound is read
     done_s, count, current = 0.0, 0, -1
     largest = 1 if on_step is not None else options.batch_size * POOL_BATCHES
-    for pool in _pools(audio, options, largest, POOL_S["cpu" if model.device.type == "cpu" else "cuda"]):
+    for pool in _pools(audio, options, largest, of_device(POOL_S, model.device)):
         chunks = [event for _, event in pool.events if isinstance(event, Chunk)]
         decoded = iter(_decode(model, chunks, options, _Tally(chunks, done_s, pool.read_s, on_progress), on_step))
         done_s = pool.read_s
