@@ -28,10 +28,11 @@ from diffusion_gemma_asr.checkpoint.parts import load_backbone, load_encoder, re
 from diffusion_gemma_asr.checkpoint.save import save_checkpoint
 from diffusion_gemma_asr.denoise.decode import decode_clips
 from diffusion_gemma_asr.denoise.options import DecodeOptions
-from diffusion_gemma_asr.errors import CheckpointError
+from diffusion_gemma_asr.errors import AsrError, CheckpointError
 from diffusion_gemma_asr.model.backbone import Backbone
 from diffusion_gemma_asr.model.config import BackboneConfig, EncoderConfig
 from diffusion_gemma_asr.model.encoder import AcousticEncoder
+from diffusion_gemma_asr.model.int8 import Int8Linear, int8_available
 from diffusion_gemma_asr.model.packing import LEAST, SCALES, is_packed, pack_file
 from diffusion_gemma_asr.model.prompt import SPECIAL_TOKENS
 
@@ -143,6 +144,35 @@ def test_a_sharded_backbone_loads_with_every_weight_in_place(backbone_folder: Pa
 def test_dtypes(backbone_folder: Path, whisper_folder: Path, dtype: torch.dtype) -> None:
     assert {p.dtype for p in backbone_of(backbone_folder, dtype=dtype).parameters()} == {dtype}
     assert {p.dtype for p in encoder_of(whisper_folder, dtype=dtype).parameters()} == {dtype}
+
+
+@pytest.mark.skipif(not int8_available(), reason="8-bit products are for x86 processors")
+def test_encoder_and_projector_in_8_bits(
+    whisper_folder: Path, backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_checkpoint(tiny_model(whisper_folder, backbone_folder), tmp_path / "model")
+    monkeypatch.setattr(load, "fast_bfloat16", lambda: False)
+    asked, auto, plain = (load.load_checkpoint(folder, device="cpu", dtype=dtype) for dtype in ("int8", "auto", "float32"))
+
+    def count(part: torch.nn.Module) -> int:
+        return sum(isinstance(module, Int8Linear) for module in part.modules())
+
+    assert count(asked.encoder) == count(auto.encoder) > 0
+    assert not any(map(count, (asked.backbone, plain.encoder)))
+    assert count(load.load_checkpoint("mini", device="cpu", dtype="int8").projector) > 0  # the tiny one has a single layer
+    exact, rounded = (m.encode([SECOND]).slots for m in (plain, asked))
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.1 * exact.norm()
+
+
+def test_8_bits_are_refused_where_they_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AsrError, match="dtype int8 is for x86 processors; give auto or one of float32"):
+        load.hears_in_int8("int8", torch.device("cuda"))
+    assert not load.hears_in_int8("auto", torch.device("cuda"))
+    monkeypatch.setattr(load, "int8_available", lambda: False)
+    with pytest.raises(AsrError, match="dtype int8 is for x86 processors"):
+        load.hears_in_int8("int8", torch.device("cpu"))
+    assert not load.hears_in_int8("auto", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("fast", [True, False])

@@ -226,6 +226,18 @@ def test_sentences_are_learnt_without_sound_and_in_noise(tmp_path: Path, content
     assert frozenset({"diffusion_unspoken", "autoregressive_unspoken"}) in kinds
 
 
+def test_drafts_are_corrected_behind_prompts_without_sound(tmp_path: Path, content: dict[str, Any]) -> None:
+    content |= {"overheard": 0.7}
+    content["unspoken"] |= {"share": 0.5}
+    content["train"] |= {"steps": 16}
+    train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    kinds = {
+        frozenset(name for name in record if name.startswith(("diffusion", "autoregressive", "ctc"))) for record in records
+    }
+    assert {frozenset({"diffusion_overheard"}), frozenset({"diffusion_unspoken_overheard"})} < kinds
+
+
 def test_noise_takes_the_place_of_a_share_of_the_audio_tokens() -> None:
     slots, rng = torch.zeros(50, 24), random.Random(0)
     noisy = [drowned(slots, 0.2, 3.0, rng) for _ in range(200)]
@@ -263,6 +275,8 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, conten
             {"unspoken": {"share": 0.5, "batch_tokens": 9, "max_tokens": 9, "text": [], "silent": 1.0}},
             r"'unspoken\.silent' must be",
         ),
+        ({"overheard": 1.5}, r"'overheard' must be"),
+        ({"overheard": 0.5, "losses": {"diffusion": 0.0}}, r"'overheard' wants 'losses\.diffusion' and 'frozen_projector'"),
         (
             {
                 "unspoken": {"share": 0.5, "batch_tokens": 9, "max_tokens": 9, "text": [], "silent": 0.5},

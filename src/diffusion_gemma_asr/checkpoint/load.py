@@ -25,6 +25,7 @@ from torch import Tensor
 from ..errors import AsrError, CheckpointError, first_line
 from ..memory import give_back_memory
 from ..model.config import BackboneConfig, EncoderConfig, ModelConfig
+from ..model.int8 import capabilities, int8_available, use_int8
 from ..model.model import DiffusionGemmaASR
 from ..model.packing import unpack
 from ..model.projector import AudioProjector
@@ -38,7 +39,13 @@ DEFAULT_MODEL = "mini"  # the one that transcribes where none is named
 BUNDLED = {DEFAULT_MODEL: None, "base": "openai/whisper-base"}  # inside the package: one checkpoint, and the encoder to use
 ADAPTER = "adapter.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
-DTYPE_HELP = f"auto (the model's own, its encoder in bfloat16 where the processor is fast at it), {', '.join(DTYPES)}."
+INT8 = "int8"
+DTYPE_HELP = (
+    f"auto (the model's own; on a processor encoder and projector in what it is fastest at), {', '.join(DTYPES)} or {INT8}."
+)
+# The rows that go into the output of Whisper's attention hold single numbers far above all others; the projector's first
+# layer says in which dtype it computes.
+NOT_INT8 = frozenset({"out_proj", "linear"})
 
 Part = TypeVar("Part", EncoderConfig, BackboneConfig)
 
@@ -63,8 +70,9 @@ def load_checkpoint(
         name_or_path: "mini", which travels inside the package, or "base", the same with the encoder that its own was trained
             on from; a checkpoint folder; or a hub repository. A folder that is called mini itself is "./mini".
         device: of torch; "auto" is the first CUDA device, else Apple's GPU, else the processor.
-        dtype: of all weights, one of DTYPES or torch's own; None is that of the frozen parts while training; "auto" too, but
-            encoder and projector are in bfloat16 on processors that are fast at it.
+        dtype: of all weights, one of DTYPES or torch's own; None is that of the frozen parts while training; "int8" has
+            encoder and projector in 8 bits, on a processor, and all else in float32; "auto" is as None, but encoder and
+            projector are in bfloat16 on processors that are fast at it, and in 8 bits on other x86 processors.
         quantization: None, or 4 and 8 bits for the backbone's experts (`quantization.QUANTIZATIONS`).
         encoder, backbone: folder or hub name to use in place of the one that the checkpoint names.
         revision: of the checkpoint's repository: branch, tag or commit.
@@ -78,6 +86,7 @@ def load_checkpoint(
     if quantization is not None:
         find_quantizer(quantization)  # before minutes of reading
     device, chosen_dtype = choose_device(device), choose_dtype(dtype)
+    int8 = hears_in_int8(dtype, device)
     folder = find_checkpoint(name_or_path, revision, local_files_only)
     encoder = encoder or BUNDLED.get(str(name_or_path))
     config = with_sources(read_config_file(folder), folder, encoder, backbone)
@@ -88,9 +97,14 @@ def load_checkpoint(
     dtype_ = chosen_dtype or getattr(torch, config.dtype)
     hearing_dtype = torch.bfloat16 if dtype == "auto" and device.type == "cpu" and fast_bfloat16() else dtype_
     loaded_encoder = load_encoder(config.encoder, dtype=hearing_dtype, device=device, local_files_only=local_files_only)
+    if int8:
+        use_int8(loaded_encoder, NOT_INT8)
     with torch.device("meta"):
         projector = AudioProjector(config.projector, loaded_encoder.hidden_size, int(config.backbone.width or 0))
     fill_projector(projector, _under(adapter, "projector."), folder / ADAPTER)
+    projector = projector.to(device, hearing_dtype)
+    if int8:
+        use_int8(projector, NOT_INT8)
     lora = _under(adapter, "lora.")
     del adapter
     loaded_backbone = load_backbone(
@@ -100,7 +114,7 @@ def load_checkpoint(
     loaded_backbone.load_lora_state_dict(lora)
     if merge_lora:
         loaded_backbone.merge_lora()
-    model = DiffusionGemmaASR(config, loaded_encoder, projector.to(device, hearing_dtype), loaded_backbone, tokenizer)
+    model = DiffusionGemmaASR(config, loaded_encoder, projector, loaded_backbone, tokenizer)
     give_back_memory()  # what files were read into
     return model.requires_grad_(False).eval()
 
@@ -228,25 +242,37 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Torch's dtype of that name; None for None and "auto".
+    """Torch's dtype of that name; None for None and "auto", float32 for "int8", which is of some layers alone.
 
     Raises:
         AsrError: it is none of DTYPES.
     """
     if not isinstance(dtype, str):
         return dtype
-    if dtype == "auto":
-        return None
+    if dtype in ("auto", INT8):
+        return None if dtype == "auto" else torch.float32
     if dtype not in DTYPES:
-        raise AsrError(f"dtype {dtype} is not known; give auto or one of {', '.join(DTYPES)}")
+        raise AsrError(f"dtype {dtype} is not known; give auto or one of {', '.join((*DTYPES, INT8))}")
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
 
 
 def fast_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 faster than float32: twice as fast with AVX-512 BF16, more with AMX."""
-    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    told = capabilities()
     return bool(told.get("avx512_bf16") or told.get("amx_bf16"))
+
+
+def hears_in_int8(dtype: str | torch.dtype | None, device: torch.device) -> bool:
+    """Whether encoder and projector are to be in 8 bits: where asked for, or by "auto" where nothing is faster.
+
+    Raises:
+        AsrError: it is asked for where it cannot be.
+    """
+    possible = device.type == "cpu" and int8_available()
+    if dtype == INT8 and not possible:
+        raise AsrError(f"dtype {INT8} is for x86 processors; give auto or one of {', '.join(DTYPES)}")
+    return possible and (dtype == INT8 or (dtype == "auto" and not fast_bfloat16()))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

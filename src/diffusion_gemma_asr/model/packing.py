@@ -37,13 +37,18 @@ def pack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `pack` was given, in float32 where it was packed; other tensors as they are."""
+    """What `pack` was given, in float32 where it was packed. Where nothing was, tensors are as they are; else small ones are
+    copies, so that none keeps the file that it was read from in memory."""
+    if not any(name.endswith(SCALES) for name in packed):
+        return dict(packed)
     tensors = {}
     for name, tensor in packed.items():
         if name.endswith(SCALES):
             continue
         scales = packed.get(name + SCALES)
-        if scales is not None:
+        if scales is None:
+            tensor = tensor.clone()
+        else:
             tensor = (tensor.view(len(scales), -1).float() * scales[:, None]).view(tensor.shape)
         tensors[name] = tensor
     return tensors

@@ -196,6 +196,13 @@ class AdapterTrainer:
 
     def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
         """The weighted loss of one micro-batch, and its parts."""
+        batch = self.spoken(step, micro)
+        with computing_in(self.dtype, self.model.device):
+            parts = losses(self.model, batch, self.weights)
+            return parts.total(self.weights), parts.figures()
+
+    def spoken(self, step: int, micro: int) -> SpeechBatch:
+        """The utterances of one micro-batch, augmented, on the model's device."""
         train = self.recipe.train
         self.model.train()
         rng = random.Random(step_seed(train.seed, step, micro))
@@ -204,10 +211,7 @@ class AdapterTrainer:
         unnamed = [rng.random() < train.unnamed for _ in chosen]
         contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < train.context else "" for i in chosen]
         batch = self.batch(chosen, margin, unnamed, contexts)
-        batch = replace(batch, frames=self.augmented(batch.frames, batch.frame_lengths)).to(self.model.device)
-        with computing_in(self.dtype, self.model.device):
-            parts = losses(self.model, batch, self.weights)
-            return parts.total(self.weights), parts.figures()
+        return replace(batch, frames=self.augmented(batch.frames, batch.frame_lengths)).to(self.model.device)
 
     def augmented(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Frames (B, F, D) with lengths (B,), changed at random as the recipe says."""

@@ -179,9 +179,18 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
 
 
 def losses_of_slots(
-    model: DiffusionGemmaASR, slots: Tensor, slot_lengths: Tensor, text: TextBatch, options: LossRecipe
+    model: DiffusionGemmaASR,
+    slots: Tensor,
+    slot_lengths: Tensor,
+    text: TextBatch,
+    options: LossRecipe,
+    prompted: Tensor | None = None,
 ) -> Losses:
-    """As `losses`, from audio tokens (B, S, H) with slot_lengths (B,); `text` has a placeholder for each."""
+    """As `losses`, from audio tokens (B, S, H) with slot_lengths (B,); `text` has a placeholder for each.
+
+    Where `prompted` (B, 1, H) is given, it is all that the prompts hold: the others are known to aligned canvases alone, by
+    their drafts and what CTC finds likely.
+    """
     ctc = None
     if options.ctc > 0:
         head = model.head
@@ -198,10 +207,12 @@ def losses_of_slots(
     elif options.draft_share > 0:
         drafts = draft_edits(model, slots.detach(), slot_lengths, text)
     slots, slot_lengths = only(slots, kept)
+    heard_in = (slots.detach(), slot_lengths) if aligned and model.config.draft_conditioning else None
+    if prompted is not None:
+        slots, slot_lengths = prompted, torch.ones_like(slot_lengths)
     text = text.with_slots(slot_lengths)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
-    conditioned = slots.detach() if aligned and model.config.draft_conditioning else None
-    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned, slots=conditioned)
+    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned, slots=heard_in)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
 
@@ -253,7 +264,7 @@ def backbone_losses(
     drafts: EditCanvases | None = None,
     generator: torch.Generator | None = None,
     aligned: bool = False,
-    slots: Tensor | None = None,
+    slots: tuple[Tensor, Tensor] | None = None,
 ) -> Losses:
     """Computes the diffusion and the autoregressive loss of a batch.
 
@@ -268,12 +279,14 @@ def backbone_losses(
         drafts: canvases of C' >= C positions with drafts of the same rows, with which a share of the rows start.
         generator: on the device of `embeds`; None is torch's default.
         aligned: canvases have a position for each audio token, and the positions of these; `drafts` then holds all canvases.
-        slots: (B, S, H) these audio tokens, where canvases with drafts are conditioned on what CTC finds likely in them.
+        slots: (B, S, H) these audio tokens, and how many there are (B,), where canvases with drafts are conditioned on what
+            CTC finds likely in them.
 
     Returns:
         the losses; `ctc` is None.
     """
-    prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
+    read = embeds.shape[1] if options.autoregressive > 0 else int(batch.lengths.max())  # transcripts teach nothing else
+    prefill, hidden = backbone.prefill(embeds[:, :read], batch.mask[:, :read], batch.lengths)
     ar = ar_accuracy = diffusion = accuracy = None
     if options.autoregressive > 0:
         ar, ar_accuracy = autoregressive_loss(backbone.head, hidden, batch.ids, batch.target_mask)
@@ -287,8 +300,9 @@ def backbone_losses(
         noisy, clean, drafted = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
         soft = under = None
         if slots is not None:
-            used = drafted[:, None] & length_mask(batch.slot_mask.sum(1), slots.shape[1])
-            soft, under = conditions(backbone.head, slots, used, noisy.shape[1])
+            tokens, counts = slots
+            used = drafted[:, None] & length_mask(counts, tokens.shape[1])
+            soft, under = conditions(backbone.head, tokens, used, noisy.shape[1])
         noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft, under)
         hidden = backbone.denoise_hidden(noisy, prefill, signal, soft, under)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))

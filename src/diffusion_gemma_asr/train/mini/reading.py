@@ -29,12 +29,14 @@ from .. import fingerprint
 from ..adapter import MARGIN, AdapterTrainer, build_model, computing_in
 from ..compiled import compile_layers
 from ..loop import Metrics, compute_dtype, run, step_seed
-from ..objective import losses_of_slots, text_batch
+from ..objective import TextBatch, losses_of_slots, text_batch
 from ..recipe import Recipe
 from ..workers import rank, workers
 from .sentences import SentenceData, random_rows, read_targets
 from .slot_bank import SlotBank
 from .text import save_backbone
+
+OVERHEARD_DRAFTS = 0.85  # share of drafts where language is to correct them; the other canvases are text at a noise level
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,9 @@ class ReadingRecipe(Recipe):
     stage: Literal["reading"] = "reading"
     frozen_projector: bool = False  # the projector stays as train.start_from has it
     frozen_rows: bool = False  # the tokens' rows, which are the head as well, stay as the backbone has them
+    overheard: float = (
+        0.0  # share of the passes on speech, and on sentences, that correct drafts behind prompts without sound
+    )
     unspoken: UnspokenData | None = None  # None: speech alone
 
     def __post_init__(self) -> None:
@@ -93,6 +98,9 @@ class ReadingRecipe(Recipe):
             raise RecipeError("'unspoken' wants 'frozen_projector': what is cut out of utterances must stay what it was")
         if self.unspoken is not None and self.unspoken.silent and not self.losses.autoregressive:
             raise RecipeError("'unspoken.silent' wants 'losses.autoregressive': without sound there is no canvas to denoise")
+        require(0 <= self.overheard <= 1, "overheard", self.overheard, "from 0 to 1")
+        if self.overheard and not (self.losses.diffusion and self.frozen_projector):
+            raise RecipeError("'overheard' wants 'losses.diffusion' and 'frozen_projector': it teaches canvases alone")
 
 
 def readers(model: DiffusionGemmaASR, frozen_projector: bool = False, frozen_rows: bool = False) -> dict[str, nn.Parameter]:
@@ -151,7 +159,7 @@ class ReadingTrainer(AdapterTrainer):
 
     def __init__(self, recipe: ReadingRecipe, model: DiffusionGemmaASR, folder: Path):
         super().__init__(recipe, model, folder)
-        self.unspoken = recipe.unspoken
+        self.unspoken, self.overheard = recipe.unspoken, recipe.overheard
         if recipe.frozen_projector and recipe.frozen_rows:  # CTC would move nothing
             self.weights = replace(self.weights, ctc=0.0)
         if self.unspoken is not None:
@@ -190,12 +198,11 @@ class ReadingTrainer(AdapterTrainer):
 
     def loss_of(self, step: int, micro: int) -> tuple[Tensor, Metrics]:
         """The weighted loss of one micro-batch, and its parts."""
-        unspoken = self.unspoken
-        if unspoken is None:
-            return super().loss_of(step, micro)
-        seed = self.recipe.train.seed
+        unspoken, seed = self.unspoken, self.recipe.train.seed
         rng = random.Random(-1 - step_seed(seed, step, micro))
         drawn = random.Random(-1 - step_seed(seed, step, micro // workers()))  # workers do the like, and wait for nobody
+        if unspoken is None:
+            return self._spoken_loss(step, micro, drawn)
         curriculum = unspoken.curriculum
         level = 1.0 if curriculum is None else curriculum.level(step)
         if curriculum is not None and drawn.random() >= level:
@@ -205,11 +212,32 @@ class ReadingTrainer(AdapterTrainer):
             languages = rng.choices(self.recipe.model.languages, k=len(targets))
             return self._unspoken_loss(targets, languages, rng, "random")
         if drawn.random() >= unspoken.share:
-            return super().loss_of(step, micro)
+            return self._spoken_loss(step, micro, drawn)
         chosen = self.texts.at(step * self.recipe.train.accumulation + micro)
         targets = [self.sentences.targets[i] for i in chosen]
         kind = "silent" if drawn.random() < unspoken.silent else "unspoken"
+        if kind == "unspoken" and drawn.random() < self.overheard:
+            kind = "unspoken_overheard"
         return self._unspoken_loss(targets, [self.sentences.languages[i] for i in chosen], rng, kind)
+
+    def _spoken_loss(self, step: int, micro: int, drawn: random.Random) -> tuple[Tensor, Metrics]:
+        """The loss of utterances; `drawn` says whether their prompts hold them."""
+        if drawn.random() >= self.overheard:
+            return super().loss_of(step, micro)
+        batch = self.spoken(step, micro)
+        with computing_in(self.dtype, self.model.device):
+            slots, lengths = self.model.projector(batch.frames, batch.frame_lengths)
+            return self._overheard_loss(slots.float(), lengths, batch.text, "overheard")
+
+    def _overheard_loss(self, slots: Tensor, lengths: Tensor, text: TextBatch, kind: str) -> tuple[Tensor, Metrics]:
+        """The loss of correcting drafts: prompts hold an audio token of noise each, and nothing but the canvas is learnt."""
+        scale = float(self.model.projector.scale)
+        silence = torch.stack([noise(1, slots.shape[2], scale) for _ in slots]).to(slots.device)  # (B, 1, H)
+        alone = replace(
+            self.weights, autoregressive=0.0, ctc=0.0, draft_share=OVERHEARD_DRAFTS, full_noise=0.0, known_start=0.0
+        )
+        parts = losses_of_slots(self.model, slots, lengths, text, alone, silence)
+        return parts.total(alone), {f"{name}_{kind}": value for name, value in parts.figures().items()}
 
     def _unspoken_loss(
         self, targets: Sequence[list[int]], languages: Sequence[str], rng: random.Random, kind: str
@@ -234,6 +262,8 @@ class ReadingTrainer(AdapterTrainer):
         text = text_batch(model.prompts, lengths.tolist(), targets, languages, rng.randint(0, MARGIN), unnamed)
         with computing_in(self.dtype, device):
             slots = pad_sequence(rows, batch_first=True).to(device)
+            if kind == "unspoken_overheard":
+                return self._overheard_loss(slots, lengths.to(device), text.to(device), kind)
             parts = losses_of_slots(model, slots, lengths.to(device), text.to(device), weights)
             return parts.total(weights), {f"{name}_{kind}": value for name, value in parts.figures().items()}
 
