@@ -1,6 +1,7 @@
 """Long recordings with a known script: error rate, segment starts, memory and speed; and word times on glued words.
 
     python benchmarks/long_recordings.py measure               writes benchmarks/results/long_recordings.json
+    python benchmarks/long_recordings.py memory                measures memory and speed alone, and adds them
     python benchmarks/long_recordings.py report                fills the tables of docs/long_recordings.md
 
 A recording is made of held-out sentences (recipes/lists/heldout-en.txt) that espeak-ng says in held-out voices, each as
@@ -215,7 +216,31 @@ def measure() -> None:
         for kind, errors in word_errors(model, GLUED).items()
     }
     print(results["words"])
-    write_results(DATA, results | {"circumstances": circumstances()})
+    write_results(DATA, read_results(DATA) | results | {"circumstances": circumstances()})
+
+
+def measure_memory() -> None:
+    """Measures what the command takes, memory and time with its start, and adds it to what is stored."""
+    taken = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recording.wav"
+        for minutes in MINUTES:
+            write_recording(path, minutes)
+            start = time.perf_counter()
+            megabytes = peak_memory_mb(path)
+            taken.append({"minutes": minutes, "peak_memory_mb": megabytes, "seconds": time.perf_counter() - start})
+            print(taken[-1], flush=True)
+    write_results(DATA, read_results(DATA) | {"memory": {"recordings": taken, "circumstances": circumstances()}})
+
+
+def memory_table(memory: dict[str, Any]) -> str:
+    """What the command takes for each recording."""
+    rows = [
+        [f"{r['minutes']:.0f} min", f"{r['peak_memory_mb']:.0f} MB", f"{r['minutes'] * 60 / r['seconds']:.0f}"]
+        for r in memory["recordings"]
+    ]
+    heading = ["recording", "memory", "RTFx, start included"]
+    return f"{markdown(heading, rows)}\n\n`{MODEL}`, {stated(memory['circumstances'])}."
 
 
 def report() -> None:
@@ -243,10 +268,13 @@ def report() -> None:
         words.append([names[kind], f"{w['words']} of {GLUED * WORDS}", *times])
     where = f"Memory grows by {growth:.0f} MB. `{results['model']}`, {stated(results['circumstances'])}."
     word_heading = ["words of", "words", "median", "95th percentile", "at most 250 ms off"]
-    fill(PAGE, {"recordings": f"{markdown(heading, rows)}\n\n{where}", "words": markdown(word_heading, words)})
+    tables = {"recordings": f"{markdown(heading, rows)}\n\n{where}", "words": markdown(word_heading, words)}
+    if "memory" in results:
+        tables["memory"] = memory_table(results["memory"])
+    fill(PAGE, tables)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure long recordings.")
-    parser.add_argument("what", choices=("measure", "report"))
-    {"measure": measure, "report": report}[parser.parse_args().what]()
+    parser.add_argument("what", choices=("measure", "memory", "report"))
+    {"measure": measure, "memory": measure_memory, "report": report}[parser.parse_args().what]()

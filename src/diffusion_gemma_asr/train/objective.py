@@ -209,7 +209,7 @@ def losses_of_slots(
     slots, slot_lengths = only(slots, kept)
     heard_in = (slots.detach(), slot_lengths) if aligned and model.config.draft_conditioning else None
     if prompted is not None:
-        slots, slot_lengths = prompted, torch.ones_like(slot_lengths)
+        slots, slot_lengths = prompted, slot_lengths.clamp(max=1)
     text = text.with_slots(slot_lengths)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
     of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned, slots=heard_in)

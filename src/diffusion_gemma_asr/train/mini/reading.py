@@ -82,9 +82,7 @@ class ReadingRecipe(Recipe):
     stage: Literal["reading"] = "reading"
     frozen_projector: bool = False  # the projector stays as train.start_from has it
     frozen_rows: bool = False  # the tokens' rows, which are the head as well, stay as the backbone has them
-    overheard: float = (
-        0.0  # share of the passes on speech, and on sentences, that correct drafts behind prompts without sound
-    )
+    overheard: float = 0.0  # share of the passes on speech and sentences that correct drafts behind silent prompts
     unspoken: UnspokenData | None = None  # None: speech alone
 
     def __post_init__(self) -> None:
