@@ -1,7 +1,7 @@
 """Long recordings with a known script: error rate, segment starts, memory and speed; and word times on glued words.
 
     python benchmarks/long_recordings.py measure               writes benchmarks/results/long_recordings.json
-    python benchmarks/long_recordings.py memory                measures memory and speed alone, and adds them
+    python benchmarks/long_recordings.py memory                measures memory alone, and adds it
     python benchmarks/long_recordings.py report                fills the tables of docs/long_recordings.md
 
 A recording is made of held-out sentences (recipes/lists/heldout-en.txt) that espeak-ng says in held-out voices, each as
@@ -220,26 +220,21 @@ def measure() -> None:
 
 
 def measure_memory() -> None:
-    """Measures what the command takes, memory and time with its start, and adds it to what is stored."""
+    """Measures the memory that the command takes, and adds it to what is stored."""
     taken = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recording.wav"
         for minutes in MINUTES:
             write_recording(path, minutes)
-            start = time.perf_counter()
-            megabytes = peak_memory_mb(path)
-            taken.append({"minutes": minutes, "peak_memory_mb": megabytes, "seconds": time.perf_counter() - start})
+            taken.append({"minutes": minutes, "peak_memory_mb": peak_memory_mb(path)})
             print(taken[-1], flush=True)
     write_results(DATA, read_results(DATA) | {"memory": {"recordings": taken, "circumstances": circumstances()}})
 
 
 def memory_table(memory: dict[str, Any]) -> str:
-    """What the command takes for each recording."""
-    rows = [
-        [f"{r['minutes']:.0f} min", f"{r['peak_memory_mb']:.0f} MB", f"{r['minutes'] * 60 / r['seconds']:.0f}"]
-        for r in memory["recordings"]
-    ]
-    heading = ["recording", "memory", "RTFx, start included"]
+    """The memory that the command takes for each recording."""
+    rows = [[f"{r['minutes']:.0f} min", f"{r['peak_memory_mb']:.0f} MB"] for r in memory["recordings"]]
+    heading = ["recording", "memory"]
     return f"{markdown(heading, rows)}\n\n`{MODEL}`, {stated(memory['circumstances'])}."
 
 
