@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-# Programs that oneDNN keeps, one for each shape of a bfloat16 product: 1,024 if it may, 50 MB after 49 clips, each of which
-# has a length of its own. The layers of one clip share some ten.
+# Programs that oneDNN keeps, one for each shape of a bfloat16 or 8-bit product: 1,024 if it may, 50 MB after 49 clips,
+# each of which has a length of its own. The layers of one clip share some ten.
 PRIMITIVES = 32
 
 

@@ -249,8 +249,10 @@ def choose_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     if not isinstance(dtype, str):
         return dtype
-    if dtype in ("auto", INT8):
-        return None if dtype == "auto" else torch.float32
+    if dtype == "auto":
+        return None
+    if dtype == INT8:
+        return torch.float32
     if dtype not in DTYPES:
         raise AsrError(f"dtype {dtype} is not known; give auto or one of {', '.join((*DTYPES, INT8))}")
     chosen: torch.dtype = getattr(torch, dtype)

@@ -73,6 +73,12 @@ class TextBatch:
             lengths=self.lengths - surplus.sum(1),
         )
 
+    def without_transcripts(self) -> TextBatch:
+        """The same rows cut behind the longest prompt, which is all that canvases see of them."""
+        size = int(self.lengths.max())
+        names = ("ids", "mask", "slot_mask", "target_mask")
+        return replace(self, **{name: getattr(self, name)[:, :size] for name in names})
+
     def to(self, device: torch.device) -> TextBatch:
         """A copy of the batch on another device."""
         return TextBatch(**{name: value.to(device) for name, value in self.__dict__.items()})
@@ -211,6 +217,8 @@ def losses_of_slots(
     if prompted is not None:
         slots, slot_lengths = prompted, slot_lengths.clamp(max=1)
     text = text.with_slots(slot_lengths)
+    if options.autoregressive == 0:
+        text = text.without_transcripts()
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
     of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, aligned=aligned, slots=heard_in)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
@@ -285,8 +293,7 @@ def backbone_losses(
     Returns:
         the losses; `ctc` is None.
     """
-    read = embeds.shape[1] if options.autoregressive > 0 else int(batch.lengths.max())  # transcripts teach nothing else
-    prefill, hidden = backbone.prefill(embeds[:, :read], batch.mask[:, :read], batch.lengths)
+    prefill, hidden = backbone.prefill(embeds, batch.mask, batch.lengths)
     ar = ar_accuracy = diffusion = accuracy = None
     if options.autoregressive > 0:
         ar, ar_accuracy = autoregressive_loss(backbone.head, hidden, batch.ids, batch.target_mask)

@@ -230,7 +230,7 @@ class ReadingTrainer(AdapterTrainer):
     def _overheard_loss(self, slots: Tensor, lengths: Tensor, text: TextBatch, kind: str) -> tuple[Tensor, Metrics]:
         """The loss of correcting drafts: prompts hold an audio token of noise each, and nothing but the canvas is learnt."""
         scale = float(self.model.projector.scale)
-        silence = torch.stack([noise(1, slots.shape[2], scale) for _ in slots]).to(slots.device)  # (B, 1, H)
+        silence = noise(len(slots), slots.shape[2], scale)[:, None].to(slots.device)  # (B, 1, H)
         alone = replace(
             self.weights, autoregressive=0.0, ctc=0.0, draft_share=OVERHEARD_DRAFTS, full_noise=0.0, known_start=0.0
         )
