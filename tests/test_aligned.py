@@ -95,6 +95,12 @@ def conditioned(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaAS
     return tiny_model(whisper_folder, backbone_folder, canvas="aligned", start="draft", draft_conditioning=True)
 
 
+@pytest.fixture(scope="module")
+def quieter(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaASR:
+    how = {"canvas": "aligned", "start": "draft", "draft_conditioning": True, "canvas_share": 0.25}
+    return tiny_model(whisper_folder, backbone_folder, **how)
+
+
 def test_a_draft_is_denoised_over_its_audio_tokens(
     model: DiffusionGemmaASR, conditioned: DiffusionGemmaASR, audio: list[np.ndarray]
 ) -> None:
@@ -148,7 +154,25 @@ def test_what_ctc_hears_is_added_to_what_the_denoiser_predicts(
         assert one.steps and one.tokens == [token.id for token in clip.draft]
 
 
-@pytest.mark.parametrize("name", ["model", "conditioned"])
+@torch.no_grad()
+def test_a_share_of_the_canvas_own_logits_is_added_to_ctcs(
+    conditioned: DiffusionGemmaASR, quieter: DiffusionGemmaASR, audio: list[np.ndarray]
+) -> None:
+    clip = draft_clips(conditioned, conditioned.encode(audio[:1]))[0]
+    job = ClipDecoding(conditioned, clip, OPTIONS, "en").job()
+    assert job.slots is not None
+    prefill = read_prompts([ClipDecoding(conditioned, clip, OPTIONS, "en")])
+    slots = torch.zeros(1, len(job.canvas), conditioned.backbone.hidden_size)
+    slots[0, : len(job.slots)] = job.slots
+    alone = conditioned.backbone.denoise_hidden(job.canvas[None], prefill)
+    for share, model in ((1.0, conditioned), (0.25, quieter)):
+        summed = model.backbone.denoise_hidden(job.canvas[None], prefill, slots=slots)
+        heard = len(job.slots)
+        torch.testing.assert_close(summed[:, :heard], share * alone[:, :heard] + slots[:, :heard])
+        torch.testing.assert_close(summed[:, heard:], alone[:, heard:])
+
+
+@pytest.mark.parametrize("name", ["model", "conditioned", "quieter"])
 def test_steps_of_fixed_shapes_write_the_same(name: str, audio: list[np.ndarray], request: pytest.FixtureRequest) -> None:
     model: DiffusionGemmaASR = request.getfixturevalue(name)
     drafted = draft_clips(model, model.encode(audio))

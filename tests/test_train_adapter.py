@@ -244,6 +244,18 @@ def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(recipe: 
         train_from_recipe(changed(recipe, "other", **sections), tmp_path / "other", "cpu")
 
 
+def test_frames_that_the_projector_has_not_met_are_left_as_they_are(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    data = {"cache_dir": str(whole / "frames"), "train": [{"manifest": "a.jsonl"}, {"manifest": "b.jsonl", "unheard": True}]}
+    train = {"others": [0.2, 0.3], "spec_augment": {"time_bands": 2, "time_width": 10, "channel_width": 3}}
+    told = load_recipe(changed(recipe, "unheard", data=data, train=train))
+    trainer = AdapterTrainer(told, build_model(told), tmp_path)
+    assert trainer.data.unheard.tolist() == [False, False, False, True]
+    chosen = [0, 3, 1]
+    frames, lengths = trainer.data.cache.batch([trainer.data.utterances[i] for i in chosen])
+    changes = (trainer.augmented(frames, lengths, chosen) != frames).any(-1).any(-1)
+    assert changes.tolist() == [True, False, True]
+
+
 def test_drafts_are_learnt_from_and_languages_found(recipe: Path, whole: Path, tmp_path: Path) -> None:
     path = changed(
         recipe,

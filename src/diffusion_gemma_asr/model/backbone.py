@@ -34,6 +34,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.config = model.config.text_config
+        self.canvas_share = 1.0  # of a canvas's own logits where CTC's are added (`ModelConfig`)
         model.set_experts_implementation(implementation(self.config.num_experts, self.config.top_k_experts))
         self.read_layer, self.write_layer = read_layer, write_layer  # training may compile them (train/compiled.py)
         self.recorded: dict[Any, Any] = {}  # steps that an engine recorded, for the next one (denoise/static_engine.py)
@@ -305,8 +306,8 @@ class Backbone(nn.Module):
             seen: (B, P + C) bool, what every position of a row reads; None is all.
             prefill: of the same B rows.
             soft: (B, C, H).
-            slots: (B, C, H) audio tokens under the canvas, whose CTC logits are added to the canvas's own; zeros where there
-                are none.
+            slots: (B, C, H) audio tokens under the canvas, whose CTC logits are added to `canvas_share` of the canvas's own;
+                zeros where there are none.
         """
         decoder = self.model.model.decoder
         scale = decoder.embed_tokens.embed_scale.to(soft.dtype)
@@ -317,7 +318,11 @@ class Backbone(nn.Module):
         for layer, kind, (keys, values) in zip(decoder.layers, self.config.layer_types, prefill.layers(), strict=True):
             hidden = self.write_layer(layer, hidden, rotary[kind], mask, positions, keys, values)
         hidden = decoder.norm(hidden)
-        return hidden if slots is None else hidden + slots.to(hidden.dtype)
+        if slots is None:
+            return hidden
+        if self.canvas_share != 1.0:
+            hidden = hidden * torch.where(slots.any(-1, keepdim=True), self.canvas_share, 1.0).to(hidden.dtype)
+        return hidden + slots.to(hidden.dtype)
 
     def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
         """As `denoise_hidden` → (B, C, V) float32 logits, soft-capped."""

@@ -103,6 +103,7 @@ class ModelConfig:
     ctc: bool = True  # CTC trained the projector, so that its slots spell a draft
     canvas: Canvas = "packed"  # the transcript, or a position for each audio token; see denoise/canvas.py
     draft_conditioning: bool = False  # CTC's logits at each place are added to those of a canvas that begins with a draft
+    canvas_share: float = 1.0  # of the canvas's own logits where CTC's are added to them
     start: Start = "noise"  # what a canvas holds at first, where the caller does not say; see `DecodeOptions`
     candidates: int = 1  # drafts of which the backbone chooses one to denoise, where the caller does not say
     dtype: Dtype = "float32"  # of the frozen parts in training, and where loading names none
@@ -110,6 +111,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(len(self.languages) >= 1, "languages", "an empty list", "a list of at least one")
         require(self.candidates >= 1, "candidates", self.candidates, "at least 1")
+        require(0 < self.canvas_share <= 1, "canvas_share", self.canvas_share, "above 0 and at most 1")
         if self.draft_conditioning and self.canvas != "aligned":
             raise RecipeError("'draft_conditioning' wants 'canvas: aligned', a place for each audio token")
         if self.start != "noise" and not self.ctc:

@@ -211,18 +211,20 @@ class AdapterTrainer:
         unnamed = [rng.random() < train.unnamed for _ in chosen]
         contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < train.context else "" for i in chosen]
         batch = self.batch(chosen, margin, unnamed, contexts)
-        return replace(batch, frames=self.augmented(batch.frames, batch.frame_lengths)).to(self.model.device)
+        return replace(batch, frames=self.augmented(batch.frames, batch.frame_lengths, chosen)).to(self.model.device)
 
-    def augmented(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Frames (B, F, D) with lengths (B,), changed at random as the recipe says."""
-        train = self.recipe.train
+    def augmented(self, frames: Tensor, lengths: Tensor, chosen: Sequence[int]) -> Tensor:
+        """Frames (B, F, D) with lengths (B,) of the chosen utterances, changed at random as the recipe says."""
+        train, unheard = self.recipe.train, self.data.unheard[list(chosen)]
+        changed = frames
         if train.warp != (1, 1):
-            frames = warp_frequencies(frames, log_uniform(train.warp, len(frames)))
+            changed = warp_frequencies(changed, log_uniform(train.warp, len(frames)))
         if train.others != (0, 0):
             low, high = train.others
-            mixed = with_others(frames, low + (high - low) * torch.rand(len(frames)))
-            frames = mixed * length_mask(lengths, frames.shape[1])[..., None].to(mixed)
-        return mask_bands(frames, lengths, train.spec_augment)
+            mixed = with_others(changed, low + (high - low) * torch.rand(len(frames)))
+            changed = mixed * length_mask(lengths, frames.shape[1])[..., None].to(mixed)
+        changed = mask_bands(changed, lengths, train.spec_augment)
+        return torch.where(unheard[:, None, None], frames.to(changed), changed)
 
     def evaluate(self, step: int) -> Metrics:
         """Transcribes the dev lists, prints some transcripts beside their references, and computes error rates."""

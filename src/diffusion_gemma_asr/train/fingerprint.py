@@ -36,6 +36,8 @@ LATER = {
     "decoder_layers",
     "decoder",
     "lr_shares",
+    "unheard",
+    "canvas_share",
 }
 SAMPLES = 64  # hashed values of each tensor, about
 

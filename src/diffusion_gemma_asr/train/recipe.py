@@ -95,6 +95,7 @@ class TrainList:
     manifest: Path = field(metadata=SOURCE)  # JSONL, folder of sounds, Shar, or corpus by name (data/sources.py)
     weight: float = 1.0  # its share of the sampled utterances is weight / sum of all weights; see data.temperature
     first: int | None = None  # use only so many utterances, the first after a shuffle with a fixed seed
+    unheard: bool = False  # the projector was not trained on them: its drafts are as wrong as any, without augmentation
 
     def __post_init__(self) -> None:
         require(self.weight > 0, "data.train.weight", self.weight, "above 0")

@@ -79,6 +79,7 @@ class SpeechData:
     Attributes:
         utterances: training utterances, all lists concatenated.
         texts: their transcripts, written or plain as the recipe requires.
+        unheard: (n,) bool, those whose frames are not augmented.
         dev: dev utterances of each list, by its name.
         cache: frames of training and dev utterances.
         mixture: samples batches of training utterances.
@@ -101,6 +102,7 @@ class SpeechData:
         everything = [u for rows in [*lists, *self.dev.values()] for u in rows]
         self.cache = frame_cache(data.cache_dir or folder / "frames", encoder, everything)
         self.utterances = [u for rows in lists for u in rows]
+        self.unheard = torch.tensor([item.unheard for item, rows in zip(data.train, lists, strict=True) for _ in rows])
         plain = data.transcript == "plain"
         self.texts = [plain_text(u.text, u.language) if plain else u.text.strip() for u in self.utterances]
         sizes = [len(rows) for rows in lists]

@@ -180,7 +180,7 @@ class ReadingTrainer(AdapterTrainer):
             torch.manual_seed(step_seed(train.seed, number))
             chosen = self.data.mixture.at(number)
             frames, lengths = self.data.cache.batch([self.data.utterances[i] for i in chosen])
-            frames = self.augmented(frames, lengths).to(model.device)
+            frames = self.augmented(frames, lengths, chosen).to(model.device)
             with computing_in(self.dtype, model.device):
                 slots, slot_lengths = model.projector(frames, lengths.to(model.device))
             slots = slots.float()
