@@ -30,7 +30,7 @@ from diffusion_gemma_asr.evaluate.normalise import NORMALISER
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
 
 DATA, PAGE = RESULTS / "fewer_bits.json", ROOT / "docs/performance.md"
-DRAFT = DecodeOptions(language="en", start="draft")
+DRAFT = DecodeOptions(language="en", start="draft", candidates=1)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ On the first 60 utterances of some lists of languages.py. Passes are what a clip
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def measure(args: argparse.Namespace) -> None:
         tables[title] = {"utterances": len(order)}
         for start in STARTS:
             for steps in STEPS:
-                how = replace(DecodeOptions(start=start), steps=steps)
+                how = DecodeOptions(start=start, steps=steps, candidates=1)
                 decoded = decode(model, clips, how, languages=codes)
                 tables[title][f"{start} {steps}"] = {
                     "error_rate": round(error_rate(said, [row.text for row in decoded], codes[0]), 5),

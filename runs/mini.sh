@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the small model `mini` from nothing. Every stage goes on where it was interrupted and is skipped once it is done. Needs espeak-ng, and the text and speech that docs/training.md describes.
+# Makes the small model `mini` from nothing. Every stage goes on where it was interrupted and is skipped once it is done. Needs espeak-ng and flite, and the text and speech that docs/training.md describes.
 #   runs/mini.sh              all of it
 #   WORKERS=1 runs/mini.sh    one process, on the GPU where there is one; 2, the default, is for two cores
 set -euo pipefail
@@ -50,6 +50,10 @@ for told in es:1100 hi:600 en:400 de:300 zh:300; do
   made $run/kokoro-$code/manifest.jsonl "Kokoro $code" kokoro --text $shared/text/$code.txt --language $code --count ${told#*:} --seed 1 \
     --exclude $run/heldout-$code/manifest.jsonl $run/dev-$code/manifest.jsonl $shared/speech/$code-dev.jsonl --out $run/kokoro-$code
 done
+
+# English that the projector does not train on: its drafts of it are as wrong as those of speech that it has never met.
+made $run/flite-en/manifest.jsonl "flite en" $python -m diffusion_gemma_asr.data.synthetic.flite --text $shared/text/en.txt --count 8000 \
+  --seed 1 --exclude $run/heldout-en/manifest.jsonl $run/dev-en/manifest.jsonl $shared/speech/en-dev.jsonl --out $run/flite-en
 
 # Real speech once more: distorted, neighbours of one speaker joined up to 30 s.
 for code in en fr zh de; do

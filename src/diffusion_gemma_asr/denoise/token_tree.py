@@ -103,11 +103,15 @@ def read_tree(
         prefill, behind = backbone.extend(backbone.embed(ids), prefill, tree.seen().to(last.device))
         hidden = torch.cat([hidden, behind], 1)  # (K, N + 1, H)
     ends = [] if end is None else tree.ends
-    predicting = torch.tensor([*tree.before, *ends], dtype=torch.long, device=last.device)
-    predicted = torch.tensor([*tree.tokens, *([end] * len(ends))], dtype=torch.long, device=last.device)
-    scores = backbone.head.token_log_probs(hidden[:, predicting].flatten(0, 1), predicted.repeat(count))
+    predicting, predicted = [*tree.before, *ends], [*tree.tokens, *([end] * len(ends))]
+    states = sorted(set(predicting))  # tokens that go on from one beginning share its normaliser, which costs most
+    row = {place: at for at, place in enumerate(states)}
+    columns = torch.tensor([predicted], dtype=torch.long, device=last.device).expand(count, -1)
+    everywhere = torch.ones(count, len(states), dtype=torch.bool, device=last.device)
+    by_state = backbone.head.log_probs(hidden[:, states], columns, everywhere)  # (K, states, tokens)
+    scores = by_state[:, [row[place] for place in predicting], range(len(predicted))]
     said, ended = [], []
-    for found in scores.view(count, len(predicted)).tolist():
+    for found in scores.tolist():
         totals = [0.0]
         for before, score in zip(tree.before, found, strict=False):
             totals.append(totals[before] + score)
