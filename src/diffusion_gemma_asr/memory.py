@@ -41,7 +41,7 @@ def steady_memory() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
     libc = _libc()
     if libc is not None:
-        libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 20)
 
 
