@@ -29,7 +29,7 @@ from .results import Segment, Transcript, compression_ratio, language_of
 from .words import timed_words
 
 POOL_BATCHES = 4  # recordings are read until they fill so many batches at most, which the model takes as one queue
-POOL_S = {"cpu": 20.0, "cuda": 300.0}  # or so much sound: more gains nothing on a processor; 60 s take 80 MB more
+POOL_S = {"cpu": 20.0, "cuda": 300.0}  # or so much sound: more gains nothing on a processor; 60 s take 50 MB more
 
 logger = logging.getLogger(__name__)
 

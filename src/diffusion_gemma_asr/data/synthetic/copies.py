@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ...audio.read import SAMPLE_RATE
-from ..manifest import Utterance, read_manifest, write_manifest
+from ..manifest import Utterance, read_manifest
 from ..sound import read_utterance
 from .distort import change_speed, recorded
-from .synth import name_of, sound_duration, write_sound
+from .synth import sound_duration, write_corpus, write_sound
 
 
 @dataclass(frozen=True)
@@ -116,20 +114,15 @@ def make_copies(
     Raises:
         AudioError: a sound cannot be read.
     """
-    folder = Path(folder)
-    (folder / "wav").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     groups = joined(utterances, join_s, random.Random(seed)) if join_s else [[u] for u in utterances]
-    planned = [(group, draw_distortion(rng)) for group in groups]
-    with ProcessPoolExecutor(workers) as pool:
-        rows = list(pool.map(partial(_copy, folder=folder), planned, chunksize=16))
-    write_manifest(folder / "manifest.jsonl", rows)
-    return folder / "manifest.jsonl"
+    copies = [(group, draw_distortion(rng)) for group in groups]
+    planned = [(copy, [[u.key for u in copy[0]], asdict(copy[1])]) for copy in copies]
+    return write_corpus(_copy, planned, folder, workers)
 
 
-def _copy(planned: tuple[Sequence[Utterance], Distortion], folder: Path) -> Utterance:
-    group, how = planned
-    path = folder / "wav" / f"{name_of([[u.key for u in group], asdict(how)])}.wav"
+def _copy(task: tuple[tuple[Sequence[Utterance], Distortion], Path]) -> Utterance:
+    (group, how), path = task
     if not path.exists():
         rng = random.Random(how.seed)
         parts = [read_utterance(group[0])]

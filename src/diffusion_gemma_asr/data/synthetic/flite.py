@@ -14,9 +14,7 @@ import random
 import subprocess
 import wave
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +22,10 @@ import soxr
 
 from ...audio.read import SAMPLE_RATE
 from ...errors import SynthesisError
-from ..manifest import Utterance, read_manifest, write_manifest
+from ..manifest import Utterance, read_manifest
 from ..text import plain_text
 from .copies import Distortion, distorted, draw_distortion
-from .synth import name_of, pick_sentences, sound_duration, write_sound
+from .synth import pick_sentences, sound_duration, write_corpus, write_sound
 
 VOICES = ("rms", "slt", "awb", "kal16")  # an American man and woman, a Scot, and diphones of an American man
 WORDS = (3, 28)  # fewest and most of a sentence
@@ -99,16 +97,11 @@ def synthesise(lines: Sequence[Line], folder: str | Path, workers: int = 2) -> P
     Raises:
         SynthesisError: see `speak`.
     """
-    folder = Path(folder)
-    (folder / "wav").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers) as pool:
-        rows = list(pool.map(partial(_read_aloud, folder=folder), lines, chunksize=16))
-    write_manifest(folder / "manifest.jsonl", rows)
-    return folder / "manifest.jsonl"
+    return write_corpus(_read_aloud, [(line, ["flite", asdict(line)]) for line in lines], folder, workers)
 
 
-def _read_aloud(line: Line, folder: Path) -> Utterance:
-    path = folder / "wav" / f"{name_of(['flite', asdict(line)])}.wav"
+def _read_aloud(task: tuple[Line, Path]) -> Utterance:
+    line, path = task
     if not path.exists():
         write_sound(path, distorted(speak(line), line.distortion))
     return Utterance(str(path), plain_text(line.text, "en"), "en", sound_duration(path), f"flite-{line.voice}")

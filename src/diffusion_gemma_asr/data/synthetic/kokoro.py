@@ -14,7 +14,6 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ import soxr
 
 from ...audio.read import SAMPLE_RATE
 from ...errors import DataError, SynthesisError
-from ..manifest import Utterance, read_manifest, write_manifest
+from ..manifest import Utterance, read_manifest
 from ..text import plain_text
 from .copies import Distortion, distorted, draw_distortion
-from .synth import name_of, pick_sentences, sound_duration, write_sound
+from .synth import pick_sentences, sound_duration, write_corpus, write_sound
 
 KOKORO_RATE = 24_000  # Hz
 LONGEST = 500  # phonemes of a sentence
@@ -178,13 +177,7 @@ def synthesise(lines: Sequence[Line], model: str | Path, folder: str | Path, wor
     Raises:
         SynthesisError: see `Kokoro`.
     """
-    folder = Path(folder)
-    (folder / "wav").mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(workers, initializer=_load, initargs=(model,)) as pool:
-        tasks = [(line, folder / "wav" / f"{name_of(asdict(line))}.wav") for line in lines]
-        rows = [row for row in pool.map(_read_aloud, tasks, chunksize=8) if row is not None]
-    write_manifest(folder / "manifest.jsonl", rows)
-    return folder / "manifest.jsonl"
+    return write_corpus(_read_aloud, [(line, asdict(line)) for line in lines], folder, workers, _load, (model,))
 
 
 _model: Kokoro | None = None  # of this worker

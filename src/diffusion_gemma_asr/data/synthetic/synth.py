@@ -15,11 +15,12 @@ import json
 import os
 import random
 import wave
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import soxr
@@ -32,6 +33,7 @@ from ..text import plain_text, speakable
 from .distort import recorded
 from .espeak import speak
 
+P = TypeVar("P")
 Phoneme = tuple[str, float, float]  # espeak-ng's symbol, start and end in seconds
 # espeak-ng voices of each language, sampled uniformly: American English twice as often as British. Not the voice "cmn",
 # which in 1.51 reads tone numbers aloud in English.
@@ -193,6 +195,35 @@ def _render_to_file(line: Line, folder: Path) -> tuple[Utterance, str]:
         write_whole(phonemes_path, phonemes)
         write_sound(path, samples)
     return Utterance(str(path), line.text, line.language, sound_duration(path), line.voice), phonemes
+
+
+def write_corpus(
+    write: Callable[[tuple[P, Path]], Utterance | None],
+    planned: Iterable[tuple[P, object]],
+    folder: str | Path,
+    workers: int,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> Path:
+    """Writes a sound of all that is planned to `folder/wav/`, in several processes, and `folder/manifest.jsonl`.
+
+    Args:
+        write: writes one sound to the path that it is given, unless it is there; returns its row, or None to leave it out.
+        planned: what it is given, each with all that the sound is made of (`name_of`).
+        folder: created if missing.
+        workers: processes.
+        initializer, initargs: called in each of them first.
+
+    Returns:
+        the manifest's path.
+    """
+    sounds, manifest = Path(folder, "wav"), Path(folder, "manifest.jsonl")
+    sounds.mkdir(parents=True, exist_ok=True)
+    tasks = [(one, sounds / f"{name_of(made_of)}.wav") for one, made_of in planned]
+    with ProcessPoolExecutor(workers, initializer=initializer, initargs=initargs) as pool:
+        rows = [row for row in pool.map(write, tasks, chunksize=8) if row is not None]
+    write_manifest(manifest, rows)
+    return manifest
 
 
 def name_of(made_of: object) -> str:
