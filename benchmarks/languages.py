@@ -128,18 +128,18 @@ def judged(rows: Sequence[Utterance], parts: Sequence[dict[str, Written]]) -> di
             for name, some in counted.items()
         },
     }
-    if "candidates" in lines:
+    if "denoised" in lines:
         result["changed"] = changes(rows, lines, counted)
     return result
 
 
 def changes(rows: Sequence[Utterance], lines: dict[str, list[str]], counted: dict[str, list[Edits]]) -> dict[str, Any]:
-    """What denoising makes of chosen drafts: words (characters) fewer and more wrong, as shares of all, and examples."""
-    words = sum(one.reference for one in counted["chosen"])
-    gained = [a.errors - b.errors for a, b in zip(counted["chosen"], counted["candidates"], strict=True)]
+    """What denoising makes of CTC's drafts: words (characters) fewer and more wrong, as shares of all, and examples."""
+    words = sum(one.reference for one in counted["draft"])
+    gained = [a.errors - b.errors for a, b in zip(counted["draft"], counted["denoised"], strict=True)]
     order = sorted(range(len(rows)), key=gained.__getitem__)
     examples = [
-        {"said": rows[i].text, "draft": lines["chosen"][i], "denoised": lines["candidates"][i]}
+        {"said": rows[i].text, "draft": lines["draft"][i], "denoised": lines["denoised"][i]}
         for i in [*order[::-1][:EXAMPLES], *order[:EXAMPLES]]
         if gained[i]
     ]
@@ -235,7 +235,7 @@ def short_table(data: dict[str, Any]) -> str:
     rows = []
     for name, measured in data.items():
         for domain in DOMAINS:
-            for system in ("draft", "chosen", "candidates", "noise"):
+            for system in ("draft", "denoised", "chosen", "candidates", "noise"):
                 cells = [summed(measured, f"{domain} {code}", system) for code in LANGUAGES]
                 if set(cells) != {"–"}:
                     rows.append([f"`{name}`, {domain}: {SYSTEMS[system]}", *cells])

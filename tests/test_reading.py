@@ -14,17 +14,20 @@ from safetensors.torch import load_file
 from sounds import tone, write
 from tiny_model import speech_batch, tiny_model
 
+from diffusion_gemma_asr.checkpoint.load import load_adapter
 from diffusion_gemma_asr.checkpoint.parts import load_backbone
 from diffusion_gemma_asr.checkpoint.save import save_projector
 from diffusion_gemma_asr.data.manifest import Utterance, write_manifest
 from diffusion_gemma_asr.errors import RecipeError
 from diffusion_gemma_asr.model.config import BackboneConfig, ProjectorConfig
 from diffusion_gemma_asr.model.ctc import only
-from diffusion_gemma_asr.train.mini.reading import drowned
+from diffusion_gemma_asr.train.adapter import build_model
+from diffusion_gemma_asr.train.mini.reading import ReadingRecipe, ReadingTrainer, drowned
 from diffusion_gemma_asr.train.mini.sentences import random_rows
 from diffusion_gemma_asr.train.mini.slot_bank import MOST, SlotBank
 from diffusion_gemma_asr.train.objective import losses
 from diffusion_gemma_asr.train.recipe import LossRecipe
+from diffusion_gemma_asr.train.recipe_files import load_recipe_as
 from diffusion_gemma_asr.train.run import train_from_recipe
 
 EMBEDDINGS = -torch.arange(20.0)[:, None]  # of 20 tokens; those of the utterances below are positive
@@ -238,6 +241,36 @@ def test_drafts_are_corrected_behind_prompts_without_sound(tmp_path: Path, conte
     assert {frozenset({"diffusion_overheard"}), frozenset({"diffusion_unspoken_overheard"})} < kinds
 
 
+def test_another_projector_writes_the_drafts(
+    tmp_path: Path, content: dict[str, Any], whisper_folder: Path, backbone_folder: Path
+) -> None:
+    torch.manual_seed(1)
+    settings = ProjectorConfig(hidden_size=24, skip_blanks=0.9)
+    earlier = tiny_model(whisper_folder, backbone_folder, lora=False, projector=settings)
+    save_projector(earlier.projector, tmp_path / "earlier")
+    content |= {"overheard": 1.0, "drafts_from": ["earlier"]}
+    content.pop("unspoken")
+    content["train"] |= {"others": [0.4, 0.5]}
+    recipe = load_recipe_as(ReadingRecipe, written(tmp_path, content))
+    model = build_model(recipe, torch.device("cpu"), torch.float32, lora=False)
+    load_adapter(model, tmp_path / "projector", projector_alone=True)
+    own = {name: value.clone() for name, value in model.projector.state_dict().items()}
+    trainer = ReadingTrainer(recipe, model, tmp_path / "run")
+    (writer,) = trainer.writers
+    heard: list[torch.Tensor] = []
+    writer.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0].clone()))
+    model.projector.register_forward_pre_hook(lambda module, inputs: pytest.fail("the model's own projector was asked"))
+    _, figures = trainer.loss_of(0, 0)
+    assert "diffusion_overheard" in figures
+    batch = trainer.batch(trainer.data.mixture.at(0))
+    assert torch.equal(heard[0], batch.frames)  # not augmented
+    wanted = load_file(tmp_path / "earlier/adapter.safetensors")
+    for name, value in writer.state_dict().items():
+        assert torch.equal(model.projector.state_dict()[name], own[name])
+        if name != "scale":
+            assert torch.equal(value, wanted[f"projector.{name}"])
+
+
 def test_noise_takes_the_place_of_a_share_of_the_audio_tokens() -> None:
     slots, rng = torch.zeros(50, 24), random.Random(0)
     noisy = [drowned(slots, 0.2, 3.0, rng) for _ in range(200)]
@@ -277,6 +310,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, conten
         ),
         ({"overheard": 1.5}, r"'overheard' must be"),
         ({"overheard": 0.5, "losses": {"diffusion": 0.0}}, r"'overheard' wants 'losses\.diffusion' and 'frozen_projector'"),
+        ({"drafts_from": ["projector"]}, "'drafts_from' names projectors for the drafts of 'overheard' passes"),
         (
             {
                 "unspoken": {"share": 0.5, "batch_tokens": 9, "max_tokens": 9, "text": [], "silent": 0.5},

@@ -261,12 +261,16 @@ def test_each_stage_of_the_small_model_goes_on_from_the_one_before() -> None:
     assert backbone.decoder == str(runs / decoder.name / "whisper")
     assert Path(reading.model.backbone.name) == runs / backbone.name / "backbone"
     assert reading.train.start_from == runs / projector.name / "checkpoint"
+    assert reading.drafts_from == tuple(runs / projector.name / f"checkpoint-{step}" for step in projector.train.keep)
+    assert projector.train.keep
     assert Path(ears.model.backbone.name) == Path(mini.model.backbone.name) == runs / reading.name / "backbone"
     assert ears.train.start_from == runs / reading.name / "projector"
     assert mini.train.start_from == runs / ears.name / "checkpoint"
     assert Path(mini.model.encoder.name) == runs / ears.name / "encoder"
     assert bundle.checkpoint == runs / mini.name / "checkpoint"
     assert reading.model.projector == mini.model.projector
+    for name in ("canvas", "draft_conditioning", "canvas_share", "causal_share", "silent_drafts", "start"):
+        assert getattr(reading.model, name) == getattr(mini.model, name)
     for recipe in (projector, ears):
         assert dataclasses.replace(mini.model.projector, skip_blanks=None) == recipe.model.projector
 

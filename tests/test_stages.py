@@ -210,7 +210,11 @@ def speech_recipe(corpus: Path, text_run: Path, name: str, model: dict[str, Any]
     content["train"] |= given | {"dtype": "float32"} | train
     content["data"] |= {"train": [{"manifest": "manifest.jsonl"}], "dev": ["manifest.jsonl"], "cache_dir": None}
     path = corpus / f"speech-{Path(name).name}"
-    content = {key: value for key, value in content.items() if key not in ("frozen_projector", "overheard", "unspoken")}
+    content = {
+        key: value
+        for key, value in content.items()
+        if key not in ("frozen_projector", "overheard", "drafts_from", "unspoken")
+    }
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 

@@ -244,6 +244,16 @@ def test_ctc_alone_trains_the_projector_and_a_second_run_starts_from_it(recipe: 
         train_from_recipe(changed(recipe, "other", **sections), tmp_path / "other", "cpu")
 
 
+def test_an_earlier_adapter_is_kept(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    train = {"steps": 3, "eval_every": 2, "keep": [2]}
+    data = {"cache_dir": str(whole / "frames")}
+    train_from_recipe(changed(recipe, "kept", train=train, data=data), tmp_path / "kept", "cpu")
+    earlier, last = (load_file(tmp_path / "kept" / name / "adapter.safetensors") for name in ("checkpoint-2", "checkpoint"))
+    assert earlier.keys() == last.keys() and not torch.equal(*(x["projector.linear.weight"] for x in (earlier, last)))
+    with pytest.raises(RecipeError, match=r"'train\.keep' must be multiples of train\.eval_every, which is 2, found \[3\]"):
+        load_recipe(changed(recipe, "odd", train=train | {"keep": [3]}))
+
+
 def test_frames_that_the_projector_has_not_met_are_left_as_they_are(recipe: Path, whole: Path, tmp_path: Path) -> None:
     data = {"cache_dir": str(whole / "frames"), "train": [{"manifest": "a.jsonl"}, {"manifest": "b.jsonl", "unheard": True}]}
     train = {"others": [0.2, 0.3], "spec_augment": {"time_bands": 2, "time_width": 10, "channel_width": 3}}

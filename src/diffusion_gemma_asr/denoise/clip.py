@@ -18,9 +18,10 @@ from ..model.ctc import DraftToken, TokenSpan
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
 from ..model.prompt import token_pieces
-from .candidates import chosen, proposed_draft
+from .candidates import chosen, prompt_without_sound, proposed_draft
 from .canvas import aligned_layout, edit_layout, uniform_canvas, write_canvas
 from .engine import BLOCK, Finished, Job, in_blocks
+from .expected import expectation
 from .options import DecodeOptions
 from .steps import cut_at_end
 
@@ -143,6 +144,16 @@ class ClipDecoding:
         return bool(self._canvases) and not (self._canvases[-1].full and len(self.written) < len(self.clip.slots))
 
     @property
+    def conditioned(self) -> bool:
+        """Whether what CTC hears is added to the canvas's own logits."""
+        return self.model.config.draft_conditioning and self.start == "draft"
+
+    @property
+    def silent(self) -> bool:
+        """Whether the prompt holds no sound."""
+        return self.model.config.silent_drafts and self.conditioned
+
+    @property
     def written(self) -> list[int]:
         """The transcript so far."""
         return [token for canvas in self._canvases for token in canvas.tokens]
@@ -151,8 +162,10 @@ class ClipDecoding:
         """The next canvas to denoise."""
         if self.aligned:
             canvas = self._aligned_canvas().to(self.model.device)
-            conditioned = self.model.config.draft_conditioning and self.start == "draft"
-            return Job(canvas, self._generator, self.clip.slots[self.clip.kept.to(canvas.device)] if conditioned else None)
+            kept = self.clip.slots[self.clip.kept.to(canvas.device)] if self.conditioned else None
+            reads = self.conditioned and self.model.config.causal_share > 0
+            expected = expectation(self.model, self.language, self.options.context) if reads else None
+            return Job(canvas, self._generator, kept, expected)
         draft, blank = [token.id for token in self.clip.draft], self.model.blank
         if self._canvases or self.start == "noise":
             written = len(self.written)
@@ -235,8 +248,14 @@ def kept_spans(draft: Sequence[DraftToken], kept: Tensor) -> tuple[list[int], li
 def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:
     """Reads the prompts of clips of one model that are to be denoised next, with what is written of their transcripts."""
     device = clips[0].model.device
-    blocks = in_blocks([len(clip.clip.slots) for clip in clips], of_device(BLOCK, device))
+    silent = [row for row, clip in enumerate(clips) if clip.silent]
+    heard = [row for row, clip in enumerate(clips) if not clip.silent]
+    found = in_blocks([len(clips[row].clip.slots) for row in heard], of_device(BLOCK, device)) if heard else []
+    blocks = [[heard[place] for place in rows] for rows in found]
     parts = [_read_together([clips[row] for row in rows]) for rows in blocks]
+    for row in silent:
+        blocks.append([row])
+        parts.append(prompt_without_sound(clips[row].model, clips[row].language, clips[row].options.context)[0])
     if len(parts) == 1:
         return parts[0]
     prefill = reduce(Prefill.join, parts)

@@ -38,11 +38,20 @@ class Job:
         generator: of all that is drawn for it from now on, on the device of the canvas.
         slots: (n, H) audio tokens under the canvas's first n positions: what CTC finds likely in them conditions the first
             pass, and their logits are added in every pass. None: nothing.
+        expected: gives what is added to these audio tokens for the text of the canvas so far. None: nothing.
     """
 
     canvas: Tensor
     generator: torch.Generator
     slots: Tensor | None = None
+    expected: Expectation | None = None
+
+    def under(self, best: Tensor | None) -> Tensor | None:
+        """(n, H), what is added to the canvas's own hidden states; `best` (C,) is the arg-max canvas of the pass before."""
+        if self.slots is None or self.expected is None:
+            return self.slots
+        canvas = self.canvas if best is None else best
+        return self.slots + self.expected(canvas[: len(self.slots)]).to(self.slots)
 
 
 class Finished(NamedTuple):
@@ -58,6 +67,9 @@ class Finished(NamedTuple):
     logprobs: Tensor
     steps: int
 
+
+Expectation = Callable[[Tensor], Tensor]
+"""Takes an aligned canvas (n,) without its end; gives hidden states (n, H) that are added to its own."""
 
 OnCanvas = Callable[[int, int, Tensor, Tensor], None]
 """Takes a job's number, its step, its arg-max canvas (C,) and the entropy (C,), nats, of each position."""
@@ -126,6 +138,7 @@ class _Rows:
 
     Attributes:
         jobs: R numbers, by which the caller knows them.
+        given: what they are.
         generators: of what is drawn for each.
         options: of each.
         steps: passes that each has used.
@@ -138,6 +151,7 @@ class _Rows:
     """
 
     jobs: list[int]
+    given: list[Job]
     generators: list[torch.Generator]
     options: list[DenoiseOptions]
     steps: list[int]
@@ -169,6 +183,7 @@ class _Rows:
                 soft[row, : len(job.slots)] = backbone.head.mean_rows(job.slots)
         return cls(
             jobs=numbers,
+            given=list(jobs),
             generators=[job.generator for job in jobs],
             options=list(options),
             steps=[0] * len(jobs),
@@ -190,6 +205,7 @@ class _Rows:
         size = int(self.lengths[at].max())
         return _Rows(
             jobs=[self.jobs[row] for row in rows],
+            given=[self.given[row] for row in rows],
             generators=[self.generators[row] for row in rows],
             options=[self.options[row] for row in rows],
             steps=[self.steps[row] for row in rows],
@@ -203,6 +219,17 @@ class _Rows:
             unchanged=self.unchanged[at],
         )
 
+    def under(self) -> Tensor:
+        """(R, C, H), what is added to the canvases' own hidden states in the next pass."""
+        under = self.slots
+        for row, (job, step) in enumerate(zip(self.given, self.steps, strict=True)):
+            if job.expected is not None:
+                added = job.under(self.best[row] if step else None)
+                if added is not None:
+                    under = under.clone() if under is self.slots else under
+                    under[row, : len(added)] = added
+        return under
+
     def join(self, other: _Rows) -> _Rows:
         """Both."""
         size = max(self.canvas.shape[1], other.canvas.shape[1])
@@ -213,6 +240,7 @@ class _Rows:
 
         return _Rows(
             jobs=self.jobs + other.jobs,
+            given=self.given + other.given,
             generators=self.generators + other.generators,
             options=self.options + other.options,
             steps=self.steps + other.steps,
@@ -287,7 +315,7 @@ class Engine:
         """One step of a block: what is left of it, if anything, and what has stopped."""
         lengths = now.lengths.tolist()
         used = length_mask(now.lengths, now.canvas.shape[1])  # (R, C)
-        hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft, now.slots)
+        hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft, now.under())
         hidden = hidden[used]  # (N, H)
         uniform, noise = _draw(self.backbone, now.generators, lengths)
         heat = [temperature_at(one.steps - step, one) for one, step in zip(now.options, now.steps, strict=True)]

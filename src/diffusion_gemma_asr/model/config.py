@@ -103,7 +103,9 @@ class ModelConfig:
     ctc: bool = True  # CTC trained the projector, so that its slots spell a draft
     canvas: Canvas = "packed"  # the transcript, or a position for each audio token; see denoise/canvas.py
     draft_conditioning: bool = False  # CTC's logits at each place are added to those of a canvas that begins with a draft
+    silent_drafts: bool = False  # prompts of such canvases hold no sound: what CTC hears is all that they know of it
     canvas_share: float = 1.0  # of the canvas's own logits where CTC's are added to them
+    causal_share: float = 0.0  # of what the encoder, reading the canvas's text, expects at each place, added as well
     start: Start = "noise"  # what a canvas holds at first, where the caller does not say; see `DecodeOptions`
     candidates: int = 1  # drafts of which the backbone chooses one to denoise, where the caller does not say
     dtype: Dtype = "float32"  # of the frozen parts in training, and where loading names none
@@ -114,5 +116,10 @@ class ModelConfig:
         require(0 < self.canvas_share <= 1, "canvas_share", self.canvas_share, "above 0 and at most 1")
         if self.draft_conditioning and self.canvas != "aligned":
             raise RecipeError("'draft_conditioning' wants 'canvas: aligned', a place for each audio token")
+        require(0 <= self.causal_share <= 1, "causal_share", self.causal_share, "from 0 to 1")
+        if self.causal_share and not self.draft_conditioning:
+            raise RecipeError("'causal_share' wants 'draft_conditioning': it is added to what CTC hears")
+        if self.silent_drafts and not self.draft_conditioning:
+            raise RecipeError("'silent_drafts' wants 'draft_conditioning', without which nothing would tell of the sound")
         if self.start != "noise" and not self.ctc:
             raise RecipeError(f"'start' is {self.start}, but 'ctc' is false: without CTC there is no draft")

@@ -108,7 +108,13 @@ def train_adapter(recipe: Recipe, folder: str | Path, device: str | torch.device
         compile_layers(model.backbone)
     trainer = AdapterTrainer(recipe, model, folder)
     trained = learning(model, recipe.losses)
-    run(trained, trainer.loss_of, folder, recipe.train, trainer.evaluate, trainer.settings, trainer.assist)
+
+    def evaluate(step: int) -> Metrics:
+        if step in recipe.train.keep:
+            save_checkpoint(model.eval(), folder / f"checkpoint-{step}")
+        return trainer.evaluate(step)
+
+    run(trained, trainer.loss_of, folder, recipe.train, evaluate, trainer.settings, trainer.assist)
     if rank() == 0:
         save_checkpoint(model.eval(), folder / "checkpoint")
     return folder / "checkpoint"
@@ -201,8 +207,8 @@ class AdapterTrainer:
             parts = losses(self.model, batch, self.weights)
             return parts.total(self.weights), parts.figures()
 
-    def spoken(self, step: int, micro: int) -> SpeechBatch:
-        """The utterances of one micro-batch, augmented, on the model's device."""
+    def spoken(self, step: int, micro: int, augment: bool = True) -> SpeechBatch:
+        """The utterances of one micro-batch on the model's device, augmented unless that is turned off."""
         train = self.recipe.train
         self.model.train()
         rng = random.Random(step_seed(train.seed, step, micro))
@@ -211,7 +217,9 @@ class AdapterTrainer:
         unnamed = [rng.random() < train.unnamed for _ in chosen]
         contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < train.context else "" for i in chosen]
         batch = self.batch(chosen, margin, unnamed, contexts)
-        return replace(batch, frames=self.augmented(batch.frames, batch.frame_lengths, chosen)).to(self.model.device)
+        if augment:
+            batch = replace(batch, frames=self.augmented(batch.frames, batch.frame_lengths, chosen))
+        return batch.to(self.model.device)
 
     def augmented(self, frames: Tensor, lengths: Tensor, chosen: Sequence[int]) -> Tensor:
         """Frames (B, F, D) with lengths (B,) of the chosen utterances, changed at random as the recipe says."""

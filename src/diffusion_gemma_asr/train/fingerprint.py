@@ -21,7 +21,7 @@ from .recipe_files import PART
 
 # Settings that may differ when a run is resumed: its length, how it is evaluated, and where weights lie.
 FREE = {"stage", "name", "steps", "minutes", "save_every", "eval_every", "monitor_samples", "dev", "dev_count"}
-FREE |= {"cache_dir", "shard", "compile", "candidates"}
+FREE |= {"cache_dir", "shard", "compile", "candidates", "keep"}
 # Settings that came later: at their default they are not named, so that older runs go on.
 LATER = {
     "kernels",
@@ -38,6 +38,9 @@ LATER = {
     "lr_shares",
     "unheard",
     "canvas_share",
+    "drafts_from",
+    "silent_drafts",
+    "causal_share",
 }
 SAMPLES = 64  # hashed values of each tensor, about
 

@@ -60,6 +60,7 @@ class TrainRecipe(LoopOptions):
     others: tuple[float, float] = (0.0, 0.0)  # range of the share of another utterance's frames in each utterance's
     unnamed: float = 0.0  # share of prompts that do not name the language, to train language identification
     context: float = 0.0  # share of prompts with hotwords or preceding text, to train their use
+    keep: tuple[int, ...] = ()  # evaluated steps whose adapters are kept beside the last, as checkpoint-STEP
     monitor_samples: int = 32  # utterances of each dev list that are transcribed in an evaluation
     shard: Literal["experts"] | None = None  # share the frozen experts among the workers (shard.py); None: each has all
     quantization: str | None = None  # pack the frozen experts in 4 or 8 bits (checkpoint/quantization.py); None: not
@@ -76,6 +77,8 @@ class TrainRecipe(LoopOptions):
         require(0 < self.warp[0] <= self.warp[1], "train.warp", self.warp, "two factors above 0, the smaller one first")
         low, high = self.others
         require(0 <= low <= high < 1, "train.others", self.others, "two shares from 0 to below 1, the smaller one first")
+        evaluated = all(step > 0 and step % self.eval_every == 0 for step in self.keep)
+        require(evaluated, "train.keep", list(self.keep), f"multiples of train.eval_every, which is {self.eval_every}")
         require(0 <= self.unnamed <= 1, "train.unnamed", self.unnamed, "from 0 to 1")
         require(0 <= self.context <= 1, "train.context", self.context, "from 0 to 1")
         packings = (None, *QUANTIZATIONS)

@@ -8,6 +8,7 @@ stages freeze it.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ...checkpoint.load import load_adapter
+from ...checkpoint.load import load_adapter, read_adapter
 from ...checkpoint.save import save_projector
 from ...errors import RecipeError
 from ...model.model import DiffusionGemmaASR
-from ...model.projector import noise
+from ...model.projector import AudioProjector, noise
 from ...strict import require
 from .. import fingerprint
 from ..adapter import MARGIN, AdapterTrainer, build_model, computing_in
@@ -83,6 +84,7 @@ class ReadingRecipe(Recipe):
     frozen_projector: bool = False  # the projector stays as train.start_from has it
     frozen_rows: bool = False  # the tokens' rows, which are the head as well, stay as the backbone has them
     overheard: float = 0.0  # share of the passes on speech and sentences that correct drafts behind silent prompts
+    drafts_from: tuple[Path, ...] = ()  # checkpoints whose projectors write these drafts: they know less of it by heart
     unspoken: UnspokenData | None = None  # None: speech alone
 
     def __post_init__(self) -> None:
@@ -99,6 +101,8 @@ class ReadingRecipe(Recipe):
         require(0 <= self.overheard <= 1, "overheard", self.overheard, "from 0 to 1")
         if self.overheard and not (self.losses.diffusion and self.frozen_projector):
             raise RecipeError("'overheard' wants 'losses.diffusion' and 'frozen_projector': it teaches canvases alone")
+        if self.drafts_from and not self.overheard:
+            raise RecipeError("'drafts_from' names projectors for the drafts of 'overheard' passes, but there are none")
 
 
 def readers(model: DiffusionGemmaASR, frozen_projector: bool = False, frozen_rows: bool = False) -> dict[str, nn.Parameter]:
@@ -158,6 +162,11 @@ class ReadingTrainer(AdapterTrainer):
     def __init__(self, recipe: ReadingRecipe, model: DiffusionGemmaASR, folder: Path):
         super().__init__(recipe, model, folder)
         self.unspoken, self.overheard = recipe.unspoken, recipe.overheard
+        self.writers = [projector_of(model, checkpoint) for checkpoint in recipe.drafts_from]
+        self.settings |= {
+            f"drafts_from {number}": fingerprint.of_tensors(read_adapter(checkpoint))
+            for number, checkpoint in enumerate(recipe.drafts_from)
+        }
         if recipe.frozen_projector and recipe.frozen_rows:  # CTC would move nothing
             self.weights = replace(self.weights, ctc=0.0)
         if self.unspoken is not None:
@@ -222,9 +231,11 @@ class ReadingTrainer(AdapterTrainer):
         """The loss of utterances; `drawn` says whether their prompts hold them."""
         if drawn.random() >= self.overheard:
             return super().loss_of(step, micro)
-        batch = self.spoken(step, micro)
+        batch = self.spoken(step, micro, augment=not self.writers)
+        projector = drawn.choice(self.writers) if self.writers else self.model.projector
+        with torch.no_grad(), computing_in(self.dtype, self.model.device):
+            slots, lengths = projector(batch.frames, batch.frame_lengths)
         with computing_in(self.dtype, self.model.device):
-            slots, lengths = self.model.projector(batch.frames, batch.frame_lengths)
             return self._overheard_loss(slots.float(), lengths, batch.text, "overheard")
 
     def _overheard_loss(self, slots: Tensor, lengths: Tensor, text: TextBatch, kind: str) -> tuple[Tensor, Metrics]:
@@ -264,6 +275,15 @@ class ReadingTrainer(AdapterTrainer):
                 return self._overheard_loss(slots, lengths.to(device), text.to(device), kind)
             parts = losses_of_slots(model, slots, lengths.to(device), text.to(device), weights)
             return parts.total(weights), {f"{name}_{kind}": value for name, value in parts.figures().items()}
+
+
+def projector_of(model: DiffusionGemmaASR, checkpoint: Path) -> AudioProjector:
+    """The projector of a checkpoint, of the shape and at the scale of the model's, which stays as it is."""
+    own, other = model.projector, copy.deepcopy(model.projector)
+    model.projector = other
+    load_adapter(model, checkpoint, projector_alone=True)
+    model.projector = own
+    return other.requires_grad_(False)
 
 
 def drowned(slots: Tensor, share: float, scale: float, rng: random.Random) -> Tensor:

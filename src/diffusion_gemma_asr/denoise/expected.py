@@ -1,0 +1,58 @@
+"""What language expects at each place of a canvas, by the backbone's own encoder.
+
+The encoder is an autoregressive language model. It reads the text of an aligned canvas behind a prompt without sound, all of
+it in one causal pass, and at each place says what should stand there behind the tokens before. A share of that
+(`ModelConfig.causal_share`) is added to what CTC hears and to what the decoder makes of the canvas: all three are hidden
+states under one output head. Where a pass changes a token, the next pass reads on from the changed one, as in Jacobi
+decoding (Song et al. 2021, arXiv 2002.03629).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from ..model.model import DiffusionGemmaASR
+from .candidates import prompt_without_sound
+from .engine import Expectation
+
+
+def text_before(canvas: Sequence[int], blank: int, ends: Collection[int]) -> tuple[list[int], list[int]]:
+    """The text of an aligned canvas, up to its end, and how many of its tokens come before the one at each place.
+
+    At a blank, all that began before it come before what might be written there; at each place of a token, those before that
+    token.
+    """
+    tokens: list[int] = []
+    before, last, over = [], blank, False
+    for token in canvas:
+        over = over or token in ends
+        written = token != blank and not over
+        if written and token != last:
+            tokens.append(token)
+        before.append(len(tokens) - written)
+        last = token
+    return tokens, before
+
+
+def expectation(model: DiffusionGemmaASR, language: str, context: str = "") -> Expectation:
+    """Of transcripts in a language.
+
+    Args:
+        model: with the backbone.
+        language, context: see `PromptBuilder.row`.
+    """
+
+    @torch.no_grad()
+    def expected(canvas: Tensor) -> Tensor:
+        prefill, states = prompt_without_sound(model, language, context)  # states (1, H): what the first token should be
+        tokens, before = text_before(canvas.tolist(), model.blank, model.prompts.end_ids)
+        if tokens:
+            ids = torch.tensor([tokens], device=model.device)
+            _, behind = model.backbone.extend(model.backbone.embed(ids), prefill)
+            states = torch.cat([states, behind[0]])
+        return model.config.causal_share * states[torch.tensor(before, dtype=torch.long, device=model.device)]
+
+    return expected
