@@ -69,6 +69,22 @@ def test_each_place_gets_what_predicts_its_token(model: DiffusionGemmaASR) -> No
     torch.testing.assert_close(nothing, 0.3 * prompt_without_sound(model, "en")[1].expand(2, -1))
 
 
+def test_a_canvas_that_stays_the_same_is_read_once(model: DiffusionGemmaASR, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    extend = model.backbone.extend
+    monkeypatch.setattr(model.backbone, "extend", lambda *given: read.append(1) or extend(*given))
+    expected = expectation(model, "en")
+    canvases = [torch.tensor(row) for row in ([40, 41], [40, 41], [40, 42], [40, 41])]
+    first, again, other, back = (expected(canvas) for canvas in canvases)
+    assert len(read) == 3
+    assert (
+        torch.equal(first, again)
+        and torch.equal(first, back)
+        and not torch.equal(first, expectation(model, "de")(canvases[2]))
+    )
+    assert torch.equal(first[0], other[0])  # nothing is written before the first place in either
+
+
 @torch.no_grad()
 def test_training_expects_the_same(model: DiffusionGemmaASR) -> None:
     canvases = torch.tensor([[40, 40, model.blank, 41, 42, 7], [43, 44, 44, 7, 7, 7], [8, 9, 10, 11, 12, 13]])
