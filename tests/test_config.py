@@ -26,6 +26,9 @@ ENCODER, BACKBONE = EncoderConfig("encoder", None, 192, 80), BackboneConfig("bac
         (ModelConfig, {"dtype": "int8"}, "'dtype' must be one of float32, bfloat16, float16"),
         (ModelConfig, {"canvas_share": 0.0}, "'canvas_share' must be above 0 and at most 1"),
         (ModelConfig, {"draft_conditioning": True}, "'draft_conditioning' wants 'canvas: aligned'"),
+        (ModelConfig, {"causal_share": 0.1}, "'causal_share' wants 'draft_conditioning'"),
+        (ModelConfig, {"causal_share": 1.1}, "'causal_share' must be from 0 to 1"),
+        (ModelConfig, {"silent_drafts": True}, "'silent_drafts' wants 'draft_conditioning'"),
         (ModelConfig, {"drafts": True}, "unknown key 'drafts' at the top level"),
         (ProjectorConfig, {"hidden_size": 0}, "'projector.hidden_size' must be at least 1, found 0"),
         (ProjectorConfig, {"strides": [2, 0]}, "'projector.strides' must be at least 1 each"),
@@ -50,7 +53,7 @@ def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
         ModelConfig("plain", ENCODER, BACKBONE),
         ModelConfig("other", replace(ENCODER, revision="v1", silence_s=0.5), BACKBONE,
                     ProjectorConfig(8, (8,), False, (16,), 0.9, 2, 0.1), LoraConfig(2, 3, 0.5, True),
-                     ("hi", "zh"), True, True, True, "aligned", True, 0.5, "draft", 8, "bfloat16"),
+                     ("hi", "zh"), True, True, True, "aligned", True, True, 0.5, 0.2, "draft", 8, "bfloat16"),
     ]  # fmt: skip
     for config in configs:
         write_config(config, tmp_path)

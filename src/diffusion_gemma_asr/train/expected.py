@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,19 @@ from ..model.model import DiffusionGemmaASR
 BatchExpectation = Callable[[Tensor, Tensor], Tensor]
 """Takes aligned canvases (B, C) and which of their places hold audio tokens (B, C) bool; gives hidden states (B, C, H), the
 share of them that is added, zeros at other places."""
+
+
+class Under(NamedTuple):
+    """What stands under aligned canvases that begin with drafts, and is added to their own hidden states.
+
+    Attributes:
+        slots: (B, S, H) audio tokens, which they are conditioned on too; counts: (B,) how many.
+        expected: what language expects at their places; None: nothing.
+    """
+
+    slots: Tensor
+    counts: Tensor
+    expected: BatchExpectation | None = None
 
 
 def batch_expectation(model: DiffusionGemmaASR, embeds: Tensor, lengths: Tensor) -> BatchExpectation:

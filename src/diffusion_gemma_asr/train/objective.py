@@ -24,7 +24,7 @@ from ..model.prefill import Prefill
 from ..model.projector import noise
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
 from .corruption import draw_temperature, noisy_canvases, one_step
-from .expected import BatchExpectation, batch_expectation
+from .expected import Under, batch_expectation
 from .losses import autoregressive_loss, diffusion_loss
 from .recipe import LossRecipe
 from .shard import skip_pass
@@ -215,22 +215,21 @@ def losses_of_slots(
     elif options.draft_share > 0:
         drafts = draft_edits(model, slots.detach(), slot_lengths, text)
     slots, slot_lengths = only(slots, kept)
-    heard_in = (slots.detach(), slot_lengths) if aligned and model.config.draft_conditioning else None
+    under = Under(slots.detach(), slot_lengths) if aligned and model.config.draft_conditioning else None
     if prompted is not None:
         slots, slot_lengths = prompted, slot_lengths.clamp(max=1)
     text = text.with_slots(slot_lengths)
     if options.autoregressive == 0:
         text = text.without_transcripts()
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
-    expected = None
-    if heard_in is not None and model.config.causal_share:
+    if under is not None and model.config.causal_share:
         one = slot_lengths.clamp(max=1)
         if prompted is None:
             prompted = noise(len(slots), slots.shape[2], float(model.projector.scale))[:, None].to(slots)
         quiet = text.with_slots(one).without_transcripts()
         silent = fill_slots(model.backbone.embed(quiet.ids), quiet.slot_mask, prompted, one)
-        expected = batch_expectation(model, silent, quiet.lengths)
-    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, None, aligned, heard_in, expected)
+        under = under._replace(expected=batch_expectation(model, silent, quiet.lengths))
+    of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, None, aligned, under)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
 
@@ -282,8 +281,7 @@ def backbone_losses(
     drafts: EditCanvases | None = None,
     generator: torch.Generator | None = None,
     aligned: bool = False,
-    slots: tuple[Tensor, Tensor] | None = None,
-    expected: BatchExpectation | None = None,
+    under: Under | None = None,
 ) -> Losses:
     """Computes the diffusion and the autoregressive loss of a batch.
 
@@ -298,9 +296,7 @@ def backbone_losses(
         drafts: canvases of C' >= C positions with drafts of the same rows, with which a share of the rows start.
         generator: on the device of `embeds`; None is torch's default.
         aligned: canvases have a position for each audio token, and the positions of these; `drafts` then holds all canvases.
-        slots: (B, S, H) these audio tokens, and how many there are (B,), where canvases with drafts are conditioned on what
-            CTC finds likely in them.
-        expected: what language expects at the places of these canvases, added as well.
+        under: what stands under canvases with drafts.
 
     Returns:
         the losses; `ctc` is None.
@@ -317,20 +313,21 @@ def backbone_losses(
             prefill = prefill.under_slots(batch.slot_mask)
             drafts = drafts if options.draft_share > 0 else None
         noisy, clean, drafted = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
-        soft = under = None
+        soft = heard = added = None
+        expected = None if under is None else under.expected
         used = torch.zeros_like(noisy, dtype=torch.bool)
-        if slots is not None:
-            tokens, counts = slots
-            used[:, : tokens.shape[1]] = drafted[:, None] & length_mask(counts, tokens.shape[1])
-            soft, under = conditions(backbone.head, tokens, used[:, : tokens.shape[1]], noisy.shape[1])
-        heard, read = under, None if drafts is None else drafts.shown
-        if expected is not None and under is not None and read is not None:
+        if under is not None:
+            size = under.slots.shape[1]
+            used[:, :size] = drafted[:, None] & length_mask(under.counts, size)
+            soft, heard = conditions(backbone.head, under.slots, used[:, :size], noisy.shape[1])
+            added = heard
+        if expected is not None and heard is not None and drafts is not None:
             with torch.no_grad():
-                under = under + expected(read, used)
-        noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft, under)
-        if expected is not None and heard is not None and read is not None:
-            under = heard + expected(read if signal is None else signal.argmax(-1), used)
-        hidden = backbone.denoise_hidden(noisy, prefill, signal, soft, under)
+                added = heard + expected(drafts.shown, used)
+        noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft, added)
+        if expected is not None and heard is not None and drafts is not None:
+            added = heard + expected(drafts.shown if signal is None else signal.argmax(-1), used)
+        hidden = backbone.denoise_hidden(noisy, prefill, signal, soft, added)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))
     return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)
 
