@@ -77,11 +77,8 @@ def test_a_canvas_that_stays_the_same_is_read_once(model: DiffusionGemmaASR, mon
     canvases = [torch.tensor(row) for row in ([40, 41], [40, 41], [40, 42], [40, 41])]
     first, again, other, back = (expected(canvas) for canvas in canvases)
     assert len(read) == 3
-    assert (
-        torch.equal(first, again)
-        and torch.equal(first, back)
-        and not torch.equal(first, expectation(model, "de")(canvases[2]))
-    )
+    assert torch.equal(first, again) and torch.equal(first, back)
+    assert not any(torch.equal(first, expectation(model, "de")(canvas)) for canvas in canvases)
     assert torch.equal(first[0], other[0])  # nothing is written before the first place in either
 
 

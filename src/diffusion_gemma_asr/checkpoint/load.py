@@ -150,12 +150,17 @@ def load_adapter(model: DiffusionGemmaASR, folder: str | Path, projector_alone: 
     Raises:
         CheckpointError: the folder is no checkpoint, or a tensor is missing, left over or of another shape.
     """
-    adapter = read_adapter(folder)
-    weights = _under(adapter, "projector.") | {"scale": model.projector.scale}
-    fill_projector(model.projector, weights, Path(folder) / ADAPTER)
+    adapter = load_projector(model.projector, folder)
     lora = _under(adapter, "lora.")
     if lora and not projector_alone:
         model.backbone.load_lora_state_dict(lora)
+
+
+def load_projector(projector: AudioProjector, folder: str | Path) -> dict[str, Tensor]:
+    """Fills a projector, whose scale stays, with a checkpoint's, whose adapter is returned; raises as `load_adapter`."""
+    adapter = read_adapter(folder)
+    fill_projector(projector, _under(adapter, "projector.") | {"scale": projector.scale}, Path(folder) / ADAPTER)
+    return adapter
 
 
 def read_adapter(folder: str | Path) -> dict[str, Tensor]:

@@ -116,6 +116,11 @@ def aligned_layout(tokens: Sequence[int], spans: Sequence[tuple[int, int]], slot
     return row
 
 
+def token_starts(canvas: Sequence[int], blank: int) -> list[int]:
+    """The places of an aligned canvas at which its tokens begin: as in CTC, a token at neighbouring places is one."""
+    return [i for i, token in enumerate(canvas) if token != blank and not (i and token == canvas[i - 1])]
+
+
 def write_canvas(rows: Sequence[Sequence[int]], length: int, eos: int) -> Tensor:
     """(B, length) canvases that hold `rows` from their first position on, cut at `length`, then end of sequence."""
     canvas = torch.full((len(rows), length), eos)

@@ -19,7 +19,7 @@ from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
 from ..model.prompt import token_pieces
 from .candidates import chosen, prompt_without_sound, proposed_draft
-from .canvas import aligned_layout, edit_layout, uniform_canvas, write_canvas
+from .canvas import aligned_layout, edit_layout, token_starts, uniform_canvas, write_canvas
 from .engine import BLOCK, Finished, Job, in_blocks
 from .expected import expectation
 from .options import DecodeOptions
@@ -230,8 +230,8 @@ class ClipDecoding:
 
     def _said(self, tokens: Sequence[int]) -> list[int]:
         """The places of tokens on a canvas that are text: no blanks, and on an aligned canvas one place of each token."""
-        aligned, blank = self.aligned, self.model.blank
-        return [i for i, token in enumerate(tokens) if token != blank and not (aligned and i and token == tokens[i - 1])]
+        blank = self.model.blank
+        return token_starts(tokens, blank) if self.aligned else [i for i, token in enumerate(tokens) if token != blank]
 
     def _pieces(self, tokens: Sequence[int], confidence: Sequence[float], kept: Sequence[int]) -> list[Shown]:
         """Pieces of the text that the tokens at these places make."""
@@ -247,20 +247,23 @@ def kept_spans(draft: Sequence[DraftToken], kept: Tensor) -> tuple[list[int], li
 
 def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:
     """Reads the prompts of clips of one model that are to be denoised next, with what is written of their transcripts."""
-    device = clips[0].model.device
-    silent = [row for row, clip in enumerate(clips) if clip.silent]
+    model = clips[0].model
+    groups: dict[tuple[str, str], list[int]] = {}  # clips with one prompt without sound, by language and context
+    for row, clip in enumerate(clips):
+        if clip.silent:
+            groups.setdefault((clip.language, clip.options.context), []).append(row)
     heard = [row for row, clip in enumerate(clips) if not clip.silent]
-    found = in_blocks([len(clips[row].clip.slots) for row in heard], of_device(BLOCK, device)) if heard else []
+    found = in_blocks([len(clips[row].clip.slots) for row in heard], of_device(BLOCK, model.device)) if heard else []
     blocks = [[heard[place] for place in rows] for rows in found]
     parts = [_read_together([clips[row] for row in rows]) for rows in blocks]
-    for row in silent:
-        blocks.append([row])
-        parts.append(prompt_without_sound(clips[row].model, clips[row].language, clips[row].options.context)[0])
-    if len(parts) == 1:
-        return parts[0]
+    parts += [prompt_without_sound(model, language, context)[0] for language, context in groups]
+    shared = [[row] for rows in blocks for row in rows] + list(groups.values())  # the clips of each row of these parts
+    places = {clip: row for row, those in enumerate(shared) for clip in those}
+    order = [places[clip] for clip in range(len(clips))]
     prefill = reduce(Prefill.join, parts)
-    places = torch.tensor([row for rows in blocks for row in rows], device=device).argsort()
-    return prefill.keep(places, prefill.visible.shape[1])
+    if order == list(range(len(shared))):
+        return prefill
+    return prefill.keep(torch.tensor(order, device=model.device), prefill.visible.shape[1])
 
 
 def _read_together(clips: Sequence[ClipDecoding]) -> Prefill:

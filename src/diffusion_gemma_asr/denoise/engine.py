@@ -46,12 +46,12 @@ class Job:
     slots: Tensor | None = None
     expected: Expectation | None = None
 
-    def under(self, best: Tensor | None) -> Tensor | None:
-        """(n, H), what is added to the canvas's own hidden states; `best` (C,) is the arg-max canvas of the pass before."""
-        if self.slots is None or self.expected is None:
-            return self.slots
-        canvas = self.canvas if best is None else best
-        return self.slots + self.expected(canvas[: len(self.slots)]).to(self.slots)
+    def write_under(self, row: Tensor, best: Tensor | None) -> None:
+        """Writes what is added to the canvas's own hidden states in a pass to `row` (C, H), which holds the audio tokens, or
+        what this wrote for an earlier pass; `best` (C,) is the arg-max canvas of the pass before, None in the first."""
+        if self.slots is not None and self.expected is not None:
+            n = len(self.slots)
+            row[:n] = self.slots + self.expected((self.canvas if best is None else best)[:n]).to(self.slots)
 
 
 class Finished(NamedTuple):
@@ -139,7 +139,6 @@ class _Rows:
     Attributes:
         jobs: R numbers, by which the caller knows them.
         given: what they are.
-        generators: of what is drawn for each.
         options: of each.
         steps: passes that each has used.
         limits: of the options.
@@ -152,7 +151,6 @@ class _Rows:
 
     jobs: list[int]
     given: list[Job]
-    generators: list[torch.Generator]
     options: list[DenoiseOptions]
     steps: list[int]
     limits: _Limits
@@ -184,7 +182,6 @@ class _Rows:
         return cls(
             jobs=numbers,
             given=list(jobs),
-            generators=[job.generator for job in jobs],
             options=list(options),
             steps=[0] * len(jobs),
             limits=_Limits.of(options, canvas.device),
@@ -206,7 +203,6 @@ class _Rows:
         return _Rows(
             jobs=[self.jobs[row] for row in rows],
             given=[self.given[row] for row in rows],
-            generators=[self.generators[row] for row in rows],
             options=[self.options[row] for row in rows],
             steps=[self.steps[row] for row in rows],
             limits=_Limits(*(values[at] for values in self.limits)),
@@ -219,17 +215,6 @@ class _Rows:
             unchanged=self.unchanged[at],
         )
 
-    def under(self) -> Tensor:
-        """(R, C, H), what is added to the canvases' own hidden states in the next pass."""
-        under = self.slots
-        for row, (job, step) in enumerate(zip(self.given, self.steps, strict=True)):
-            if job.expected is not None:
-                added = job.under(self.best[row] if step else None)
-                if added is not None:
-                    under = under.clone() if under is self.slots else under
-                    under[row, : len(added)] = added
-        return under
-
     def join(self, other: _Rows) -> _Rows:
         """Both."""
         size = max(self.canvas.shape[1], other.canvas.shape[1])
@@ -241,7 +226,6 @@ class _Rows:
         return _Rows(
             jobs=self.jobs + other.jobs,
             given=self.given + other.given,
-            generators=self.generators + other.generators,
             options=self.options + other.options,
             steps=self.steps + other.steps,
             limits=_Limits(*(torch.cat(pair) for pair in zip(self.limits, other.limits, strict=True))),
@@ -315,9 +299,11 @@ class Engine:
         """One step of a block: what is left of it, if anything, and what has stopped."""
         lengths = now.lengths.tolist()
         used = length_mask(now.lengths, now.canvas.shape[1])  # (R, C)
-        hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft, now.under())
+        for row, (job, step) in enumerate(zip(now.given, now.steps, strict=True)):
+            job.write_under(now.slots[row], now.best[row] if step else None)
+        hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft, now.slots)
         hidden = hidden[used]  # (N, H)
-        uniform, noise = _draw(self.backbone, now.generators, lengths)
+        uniform, noise = _draw(self.backbone, [job.generator for job in now.given], lengths)
         heat = [temperature_at(one.steps - step, one) for one, step in zip(now.options, now.steps, strict=True)]
         temperature = torch.tensor(heat, device=hidden.device).repeat_interleave(now.lengths)
         predicted = predict(hidden, self._head, temperature, uniform)

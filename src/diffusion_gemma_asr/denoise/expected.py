@@ -9,6 +9,7 @@ decoding (Song et al. 2021, arXiv 2002.03629).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..model.model import DiffusionGemmaASR
 from .candidates import prompt_without_sound
+from .canvas import token_starts
 from .engine import Expectation
 
 
@@ -25,16 +27,10 @@ def text_before(canvas: Sequence[int], blank: int, ends: Collection[int]) -> tup
     At a blank, all that began before it come before what might be written there; at each place of a token, those before that
     token.
     """
-    tokens: list[int] = []
-    before, last, over = [], blank, False
-    for token in canvas:
-        over = over or token in ends
-        written = token != blank and not over
-        if written and token != last:
-            tokens.append(token)
-        before.append(len(tokens) - written)
-        last = token
-    return tokens, before
+    end = next((place for place, token in enumerate(canvas) if token in ends), len(canvas))
+    starts = token_starts(canvas[:end], blank)
+    before = [bisect_right(starts, place) - (place < end and token != blank) for place, token in enumerate(canvas)]
+    return [canvas[place] for place in starts], before
 
 
 def expectation(model: DiffusionGemmaASR, language: str, context: str = "") -> Expectation:

@@ -193,10 +193,7 @@ class StaticEngine:
             one.before = generator.get_state()
             torch.rand(n, generator=generator, out=rows.uniform[row, :n])
             torch.randint(self.backbone.vocab_size, (n,), generator=generator, out=rows.noise[row, :n])
-            if one.job.expected is not None:
-                under = one.job.under(rows.best[row] if one.steps else None)
-                if under is not None:
-                    rows.slots[row, : len(under)] = under
+            one.job.write_under(rows.slots[row], rows.best[row] if one.steps else None)
             one.steps += 1
         run()
         left = (rows.running, rows.best, rows.logprobs, rows.entropy, rows.step)

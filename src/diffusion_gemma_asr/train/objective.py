@@ -192,11 +192,11 @@ def losses_of_slots(
     slot_lengths: Tensor,
     text: TextBatch,
     options: LossRecipe,
-    prompted: Tensor | None = None,
+    silent: bool = False,
 ) -> Losses:
     """As `losses`, from audio tokens (B, S, H) with slot_lengths (B,); `text` has a placeholder for each.
 
-    Where `prompted` (B, 1, H) is given, it is all that the prompts hold: the others are known to aligned canvases alone, by
+    Where it is `silent`, prompts hold one audio token of noise each: the others are known to aligned canvases alone, by
     their drafts and what CTC finds likely.
     """
     ctc = None
@@ -208,6 +208,9 @@ def losses_of_slots(
     if not options.uses_backbone:
         return Losses(ctc=ctc)
     aligned, drafts = model.config.canvas == "aligned" and options.diffusion > 0, None
+    silence = slots.new_empty(0)
+    if silent or model.config.causal_share:
+        silence = noise(len(slots), slots.shape[2], float(model.projector.scale))[:, None].to(slots)  # (B, 1, H)
     heard = model.greedy.of_slots(slots.detach(), slot_lengths) if aligned else None
     kept = model.read_mask(slots.detach(), slot_lengths, heard)
     if heard is not None:
@@ -216,19 +219,17 @@ def losses_of_slots(
         drafts = draft_edits(model, slots.detach(), slot_lengths, text)
     slots, slot_lengths = only(slots, kept)
     under = Under(slots.detach(), slot_lengths) if aligned and model.config.draft_conditioning else None
-    if prompted is not None:
-        slots, slot_lengths = prompted, slot_lengths.clamp(max=1)
+    if silent:
+        slots, slot_lengths = silence, slot_lengths.clamp(max=1)
     text = text.with_slots(slot_lengths)
     if options.autoregressive == 0:
         text = text.without_transcripts()
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
     if under is not None and model.config.causal_share:
         one = slot_lengths.clamp(max=1)
-        if prompted is None:
-            prompted = noise(len(slots), slots.shape[2], float(model.projector.scale))[:, None].to(slots)
         quiet = text.with_slots(one).without_transcripts()
-        silent = fill_slots(model.backbone.embed(quiet.ids), quiet.slot_mask, prompted, one)
-        under = under._replace(expected=batch_expectation(model, silent, quiet.lengths))
+        prompts = fill_slots(model.backbone.embed(quiet.ids), quiet.slot_mask, silence, one)
+        under = under._replace(expected=batch_expectation(model, prompts, quiet.lengths))
     of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, None, aligned, under)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
@@ -313,20 +314,19 @@ def backbone_losses(
             prefill = prefill.under_slots(batch.slot_mask)
             drafts = drafts if options.draft_share > 0 else None
         noisy, clean, drafted = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
-        soft = heard = added = None
-        expected = None if under is None else under.expected
+        soft = heard = added = expected = None
         used = torch.zeros_like(noisy, dtype=torch.bool)
         if under is not None:
             size = under.slots.shape[1]
             used[:, :size] = drafted[:, None] & length_mask(under.counts, size)
             soft, heard = conditions(backbone.head, under.slots, used[:, :size], noisy.shape[1])
-            added = heard
-        if expected is not None and heard is not None and drafts is not None:
-            with torch.no_grad():
-                added = heard + expected(drafts.shown, used)
+            expected = None if drafts is None else under.expected
+            added = heard if expected is None or drafts is None else heard + expected(drafts.shown, used)
         noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft, added)
-        if expected is not None and heard is not None and drafts is not None:
-            added = heard + expected(drafts.shown if signal is None else signal.argmax(-1), used)
+        if expected is not None and heard is not None and signal is not None:
+            added = heard + expected(signal.argmax(-1), used)
+        elif expected is not None and options.self_conditioning > 0:
+            skip_pass(backbone)  # another worker may read its canvases again
         hidden = backbone.denoise_hidden(noisy, prefill, signal, soft, added)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))
     return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)

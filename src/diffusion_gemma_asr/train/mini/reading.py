@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ...checkpoint.load import load_adapter, read_adapter
+from ...checkpoint.load import load_adapter, load_projector
 from ...checkpoint.save import save_projector
 from ...errors import RecipeError
 from ...model.model import DiffusionGemmaASR
-from ...model.projector import AudioProjector, noise
+from ...model.projector import noise
 from ...strict import require
 from .. import fingerprint
 from ..adapter import MARGIN, AdapterTrainer, build_model, computing_in
@@ -162,11 +162,9 @@ class ReadingTrainer(AdapterTrainer):
     def __init__(self, recipe: ReadingRecipe, model: DiffusionGemmaASR, folder: Path):
         super().__init__(recipe, model, folder)
         self.unspoken, self.overheard = recipe.unspoken, recipe.overheard
-        self.writers = [projector_of(model, checkpoint) for checkpoint in recipe.drafts_from]
-        self.settings |= {
-            f"drafts_from {number}": fingerprint.of_tensors(read_adapter(checkpoint))
-            for number, checkpoint in enumerate(recipe.drafts_from)
-        }
+        self.writers = [copy.deepcopy(model.projector).requires_grad_(False) for _ in recipe.drafts_from]
+        for number, (writer, checkpoint) in enumerate(zip(self.writers, recipe.drafts_from, strict=True)):
+            self.settings[f"drafts_from {number}"] = fingerprint.of_tensors(load_projector(writer, checkpoint))
         if recipe.frozen_projector and recipe.frozen_rows:  # CTC would move nothing
             self.weights = replace(self.weights, ctc=0.0)
         if self.unspoken is not None:
@@ -233,19 +231,16 @@ class ReadingTrainer(AdapterTrainer):
             return super().loss_of(step, micro)
         batch = self.spoken(step, micro, augment=not self.writers)
         projector = drawn.choice(self.writers) if self.writers else self.model.projector
-        with torch.no_grad(), computing_in(self.dtype, self.model.device):
-            slots, lengths = projector(batch.frames, batch.frame_lengths)
         with computing_in(self.dtype, self.model.device):
+            slots, lengths = projector(batch.frames, batch.frame_lengths)
             return self._overheard_loss(slots.float(), lengths, batch.text, "overheard")
 
     def _overheard_loss(self, slots: Tensor, lengths: Tensor, text: TextBatch, kind: str) -> tuple[Tensor, Metrics]:
         """The loss of correcting drafts: prompts hold an audio token of noise each, and nothing but the canvas is learnt."""
-        scale = float(self.model.projector.scale)
-        silence = noise(len(slots), slots.shape[2], scale)[:, None].to(slots.device)  # (B, 1, H)
         alone = replace(
             self.weights, autoregressive=0.0, ctc=0.0, draft_share=OVERHEARD_DRAFTS, full_noise=0.0, known_start=0.0
         )
-        parts = losses_of_slots(self.model, slots, lengths, text, alone, silence)
+        parts = losses_of_slots(self.model, slots, lengths, text, alone, silent=True)
         return parts.total(alone), {f"{name}_{kind}": value for name, value in parts.figures().items()}
 
     def _unspoken_loss(
@@ -275,15 +270,6 @@ class ReadingTrainer(AdapterTrainer):
                 return self._overheard_loss(slots, lengths.to(device), text.to(device), kind)
             parts = losses_of_slots(model, slots, lengths.to(device), text.to(device), weights)
             return parts.total(weights), {f"{name}_{kind}": value for name, value in parts.figures().items()}
-
-
-def projector_of(model: DiffusionGemmaASR, checkpoint: Path) -> AudioProjector:
-    """The projector of a checkpoint, of the shape and at the scale of the model's, which stays as it is."""
-    own, other = model.projector, copy.deepcopy(model.projector)
-    model.projector = other
-    load_adapter(model, checkpoint, projector_alone=True)
-    model.projector = own
-    return other.requires_grad_(False)
 
 
 def drowned(slots: Tensor, share: float, scale: float, rng: random.Random) -> Tensor:
