@@ -25,6 +25,7 @@ from diffusion_gemma_asr.data.manifest import Utterance, read_manifest
 from diffusion_gemma_asr.data.sound import read_utterance
 from diffusion_gemma_asr.denoise.decode import decode, draft_clips, find_languages
 from diffusion_gemma_asr.denoise.options import DEFAULT_STEPS, DecodeOptions
+from diffusion_gemma_asr.evaluate.baselines.autoregressive import greedy
 from diffusion_gemma_asr.evaluate.baselines.whisper import Whisper
 from diffusion_gemma_asr.evaluate.metrics import Edits, edits, percent
 from diffusion_gemma_asr.evaluate.normalise import NORMALISER
@@ -41,6 +42,7 @@ SYSTEMS = {
     "chosen": "draft that the backbone chooses",
     "candidates": f"denoised from that, {DEFAULT_STEPS} steps",
     "noise": f"from noise, {DEFAULT_STEPS} steps",
+    "autoregressive": "same weights, token after token",
     "whisper": "own decoder",
 }
 
@@ -84,7 +86,9 @@ def texts(model: DiffusionGemmaASR, batch: Sequence[Utterance]) -> dict[str, Wri
         began = time.perf_counter()
         lines = [row.text for row in decode(model, draft_clips(model, encoded), how, batch_size=BATCH, languages=languages)]
         written[name] = Written(lines, time.perf_counter() - began)
-    return written
+    began = time.perf_counter()
+    lines = [model.text(row) for row in greedy(model, encoded, languages)]
+    return written | {"autoregressive": Written(lines, time.perf_counter() - began)}
 
 
 @torch.no_grad()

@@ -166,8 +166,10 @@ def test_a_share_of_the_canvas_own_logits_is_added_to_ctcs(
     slots[0, : len(job.slots)] = job.slots
     alone = conditioned.backbone.denoise_hidden(job.canvas[None], prefill)
     for share, model in ((1.0, conditioned), (0.25, quieter)):
-        summed = model.backbone.denoise_hidden(job.canvas[None], prefill, slots=slots)
-        heard = len(job.slots)
+        heard, given = len(job.slots), ClipDecoding(model, clip, OPTIONS, "en").job().share
+        shares = torch.ones(1, len(job.canvas))
+        shares[0, :heard] = given
+        summed = model.backbone.denoise_hidden(job.canvas[None], prefill, slots=slots, share=shares)
         torch.testing.assert_close(summed[:, :heard], share * alone[:, :heard] + slots[:, :heard])
         torch.testing.assert_close(summed[:, heard:], alone[:, heard:])
 

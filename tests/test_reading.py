@@ -25,7 +25,7 @@ from diffusion_gemma_asr.train.adapter import build_model
 from diffusion_gemma_asr.train.mini.reading import ReadingRecipe, ReadingTrainer, drowned
 from diffusion_gemma_asr.train.mini.sentences import random_rows
 from diffusion_gemma_asr.train.mini.slot_bank import MOST, SlotBank
-from diffusion_gemma_asr.train.objective import losses
+from diffusion_gemma_asr.train.objective import SpeechBatch, losses
 from diffusion_gemma_asr.train.recipe import LossRecipe
 from diffusion_gemma_asr.train.recipe_files import load_recipe_as
 from diffusion_gemma_asr.train.run import train_from_recipe
@@ -241,34 +241,63 @@ def test_drafts_are_corrected_behind_prompts_without_sound(tmp_path: Path, conte
     assert {frozenset({"diffusion_overheard"}), frozenset({"diffusion_unspoken_overheard"})} < kinds
 
 
-def test_another_projector_writes_the_drafts(
-    tmp_path: Path, content: dict[str, Any], whisper_folder: Path, backbone_folder: Path
-) -> None:
+def with_earlier_projector(tmp_path: Path, content: dict[str, Any], whisper: Path, backbone: Path) -> ReadingTrainer:
+    """A trainer without unspoken sentences, whose `drafts_from` names one projector with weights of its own."""
     torch.manual_seed(1)
     settings = ProjectorConfig(hidden_size=24, skip_blanks=0.9)
-    earlier = tiny_model(whisper_folder, backbone_folder, lora=False, projector=settings)
+    earlier = tiny_model(whisper, backbone, lora=False, projector=settings)
     save_projector(earlier.projector, tmp_path / "earlier")
-    content |= {"overheard": 1.0, "drafts_from": ["earlier"]}
+    content |= {"drafts_from": ["earlier"]}
     content.pop("unspoken")
-    content["train"] |= {"others": [0.4, 0.5]}
+    content["train"] |= {"others": [0.4, 0.5], "unnamed": 0.99}
+    content["model"] |= {"finds_language": True}
     recipe = load_recipe_as(ReadingRecipe, written(tmp_path, content))
     model = build_model(recipe, torch.device("cpu"), torch.float32, lora=False)
     load_adapter(model, tmp_path / "projector", projector_alone=True)
+    return ReadingTrainer(recipe, model, tmp_path / "run")
+
+
+def test_another_projector_writes_the_drafts(
+    tmp_path: Path, content: dict[str, Any], whisper_folder: Path, backbone_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content |= {"overheard": 1.0}
+    trainer = with_earlier_projector(tmp_path, content, whisper_folder, backbone_folder)
+    model, (writer,) = trainer.model, trainer.writers
     own = {name: value.clone() for name, value in model.projector.state_dict().items()}
-    trainer = ReadingTrainer(recipe, model, tmp_path / "run")
-    (writer,) = trainer.writers
     heard: list[torch.Tensor] = []
     writer.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0].clone()))
     model.projector.register_forward_pre_hook(lambda module, inputs: pytest.fail("the model's own projector was asked"))
+    batches: list[SpeechBatch] = []
+    spoken = trainer.spoken
+    monkeypatch.setattr(trainer, "spoken", lambda *args, **named: batches.append(spoken(*args, **named)) or batches[-1])
     _, figures = trainer.loss_of(0, 0)
     assert "diffusion_overheard" in figures
     batch = trainer.batch(trainer.data.mixture.at(0))
     assert torch.equal(heard[0], batch.frames)  # not augmented
+    width = batches[0].text.ids.shape[1]
+    assert torch.equal(batches[0].text.ids, batch.text.ids[:, :width])  # in decoding such prompts name the language
     wanted = load_file(tmp_path / "earlier/adapter.safetensors")
     for name, value in writer.state_dict().items():
         assert torch.equal(model.projector.state_dict()[name], own[name])
         if name != "scale":
             assert torch.equal(value, wanted[f"projector.{name}"])
+
+
+def test_prompts_with_sound_are_heard_by_all_projectors(
+    tmp_path: Path, content: dict[str, Any], whisper_folder: Path, backbone_folder: Path
+) -> None:
+    content |= {"overheard": 1e-6}
+    trainer = with_earlier_projector(tmp_path, content, whisper_folder, backbone_folder)
+    heard: list[tuple[str, torch.Tensor]] = []
+    for name, projector in (("own", trainer.model.projector), ("earlier", *trainer.writers)):
+        projector.register_forward_pre_hook(lambda module, inputs, name=name: heard.append((name, inputs[0].clone())))
+    for step in range(8):
+        _, figures = trainer.loss_of(step, 0)
+        assert {"diffusion", "autoregressive"} <= figures.keys()
+        plain = trainer.batch(trainer.data.mixture.at(step * trainer.recipe.train.accumulation)).frames
+        name, frames = heard[-1]
+        assert torch.equal(frames, plain) == (name == "earlier")  # what the model's own knows by heart is augmented
+    assert {name for name, _ in heard} == {"own", "earlier"} and len(heard) == 8
 
 
 def test_noise_takes_the_place_of_a_share_of_the_audio_tokens() -> None:

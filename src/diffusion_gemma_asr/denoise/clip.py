@@ -161,11 +161,12 @@ class ClipDecoding:
     def job(self) -> Job:
         """The next canvas to denoise."""
         if self.aligned:
-            canvas = self._aligned_canvas().to(self.model.device)
-            kept = self.clip.slots[self.clip.kept.to(canvas.device)] if self.conditioned else None
-            reads = self.conditioned and self.model.config.causal_share > 0
-            expected = expectation(self.model, self.language, self.options.context) if reads else None
-            return Job(canvas, self._generator, kept, expected)
+            canvas, config = self._aligned_canvas().to(self.model.device), self.model.config
+            kept = self.clip.slots[self.clip.kept.to(canvas.device)]
+            expected = None
+            if config.causal_share > 0:
+                expected = expectation(self.model, len(kept), self.language, self.options.context)
+            return Job(canvas, self._generator, kept if self.conditioned else None, config.canvas_share, expected)
         draft, blank = [token.id for token in self.clip.draft], self.model.blank
         if self._canvases or self.start == "noise":
             written = len(self.written)

@@ -37,7 +37,7 @@ class Rows:
 
     Attributes:
         canvas, best: (R, C) long.
-        soft, slots: (R, C, H), see `Backbone.denoise_seen`.
+        soft, slots, share: (R, C, H) twice and (R, C), see `Backbone.denoise_seen`.
         logprobs: (R, C) float32, nats, of `best` at temperature 1.
         entropy: (R, C) float32, nats, of the last pass; infinite behind a row's length.
         uniform: (R, C) float32 in [0, 1), which decide the draws of the next step; the host fills them in.
@@ -58,6 +58,7 @@ class Rows:
     best: Tensor
     soft: Tensor
     slots: Tensor
+    share: Tensor
     logprobs: Tensor
     entropy: Tensor
     uniform: Tensor
@@ -99,6 +100,7 @@ class Rows:
             best=filled(-1, width),
             soft=filled(0, width, backbone.hidden_size, dtype=backbone.lm_head_weight.dtype),
             slots=filled(0, width, backbone.hidden_size, dtype=backbone.lm_head_weight.dtype),
+            share=filled(1, width, dtype=torch.float32),
             logprobs=filled(0, width, dtype=torch.float32),
             entropy=filled(torch.inf, width, dtype=torch.float32),
             uniform=filled(0, width, dtype=torch.float32),
@@ -139,8 +141,10 @@ class Rows:
         self.canvas[row, : len(job.canvas)] = job.canvas
         self.best[row] = -1
         self.soft[row] = self.slots[row] = 0
+        self.share[row] = 1
         if job.slots is not None:
             self.slots[row, : len(job.slots)] = job.slots
+            self.share[row, : len(job.slots)] = job.share
             self.soft[row, : len(job.slots)] = head.mean_rows(job.slots)
         self.lengths[row] = len(job.canvas)
         self.running[row] = True
@@ -188,7 +192,8 @@ def device_step(backbone: Backbone, head: Head, rows: Rows) -> None:
     count, width = rows.canvas.shape
     used = length_mask(rows.lengths, width)  # (R, C)
     prefill = Prefill(rows.cache, rows.visible, rows.prompt)
-    hidden = backbone.denoise_seen(rows.canvas, torch.cat([rows.visible, used], 1), prefill, rows.soft, rows.slots)
+    seen = torch.cat([rows.visible, used], 1)  # (R, P + C)
+    hidden = backbone.denoise_seen(rows.canvas, seen, prefill, rows.soft, rows.slots, rows.share)
     temperature = rows.t_min + rows.t_span * ((rows.steps - rows.step) / rows.steps)  # (R,)
     heat = temperature[:, None].expand(-1, width).flatten()
     predicted = predict(hidden.flatten(0, 1), head, heat, rows.uniform.flatten(), logprobs=True)

@@ -38,20 +38,24 @@ class Job:
         generator: of all that is drawn for it from now on, on the device of the canvas.
         slots: (n, H) audio tokens under the canvas's first n positions: what CTC finds likely in them conditions the first
             pass, and their logits are added in every pass. None: nothing.
-        expected: gives what is added to these audio tokens for the text of the canvas so far. None: nothing.
+        share: of the canvas's own hidden states that counts at the places of `slots`.
+        expected: gives what is added at the canvas's first positions for its text. None: nothing.
     """
 
     canvas: Tensor
     generator: torch.Generator
     slots: Tensor | None = None
+    share: float = 1.0
     expected: Expectation | None = None
 
     def write_under(self, row: Tensor, best: Tensor | None) -> None:
         """Writes what is added to the canvas's own hidden states in a pass to `row` (C, H), which holds the audio tokens, or
-        what this wrote for an earlier pass; `best` (C,) is the arg-max canvas of the pass before, None in the first."""
-        if self.slots is not None and self.expected is not None:
-            n = len(self.slots)
-            row[:n] = self.slots + self.expected((self.canvas if best is None else best)[:n]).to(self.slots)
+        what this wrote for an earlier pass; `best` (C,) is the arg-max canvas of the pass before, None in the first, where a
+        canvas of noise has no text to go by."""
+        if self.expected is None or (best is None and self.slots is None):
+            return
+        states = self.expected(self.canvas if best is None else best).to(row)
+        row[: len(states)] = states if self.slots is None else self.slots + states
 
 
 class Finished(NamedTuple):
@@ -69,7 +73,7 @@ class Finished(NamedTuple):
 
 
 Expectation = Callable[[Tensor], Tensor]
-"""Takes an aligned canvas (n,) without its end; gives hidden states (n, H) that are added to its own."""
+"""Takes an aligned canvas (C,); gives hidden states (n, H) that are added to those of its first n positions."""
 
 OnCanvas = Callable[[int, int, Tensor, Tensor], None]
 """Takes a job's number, its step, its arg-max canvas (C,) and the entropy (C,), nats, of each position."""
@@ -145,7 +149,7 @@ class _Rows:
         prefill: of their prompts.
         lengths: (R,) long, positions of each canvas.
         canvas, best: (R, C) long, behind each length nothing of meaning.
-        soft, slots: (R, C, H), see `Backbone.denoise_hidden_from_soft`.
+        soft, slots, share: (R, C, H) twice and (R, C), see `Backbone.denoise_hidden_from_soft`.
         unchanged: (R,) long, for how many steps `best` has been what it is.
     """
 
@@ -160,6 +164,7 @@ class _Rows:
     best: Tensor
     soft: Tensor
     slots: Tensor
+    share: Tensor
     unchanged: Tensor
 
     @classmethod
@@ -175,9 +180,11 @@ class _Rows:
         lengths = torch.tensor([len(job.canvas) for job in jobs], device=canvas.device)
         dtype = backbone.lm_head_weight.dtype
         soft, slots = (torch.zeros(*canvas.shape, backbone.hidden_size, dtype=dtype, device=canvas.device) for _ in range(2))
+        share = torch.ones(canvas.shape, device=canvas.device)
         for row, job in enumerate(jobs):
             if job.slots is not None:
                 slots[row, : len(job.slots)] = job.slots
+                share[row, : len(job.slots)] = job.share
                 soft[row, : len(job.slots)] = backbone.head.mean_rows(job.slots)
         return cls(
             jobs=numbers,
@@ -191,6 +198,7 @@ class _Rows:
             best=torch.full_like(canvas, -1),
             soft=soft,
             slots=slots,
+            share=share,
             unchanged=torch.zeros_like(lengths),
         )
 
@@ -212,6 +220,7 @@ class _Rows:
             best=self.best[at, :size],
             soft=self.soft[at, :size],
             slots=self.slots[at, :size],
+            share=self.share[at, :size],
             unchanged=self.unchanged[at],
         )
 
@@ -235,6 +244,7 @@ class _Rows:
             best=joined(self.best, other.best),
             soft=joined(self.soft, other.soft),
             slots=joined(self.slots, other.slots),
+            share=joined(self.share, other.share),
             unchanged=torch.cat([self.unchanged, other.unchanged]),
         )
 
@@ -301,8 +311,9 @@ class Engine:
         used = length_mask(now.lengths, now.canvas.shape[1])  # (R, C)
         for row, (job, step) in enumerate(zip(now.given, now.steps, strict=True)):
             job.write_under(now.slots[row], now.best[row] if step else None)
-        hidden = self.backbone.denoise_hidden_from_soft(now.canvas, now.lengths, now.prefill, now.soft, now.slots)
-        hidden = hidden[used]  # (N, H)
+        hidden = self.backbone.denoise_hidden_from_soft(
+            now.canvas, now.lengths, now.prefill, now.soft, now.slots, now.share
+        )[used]  # (N, H)
         uniform, noise = _draw(self.backbone, [job.generator for job in now.given], lengths)
         heat = [temperature_at(one.steps - step, one) for one, step in zip(now.options, now.steps, strict=True)]
         temperature = torch.tensor(heat, device=hidden.device).repeat_interleave(now.lengths)

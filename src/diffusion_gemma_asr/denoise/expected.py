@@ -2,9 +2,9 @@
 
 The encoder is an autoregressive language model. It reads the text of an aligned canvas behind a prompt without sound, all of
 it in one causal pass, and at each place says what should stand there behind the tokens before. A share of that
-(`ModelConfig.causal_share`) is added to what CTC hears and to what the decoder makes of the canvas: all three are hidden
-states under one output head. Where a pass changes a token, the next pass reads on from the changed one, as in Jacobi
-decoding (Song et al. 2021, arXiv 2002.03629).
+(`ModelConfig.causal_share`) is added to what the decoder makes of the canvas and, where that began with a draft, to what CTC
+hears: all three are hidden states under one output head. Where a pass changes a token, the next pass reads on from the
+changed one, as in Jacobi decoding (Song et al. 2021, arXiv 2002.03629). A canvas of noise has text from its second pass on.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ def text_before(canvas: Sequence[int], blank: int, ends: Collection[int]) -> tup
     return [canvas[place] for place in starts], before
 
 
-def expectation(model: DiffusionGemmaASR, language: str, context: str = "") -> Expectation:
+def expectation(model: DiffusionGemmaASR, places: int, language: str, context: str = "") -> Expectation:
     """Of transcripts in a language.
 
     Args:
         model: with the backbone.
+        places: of a canvas that hold text, before its end.
         language, context: see `PromptBuilder.row`.
     """
 
     kept: dict[tuple[int, ...], Tensor] = {}  # for the last canvas: the one before the last pass is often the same
 
     def expected(canvas: Tensor) -> Tensor:
-        shown = tuple(canvas.tolist())
+        shown = tuple(canvas[:places].tolist())
         if shown not in kept:
             kept.clear()
             kept[shown] = _expected(model, shown, language, context)

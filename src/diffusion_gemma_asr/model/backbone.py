@@ -34,7 +34,6 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.config = model.config.text_config
-        self.canvas_share = 1.0  # of a canvas's own logits where CTC's are added (`ModelConfig`)
         model.set_experts_implementation(implementation(self.config.num_experts, self.config.top_k_experts))
         self.read_layer, self.write_layer = read_layer, write_layer  # training may compile them (train/compiled.py)
         self.recorded: dict[Any, Any] = {}  # steps that an engine recorded, for the next one (denoise/static_engine.py)
@@ -255,6 +254,7 @@ class Backbone(nn.Module):
         self_conditioning: Tensor | None = None,
         soft: Tensor | None = None,
         slots: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> Tensor:
         """One pass of the decoder over the canvas.
 
@@ -263,7 +263,7 @@ class Backbone(nn.Module):
             prefill: of the same B rows.
             self_conditioning: (B, C, V) logits of the pass before, None at the first.
             soft: (B, C, H) mean rows of lm_head, used where there are no such logits; None: zeros.
-            slots: see `denoise_seen`.
+            slots, share: see `denoise_seen`.
 
         Returns:
             (B, C, H) last hidden states, before lm_head.
@@ -276,10 +276,16 @@ class Backbone(nn.Module):
         seen = None
         if not bool(prefill.visible.all()):
             seen = torch.cat([prefill.visible, prefill.visible.new_ones(canvas.shape)], 1)  # (B, P + C)
-        return self.denoise_seen(canvas, seen, prefill, soft, slots)
+        return self.denoise_seen(canvas, seen, prefill, soft, slots, share)
 
     def denoise_hidden_from_soft(
-        self, canvas: Tensor, canvas_lengths: Tensor, prefill: Prefill, soft: Tensor, slots: Tensor | None = None
+        self,
+        canvas: Tensor,
+        canvas_lengths: Tensor,
+        prefill: Prefill,
+        soft: Tensor,
+        slots: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> Tensor:
         """One pass of the decoder over canvases of several lengths, conditioned on mean embeddings instead of logits.
 
@@ -287,17 +293,23 @@ class Backbone(nn.Module):
             canvas: (B, C) ids; canvas_lengths (B,): positions in use, the others are not seen.
             prefill: of the same B rows.
             soft: (B, C, H) mean row of lm_head under each position's last prediction; zeros at a row's first pass.
-            slots: (B, C, H), see `denoise_seen`.
+            slots, share: see `denoise_seen`.
 
         Returns:
             (B, C, H) last hidden states, before lm_head.
         """
         places = torch.arange(canvas.shape[1], device=canvas.device)
         seen = torch.cat([prefill.visible, places < canvas_lengths[:, None]], 1)  # (B, P + C)
-        return self.denoise_seen(canvas, None if bool(seen.all()) else seen, prefill, soft, slots)
+        return self.denoise_seen(canvas, None if bool(seen.all()) else seen, prefill, soft, slots, share)
 
     def denoise_seen(
-        self, canvas: Tensor, seen: Tensor | None, prefill: Prefill, soft: Tensor, slots: Tensor | None = None
+        self,
+        canvas: Tensor,
+        seen: Tensor | None,
+        prefill: Prefill,
+        soft: Tensor,
+        slots: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> Tensor:
         """As `denoise_hidden_from_soft`, without a look at values: nothing in it waits for the device.
 
@@ -306,8 +318,8 @@ class Backbone(nn.Module):
             seen: (B, P + C) bool, what every position of a row reads; None is all.
             prefill: of the same B rows.
             soft: (B, C, H).
-            slots: (B, C, H) audio tokens under the canvas, whose CTC logits are added to `canvas_share` of the canvas's own;
-                zeros where there are none.
+            slots: (B, C, H) audio tokens and what language expects: hidden states that are added to the canvas's own.
+            share: (B, C) of the canvas's own that counts beside them; None is all of it.
         """
         decoder = self.model.model.decoder
         scale = decoder.embed_tokens.embed_scale.to(soft.dtype)
@@ -318,11 +330,9 @@ class Backbone(nn.Module):
         for layer, kind, (keys, values) in zip(decoder.layers, self.config.layer_types, prefill.layers(), strict=True):
             hidden = self.write_layer(layer, hidden, rotary[kind], mask, positions, keys, values)
         hidden = decoder.norm(hidden)
-        if slots is None:
-            return hidden
-        if self.canvas_share != 1.0:
-            hidden = hidden * torch.where(slots.any(-1, keepdim=True), self.canvas_share, 1.0).to(hidden.dtype)
-        return hidden + slots.to(hidden.dtype)
+        if share is not None:
+            hidden = hidden * share[..., None].to(hidden.dtype)
+        return hidden if slots is None else hidden + slots.to(hidden.dtype)
 
     def denoise_logits(self, canvas: Tensor, prefill: Prefill, self_conditioning: Tensor | None = None) -> Tensor:
         """As `denoise_hidden` → (B, C, V) float32 logits, soft-capped."""

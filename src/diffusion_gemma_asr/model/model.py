@@ -46,7 +46,6 @@ class DiffusionGemmaASR(nn.Module):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
         self.encoder, self.projector, self.backbone = encoder, projector, backbone
-        backbone.canvas_share = config.canvas_share
         self.prompts = PromptBuilder(tokenizer)
         self.without_sound: dict[Any, Any] = {}  # prompts read once for many clips (denoise/candidates.py)
 

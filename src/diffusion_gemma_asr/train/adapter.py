@@ -207,14 +207,17 @@ class AdapterTrainer:
             parts = losses(self.model, batch, self.weights)
             return parts.total(self.weights), parts.figures()
 
-    def spoken(self, step: int, micro: int, augment: bool = True) -> SpeechBatch:
-        """The utterances of one micro-batch on the model's device, augmented unless that is turned off."""
+    def spoken(self, step: int, micro: int, augment: bool = True, named: bool = False) -> SpeechBatch:
+        """The utterances of one micro-batch on the model's device, augmented unless that is turned off.
+
+        With `named`, all prompts name the language.
+        """
         train = self.recipe.train
         self.model.train()
         rng = random.Random(step_seed(train.seed, step, micro))
         chosen = self.data.mixture.at(step * train.accumulation + micro)
         margin = rng.randint(0, MARGIN)
-        unnamed = [rng.random() < train.unnamed for _ in chosen]
+        unnamed = [rng.random() < train.unnamed and not named for _ in chosen]
         contexts = [drawn_context(i, self.data.texts, rng) if rng.random() < train.context else "" for i in chosen]
         batch = self.batch(chosen, margin, unnamed, contexts)
         if augment:

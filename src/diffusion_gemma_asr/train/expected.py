@@ -19,15 +19,17 @@ share of them that is added, zeros at other places."""
 
 
 class Under(NamedTuple):
-    """What stands under aligned canvases that begin with drafts, and is added to their own hidden states.
+    """What stands under aligned canvases, and is added to their own hidden states.
 
     Attributes:
-        slots: (B, S, H) audio tokens, which they are conditioned on too; counts: (B,) how many.
-        expected: what language expects at their places; None: nothing.
+        slots: (B, S, H) audio tokens, which canvases that begin with drafts are conditioned on too; counts: (B,) how many.
+        share: of the canvas's own hidden states that counts beside these.
+        expected: what language expects at the places of all canvases; None: nothing.
     """
 
     slots: Tensor
     counts: Tensor
+    share: float
     expected: BatchExpectation | None = None
 
 

@@ -218,7 +218,8 @@ def losses_of_slots(
     elif options.draft_share > 0:
         drafts = draft_edits(model, slots.detach(), slot_lengths, text)
     slots, slot_lengths = only(slots, kept)
-    under = Under(slots.detach(), slot_lengths) if aligned and model.config.draft_conditioning else None
+    conditioned, share = aligned and model.config.draft_conditioning, model.config.canvas_share
+    under = Under(slots.detach(), slot_lengths, share) if conditioned else None
     if silent:
         slots, slot_lengths = silence, slot_lengths.clamp(max=1)
     text = text.with_slots(slot_lengths)
@@ -297,7 +298,7 @@ def backbone_losses(
         drafts: canvases of C' >= C positions with drafts of the same rows, with which a share of the rows start.
         generator: on the device of `embeds`; None is torch's default.
         aligned: canvases have a position for each audio token, and the positions of these; `drafts` then holds all canvases.
-        under: what stands under canvases with drafts.
+        under: what stands under canvases.
 
     Returns:
         the losses; `ctc` is None.
@@ -314,20 +315,20 @@ def backbone_losses(
             prefill = prefill.under_slots(batch.slot_mask)
             drafts = drafts if options.draft_share > 0 else None
         noisy, clean, drafted = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
-        soft = heard = added = expected = None
-        used = torch.zeros_like(noisy, dtype=torch.bool)
+        soft = heard = added = share = expected = None
         if under is not None:
-            size = under.slots.shape[1]
-            used[:, :size] = drafted[:, None] & length_mask(under.counts, size)
+            size, expected = under.slots.shape[1], under.expected
+            spoken = length_mask(under.counts, noisy.shape[1])  # (B, C), places of audio tokens
+            used = spoken & drafted[:, None]
+            share = torch.where(used, under.share, 1.0)
             soft, heard = conditions(backbone.head, under.slots, used[:, :size], noisy.shape[1])
-            expected = None if drafts is None else under.expected
             added = heard if expected is None or drafts is None else heard + expected(drafts.shown, used)
-        noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft, added)
+        noisy, signal = first_pass(backbone, noisy, prefill, options, generator, soft, added, share)
         if expected is not None and heard is not None and signal is not None:
-            added = heard + expected(signal.argmax(-1), used)
+            added = heard + expected(signal.argmax(-1), spoken)
         elif expected is not None and options.self_conditioning > 0:
             skip_pass(backbone)  # another worker may read its canvases again
-        hidden = backbone.denoise_hidden(noisy, prefill, signal, soft, added)
+        hidden = backbone.denoise_hidden(noisy, prefill, signal, soft, added, share)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))
     return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)
 
@@ -361,6 +362,7 @@ def first_pass(
     generator: torch.Generator | None = None,
     soft: Tensor | None = None,
     slots: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """With probability `self_conditioning`, runs a pass without gradient for self-conditioning and unrolled training.
 
@@ -374,7 +376,7 @@ def first_pass(
         options: the probabilities.
         generator: on the device of `noisy`; None is torch's default.
         soft: (B, C, H), what the first pass is conditioned on; None: nothing.
-        slots: (B, C, H) audio tokens under the canvases, see `Backbone.denoise_seen`; None: nothing.
+        slots, share: see `Backbone.denoise_seen`.
 
     Returns:
         canvases (B, C) for the second pass, and the self-conditioning signal: the first pass's logits (B, C, V), divided by
@@ -384,7 +386,7 @@ def first_pass(
         if options.self_conditioning > 0:
             skip_pass(backbone)  # another worker may have drawn otherwise
         return noisy, None
-    hidden = backbone.denoise_hidden(noisy, prefill, None, soft, slots)
+    hidden = backbone.denoise_hidden(noisy, prefill, None, soft, slots, share)
     signal = backbone.logits(hidden) / draw_temperature(generator, noisy.device)
     if options.unroll > 0:
         stepped = one_step(signal, generator)

@@ -84,7 +84,7 @@ class ReadingRecipe(Recipe):
     frozen_projector: bool = False  # the projector stays as train.start_from has it
     frozen_rows: bool = False  # the tokens' rows, which are the head as well, stay as the backbone has them
     overheard: float = 0.0  # share of the passes on speech and sentences that correct drafts behind silent prompts
-    drafts_from: tuple[Path, ...] = ()  # checkpoints whose projectors write these drafts: they know less of it by heart
+    drafts_from: tuple[Path, ...] = ()  # whose projectors write these drafts, and take turns at other prompts
     unspoken: UnspokenData | None = None  # None: speech alone
 
     def __post_init__(self) -> None:
@@ -226,14 +226,16 @@ class ReadingTrainer(AdapterTrainer):
         return self._unspoken_loss(targets, [self.sentences.languages[i] for i in chosen], rng, kind)
 
     def _spoken_loss(self, step: int, micro: int, drawn: random.Random) -> tuple[Tensor, Metrics]:
-        """The loss of utterances; `drawn` says whether their prompts hold them."""
-        if drawn.random() >= self.overheard:
-            return super().loss_of(step, micro)
-        batch = self.spoken(step, micro, augment=not self.writers)
-        projector = drawn.choice(self.writers) if self.writers else self.model.projector
+        """The loss of utterances; `drawn` says whether their prompts hold them, and which projector heard them."""
+        overheard, own = drawn.random() < self.overheard, self.model.projector
+        projector = drawn.choice(self.writers if overheard and self.writers else [own, *self.writers])
+        batch = self.spoken(step, micro, augment=projector is own, named=overheard)
         with computing_in(self.dtype, self.model.device):
             slots, lengths = projector(batch.frames, batch.frame_lengths)
-            return self._overheard_loss(slots.float(), lengths, batch.text, "overheard")
+            if overheard:
+                return self._overheard_loss(slots.float(), lengths, batch.text, "overheard")
+            parts = losses_of_slots(self.model, slots, lengths, batch.text, self.weights)
+            return parts.total(self.weights), parts.figures()
 
     def _overheard_loss(self, slots: Tensor, lengths: Tensor, text: TextBatch, kind: str) -> tuple[Tensor, Metrics]:
         """The loss of correcting drafts: prompts hold an audio token of noise each, and nothing but the canvas is learnt."""
