@@ -15,7 +15,7 @@ from tiny_model import clips, speech_batch, tiny_model
 from diffusion_gemma_asr.denoise.canvas import aligned_layout
 from diffusion_gemma_asr.denoise.clip import ClipDecoding, kept_spans, read_prompts
 from diffusion_gemma_asr.denoise.decode import decode, decode_clips, draft_clips
-from diffusion_gemma_asr.denoise.engine import Engine
+from diffusion_gemma_asr.denoise.engine import Engine, Finished
 from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.queue import run_queue
 from diffusion_gemma_asr.denoise.static_engine import StaticEngine
@@ -88,6 +88,22 @@ def test_a_canvas_has_room_for_all_audio_tokens_and_an_end(model: DiffusionGemma
         assert torch.equal(asked[0], draft) and len(asked[1]) == 200, "a canvas that is asked for cuts the text off"
         assert int(draft[size]) == model.prompts.special["end_of_turn"]
         assert said(draft[:size].tolist(), model.blank) == [token.id for token in clip.draft]
+
+
+def test_the_text_ends_where_the_audio_tokens_do(model: DiffusionGemmaASR, audio: list[np.ndarray]) -> None:
+    """An end that the denoiser writes among them, unsure of a word, costs no word behind it."""
+    clip = draft_clips(model, model.encode(audio))[1]
+    decoding, size = ClipDecoding(model, clip, OPTIONS, "en"), int(clip.kept.sum())
+    canvas = decoding.job().canvas
+    assert size > 4 and len(canvas) > size
+    canvas[:size] = model.blank
+    canvas[0], canvas[1], canvas[3], canvas[size] = 40, model.prompts.special["end_of_turn"], 41, 42
+    logprobs = -torch.arange(len(canvas)).float()
+    shown = decoding.shown(canvas, torch.zeros(len(canvas)))
+    decoding.take(Finished(canvas, logprobs, 2))
+    decoded = decoding.decoded()
+    assert decoded.tokens == [40, 41] and decoded.logprobs == [0, -3]
+    assert "".join(piece.text for piece in shown).strip() == decoded.text
 
 
 @pytest.fixture(scope="module")

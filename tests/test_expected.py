@@ -48,7 +48,7 @@ def audio() -> list[np.ndarray]:
         ([BLANK, BLANK], [], [0, 0]),
         ([5, 5, BLANK, 6], [5, 6], [0, 0, 1, 1]),
         ([BLANK, 5, 6, 6, BLANK, 6], [5, 6, 6], [0, 0, 1, 1, 2, 2]),
-        ([5, END, 6, BLANK], [5], [0, 1, 1, 1]),
+        ([5, END, 6, BLANK], [5, 6], [0, 1, 1, 2]),  # the text ends behind the last place
     ],
 )
 def test_the_text_before_each_place(canvas: list[int], tokens: list[int], before: list[int]) -> None:

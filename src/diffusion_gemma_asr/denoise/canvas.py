@@ -19,7 +19,7 @@ arXiv 2010.14233). A model is trained for one of the two (`ModelConfig.canvas`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -119,6 +119,11 @@ def aligned_layout(tokens: Sequence[int], spans: Sequence[tuple[int, int]], slot
 def token_starts(canvas: Sequence[int], blank: int) -> list[int]:
     """The places of an aligned canvas at which its tokens begin: as in CTC, a token at neighbouring places is one."""
     return [i for i, token in enumerate(canvas) if token != blank and not (i and token == canvas[i - 1])]
+
+
+def without_ends(canvas: Sequence[int], blank: int, ends: Collection[int]) -> list[int]:
+    """What stands at the places of audio tokens on an aligned canvas, which ends behind them: ends there are blanks."""
+    return [blank if token in ends else token for token in canvas]
 
 
 def write_canvas(rows: Sequence[Sequence[int]], length: int, eos: int) -> Tensor:

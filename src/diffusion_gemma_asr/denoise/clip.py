@@ -19,7 +19,7 @@ from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
 from ..model.prompt import token_pieces
 from .candidates import chosen, prompt_without_sound, proposed_draft
-from .canvas import aligned_layout, edit_layout, token_starts, uniform_canvas, write_canvas
+from .canvas import aligned_layout, edit_layout, token_starts, uniform_canvas, without_ends, write_canvas
 from .engine import BLOCK, Finished, Job, in_blocks
 from .expected import expectation
 from .options import DecodeOptions
@@ -191,7 +191,7 @@ class ClipDecoding:
 
     def take(self, finished: Finished) -> None:
         """What became of the last job."""
-        (written,) = cut_at_end(finished.canvas[None], self.model.prompts.end_ids)
+        written = self._before_end(finished.canvas)
         kept = self._said(written)
         logprobs = finished.logprobs.tolist()
         full = 0 < len(written) == len(finished.canvas) and written[-1] != self.model.blank and not self.aligned
@@ -226,8 +226,15 @@ class ClipDecoding:
 
     def shown(self, canvas: Tensor, entropy: Tensor) -> list[Shown]:
         """What is on a canvas (C,) before its end, with the entropy (C,) of its positions."""
-        (tokens,) = cut_at_end(canvas[None], self.model.prompts.end_ids)
+        tokens = self._before_end(canvas)
         return self._pieces(tokens, (-entropy).exp().tolist(), self._said(tokens))
+
+    def _before_end(self, canvas: Tensor) -> list[int]:
+        """What stands on a canvas (C,) before its end: of an aligned one, at the places of audio tokens."""
+        ends = self.model.prompts.end_ids
+        if self.aligned:
+            return without_ends(canvas[: int(self.clip.kept.sum())].tolist(), self.model.blank, ends)
+        return cut_at_end(canvas[None], ends)[0]
 
     def _said(self, tokens: Sequence[int]) -> list[int]:
         """The places of tokens on a canvas that are text: no blanks, and on an aligned canvas one place of each token."""

@@ -17,19 +17,20 @@ from torch import Tensor
 
 from ..model.model import DiffusionGemmaASR
 from .candidates import prompt_without_sound
-from .canvas import token_starts
+from .canvas import token_starts, without_ends
 from .engine import Expectation
 
 
 def text_before(canvas: Sequence[int], blank: int, ends: Collection[int]) -> tuple[list[int], list[int]]:
-    """The text of an aligned canvas, up to its end, and how many of its tokens come before the one at each place.
+    """The text at the places of an aligned canvas that hold audio tokens, and how many of its tokens come before the one at
+    each place.
 
     At a blank, all that began before it come before what might be written there; at each place of a token, those before that
-    token.
+    token. The text ends behind these places, so that an end at one of them is a blank.
     """
-    end = next((place for place, token in enumerate(canvas) if token in ends), len(canvas))
-    starts = token_starts(canvas[:end], blank)
-    before = [bisect_right(starts, place) - (place < end and token != blank) for place, token in enumerate(canvas)]
+    canvas = without_ends(canvas, blank, ends)
+    starts = token_starts(canvas, blank)
+    before = [bisect_right(starts, place) - (token != blank) for place, token in enumerate(canvas)]
     return [canvas[place] for place in starts], before
 
 
