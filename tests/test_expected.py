@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from diffusion_gemma_asr.denoise.options import DecodeOptions
 from diffusion_gemma_asr.denoise.queue import run_queue
 from diffusion_gemma_asr.denoise.static_engine import StaticEngine
 from diffusion_gemma_asr.model.model import DiffusionGemmaASR
+from diffusion_gemma_asr.model.prefill import Prefill
 from diffusion_gemma_asr.model.projector import noise
 from diffusion_gemma_asr.train.expected import batch_expectation
 from diffusion_gemma_asr.train.objective import fill_slots, losses, text_batch
@@ -39,6 +41,11 @@ def model(whisper_folder: Path, backbone_folder: Path) -> DiffusionGemmaASR:
 @pytest.fixture(scope="module")
 def audio() -> list[np.ndarray]:
     return [tone(300, 2.0), tone(500, 1.2)]
+
+
+def silent(model: DiffusionGemmaASR, language: str) -> Callable[[], tuple[Prefill, torch.Tensor]]:
+    """What the backbone reads before a canvas: a prompt without sound."""
+    return lambda: prompt_without_sound(model, language)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +67,13 @@ def test_each_place_gets_what_predicts_its_token(model: DiffusionGemmaASR) -> No
     """The state that is added at a place is the one an autoregressive decoder would write its token from."""
     tokens = [40, 41, 42]
     canvas = torch.tensor([40, 40, model.blank, 41, 42])
-    found = expectation(model, 5, "en")(canvas)
+    found = expectation(model, 5, silent(model, "en"))(canvas)
     slots = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
     prefill, hidden = model.read_prompts(slots[None], torch.ones(1, dtype=torch.long), ["en"], written=[tokens])
     end = int(prefill.lengths[0])
     states = hidden[0, end - len(tokens) - 1 : end]
     torch.testing.assert_close(found, 0.3 * states[[0, 0, 1, 1, 2]], atol=1e-5, rtol=1e-4)
-    nothing = expectation(model, 2, "en")(torch.full((2,), model.blank))
+    nothing = expectation(model, 2, silent(model, "en"))(torch.full((2,), model.blank))
     torch.testing.assert_close(nothing, 0.3 * prompt_without_sound(model, "en")[1].expand(2, -1))
 
 
@@ -74,12 +81,12 @@ def test_a_canvas_that_stays_the_same_is_read_once(model: DiffusionGemmaASR, mon
     read = []
     extend = model.backbone.extend
     monkeypatch.setattr(model.backbone, "extend", lambda *given: read.append(1) or extend(*given))
-    expected = expectation(model, 2, "en")
+    expected = expectation(model, 2, silent(model, "en"))
     canvases = [torch.tensor(row) for row in ([40, 41], [40, 41], [40, 42], [40, 41])]
     first, again, other, back = (expected(canvas) for canvas in canvases)
     assert len(read) == 3
     assert torch.equal(first, again) and torch.equal(first, back)
-    assert not any(torch.equal(first, expectation(model, 2, "de")(canvas)) for canvas in canvases)
+    assert not any(torch.equal(first, expectation(model, 2, silent(model, "de"))(canvas)) for canvas in canvases)
     assert torch.equal(first[0], other[0])  # nothing is written before the first place in either
 
 
@@ -92,11 +99,11 @@ def test_training_expects_the_same(model: DiffusionGemmaASR) -> None:
     one = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
     lengths = torch.ones(3, dtype=torch.long)
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, one[None].expand(3, -1, -1), lengths)
-    found = batch_expectation(model, embeds, text.lengths)(canvases, used)
+    found = batch_expectation(model, *model.backbone.prefill(embeds, text.mask, text.lengths))(canvases, used)
     for row, code in enumerate(languages):
         n = int(used[row].sum())
         if n:
-            wanted = expectation(model, n, code)(canvases[row])
+            wanted = expectation(model, n, silent(model, code))(canvases[row])
             torch.testing.assert_close(found[row, :n], wanted, atol=1e-5, rtol=1e-4)
         assert not found[row, n:].any()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import write_whisper
-from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     WhisperForConditionalGeneration,
 )
 from transformers.models.whisper.modeling_whisper import WhisperModel
+from whisper_stage import ENGLISH, FRENCH, MANDARIN, WIDTH, small_whisper, tokenizer_stage, trained_whisper
 
 from diffusion_gemma_asr.checkpoint.parts import load_pretrained
 from diffusion_gemma_asr.errors import CheckpointError, DataError, RecipeError
@@ -34,42 +31,15 @@ from diffusion_gemma_asr.train.mini.text import keep_rows, new_backbone
 from diffusion_gemma_asr.train.mini.whisper_tokens import ROW_RMS, load_whisper_tokens, parts_of, plain_bpe, rows_for
 from diffusion_gemma_asr.train.run import train_from_recipe
 
-ENGLISH = [
-    "the quick brown fox jumps over the lazy dog",
-    "she sells sea shells by the sea shore",
-    "it's the other brother's turn to sell the shells",
-    "they'll go where the others went",
-]
-FRENCH = ["l'été dernier nous étions à la mer", "où êtes vous allés à noël"]
-MANDARIN = ["你好世界", "他是日本人"]
-WIDTH = 64
-
 
 @pytest.fixture(scope="module")
 def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Whisper with byte pairs of English and French, and random rows that have something in common."""
-    folder = tmp_path_factory.mktemp("whisper")
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator([" " + line for line in [*ENGLISH, *FRENCH, *LANGUAGES] * 3], 460, show_progress=False)
-    write_whisper(folder, width=WIDTH, vocab_size=trained.get_vocab_size(), decoder_layers=2)
-    model = WhisperForConditionalGeneration.from_pretrained(folder)
-    model.model.decoder.embed_tokens.weight.data.add_(1.0)
-    model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer).save_pretrained(folder)
-    return folder
+    return small_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 @pytest.fixture(scope="module")
 def stage(whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the stage `tokenizer`, with Whisper's tokens for English and French."""
-    folder = tmp_path_factory.mktemp("stage")
-    for code, lines in {"en": ENGLISH, "fr": FRENCH, "zh": MANDARIN}.items():
-        (folder / f"{code}.txt").write_text("\n".join(lines), encoding="utf-8")
-    recipe: dict[str, Any] = {"stage": "tokenizer", "name": "t", "text": ["en.txt", "fr.txt", "zh.txt"], "vocab_size": 300}
-    recipe |= {"whisper": str(whisper), "whisper_tokens": 120, "own": ["zh"]}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    train_from_recipe(folder / "recipe.yaml", folder / "run", "cpu")
-    return folder / "run"
+    return tokenizer_stage(whisper, tmp_path_factory.mktemp("stage"))
 
 
 @pytest.fixture(scope="module")
@@ -173,19 +143,7 @@ OTHERS = {"experts": 2, "top_k": 1, "expert_intermediate": 8}
 
 @pytest.fixture(scope="module")
 def spoken(whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same Whisper as training makes them: positions matter little, blocks much, and hidden states share most."""
-    folder = tmp_path_factory.mktemp("spoken")
-    shutil.copytree(whisper, folder, dirs_exist_ok=True)
-    model = WhisperForConditionalGeneration.from_pretrained(folder)
-    torch.manual_seed(0)
-    decoder = model.model.decoder
-    decoder.embed_tokens.weight.data.add_(0.3 * torch.randn(WIDTH))
-    decoder.embed_positions.weight.data.mul_(0.05)
-    for name, parameter in decoder.layers.named_parameters():
-        if name.endswith("weight") and "norm" not in name:
-            parameter.data.mul_(4.0)
-    model.save_pretrained(folder)
-    return folder
+    return trained_whisper(whisper, tmp_path_factory.mktemp("spoken"))
 
 
 def spelling_of(tokenizer: PreTrainedTokenizerBase, whisper: Path) -> Spelling:

@@ -26,7 +26,6 @@ from ..model.ctc import DraftToken, transcript_scores
 from ..model.ctc_beam import Prefix, heard_in, likeliest, pieces
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
-from ..model.projector import noise
 from .token_tree import read_tree
 
 ROWS = 96  # transcripts read at once at most
@@ -191,7 +190,7 @@ def language_scores(
 
 @torch.no_grad()
 def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str = "") -> tuple[Prefill, Tensor]:
-    """A prompt that holds one audio token of noise, as training has it for language alone.
+    """A prompt that holds one audio token without sound, as training has it for language alone.
 
     A model whose weights are all frozen keeps the last `PROMPTS`, since every clip of a language asks for the same.
 
@@ -211,7 +210,7 @@ def prompt_without_sound(model: DiffusionGemmaASR, language: str, context: str =
 
 def _read_without_sound(model: DiffusionGemmaASR, language: str, context: str) -> tuple[Prefill, Tensor]:
     """Reads it."""
-    slots = noise(1, model.backbone.hidden_size, float(model.projector.scale), torch.Generator().manual_seed(0))
+    slots = model.projector.without_sound(1, torch.Generator().manual_seed(0))
     one = torch.ones(1, dtype=torch.long, device=model.device)
     prefill, hidden = model.read_prompts(slots[None].to(model.head.weight), one, [language], context=context)
     return prefill, hidden[0, int(prefill.lengths[0]) - 1][None]

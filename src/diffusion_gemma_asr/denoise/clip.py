@@ -21,7 +21,7 @@ from ..model.prompt import token_pieces
 from .candidates import chosen, prompt_without_sound, proposed_draft
 from .canvas import aligned_layout, edit_layout, token_starts, uniform_canvas, without_ends, write_canvas
 from .engine import BLOCK, Finished, Job, in_blocks
-from .expected import expectation
+from .expected import Read, expectation
 from .options import DecodeOptions
 from .steps import cut_at_end
 
@@ -46,12 +46,19 @@ class DraftedClip(NamedTuple):
     Attributes:
         slots: (S, H) audio tokens.
         draft: of the clip.
-        kept: (S,) bool, audio tokens that the prompt holds.
+        kept: (S,) bool, audio tokens that the prompt holds, and that an aligned canvas has places for.
+        acoustic: (S, H), what the prompt holds in their place, all of them; None: nothing.
     """
 
     slots: Tensor
     draft: list[DraftToken]
     kept: Tensor
+    acoustic: Tensor | None = None
+
+    @property
+    def prompted(self) -> Tensor:
+        """(S, H), the audio tokens that prompts hold."""
+        return self.slots if self.acoustic is None else self.acoustic
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ class ClipDecoding:
         self.denoising = options.denoising(model.backbone.sampler_settings())
         self._generator = torch.Generator(model.device).manual_seed(options.seed)
         self._canvases: list[_Canvas] = []
+        self._read: Read | None = None
 
     @property
     def done(self) -> bool:
@@ -153,6 +161,15 @@ class ClipDecoding:
         """Whether the prompt holds no sound."""
         return self.model.config.silent_drafts and self.conditioned
 
+    def prompt(self) -> Read:
+        """What the backbone has read before the canvas: the prompt, or one without sound."""
+        if self.model.config.silent_drafts:
+            return prompt_without_sound(self.model, self.language, self.options.context)
+        if self._read is None:
+            prefill, hidden = _read_together([self])
+            self._read = prefill, hidden[0, int(prefill.lengths[0]) - 1][None]
+        return self._read
+
     @property
     def written(self) -> list[int]:
         """The transcript so far."""
@@ -165,7 +182,7 @@ class ClipDecoding:
             kept = self.clip.slots[self.clip.kept.to(canvas.device)]
             expected = None
             if config.causal_share > 0:
-                expected = expectation(self.model, len(kept), self.language, self.options.context)
+                expected = expectation(self.model, len(kept), self.prompt)
             return Job(canvas, self._generator, kept if self.conditioned else None, config.canvas_share, expected)
         draft, blank = [token.id for token in self.clip.draft], self.model.blank
         if self._canvases or self.start == "noise":
@@ -263,7 +280,7 @@ def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:
     heard = [row for row, clip in enumerate(clips) if not clip.silent]
     found = in_blocks([len(clips[row].clip.slots) for row in heard], of_device(BLOCK, model.device)) if heard else []
     blocks = [[heard[place] for place in rows] for rows in found]
-    parts = [_read_together([clips[row] for row in rows]) for rows in blocks]
+    parts = [_read_together([clips[row] for row in rows])[0] for rows in blocks]
     parts += [prompt_without_sound(model, language, context)[0] for language, context in groups]
     shared = [[row] for rows in blocks for row in rows] + list(groups.values())  # the clips of each row of these parts
     places = {clip: row for row, those in enumerate(shared) for clip in those}
@@ -274,20 +291,21 @@ def read_prompts(clips: Sequence[ClipDecoding]) -> Prefill:
     return prefill.keep(torch.tensor(order, device=model.device), prefill.visible.shape[1])
 
 
-def _read_together(clips: Sequence[ClipDecoding]) -> Prefill:
-    """The same in one batch."""
+@torch.no_grad()
+def _read_together(clips: Sequence[ClipDecoding]) -> tuple[Prefill, Tensor]:
+    """The same in one batch, and the last hidden states (B, P, H)."""
     slots, lengths, kept = padded([clip.clip for clip in clips])
     languages, written = [clip.language for clip in clips], [clip.written for clip in clips]
     contexts = [clip.options.context for clip in clips]
-    return clips[0].model.read_prompts(slots, lengths, languages, written, contexts, kept)[0]
+    return clips[0].model.read_prompts(slots, lengths, languages, written, contexts, kept)
 
 
 def padded(clips: Sequence[DraftedClip]) -> tuple[Tensor, Tensor, Tensor]:
-    """The audio tokens of several clips (B, S, H), zeros behind each end, their lengths (B,), and which of them prompts hold
-    (B, S)."""
+    """The audio tokens of several clips as prompts hold them (B, S, H), zeros behind each end, their lengths (B,), and which
+    of them prompts hold (B, S)."""
     device = clips[0].slots.device
     lengths = torch.tensor([len(clip.slots) for clip in clips], device=device)
-    slots = pad_sequence([clip.slots for clip in clips], batch_first=True)
+    slots = pad_sequence([clip.prompted for clip in clips], batch_first=True)
     return slots, lengths, pad_sequence([clip.kept for clip in clips], batch_first=True).to(device)
 
 

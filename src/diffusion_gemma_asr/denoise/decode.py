@@ -67,7 +67,10 @@ def draft_clips(model: DiffusionGemmaASR, encoded: Encoded) -> list[DraftedClip]
     heard = model.greedy.hear(encoded)
     kept = model.read_mask(encoded.slots, encoded.slot_lengths, heard).cpu()
     rows = zip(encoded.slots, encoded.slot_lengths.tolist(), heard.drafts, kept, strict=True)
-    return [DraftedClip(slots[:n], draft, mask[:n]) for slots, n, draft, mask in rows]
+    clips = [DraftedClip(slots[:n], draft, mask[:n]) for slots, n, draft, mask in rows]
+    if encoded.acoustic is None:
+        return clips
+    return [clip._replace(acoustic=row[: len(clip.slots)]) for clip, row in zip(clips, encoded.acoustic, strict=True)]
 
 
 @torch.no_grad()

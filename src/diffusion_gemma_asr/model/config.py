@@ -49,6 +49,7 @@ class ProjectorConfig:
     scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
     kernels: tuple[int, ...] = (7, 5)  # frames that each convolution sees, with half of them as padding on either side
     skip_blanks: float | None = None  # audio tokens that are CTC's blank with this probability stay out of the prompt
+    acoustic: bool = False  # prompts hold tokens straight from the frames; CTC alone reads those of the layers above
     decoder_layers: int = 0  # of a Whisper decoder, beside the linear layer (decoder_layers.py)
     dropout: float = 0.0  # while training: of what enters those layers, and of what each of their parts adds
 
@@ -58,6 +59,8 @@ class ProjectorConfig:
         parts = [f"{self.hidden_size} channels", f"{math.prod(self.strides)}x in time"]
         if self.decoder_layers:
             parts.append(f"{self.decoder_layers} layers of a Whisper decoder")
+        if self.acoustic:
+            parts.append("acoustic tokens in prompts")
         return ", ".join(parts)
 
     def __post_init__(self) -> None:

@@ -21,12 +21,24 @@ class Encoded(NamedTuple):
         frame_lengths: (B,) long, frames that hold sound.
         slots: (B, S, H), the projector's output: audio tokens in the backbone's space, zeros behind each end.
         slot_lengths: (B,) long.
+        acoustic: (B, S, H), those that prompts hold in their place, see `AudioProjector.prompted`; None: none.
     """
 
     frames: Tensor
     frame_lengths: Tensor
     slots: Tensor
     slot_lengths: Tensor
+    acoustic: Tensor | None = None
+
+    @property
+    def prompted(self) -> Tensor:
+        """(B, S, H), the audio tokens that prompts hold."""
+        return self.slots if self.acoustic is None else self.acoustic
+
+    def pick(self, rows: list[int]) -> Encoded:
+        """Some of the clips."""
+        acoustic = None if self.acoustic is None else self.acoustic[rows]
+        return Encoded(self.frames[rows], self.frame_lengths[rows], self.slots[rows], self.slot_lengths[rows], acoustic)
 
 
 class Heard(NamedTuple):

@@ -99,10 +99,14 @@ class DiffusionGemmaASR(nn.Module):
         else:  # one clip at a time, as in the encoder: on a processor a batch gains nothing, and has padding
             rows = (row[:n] for row, n in zip(frames, frame_lengths, strict=True))
             slots, slot_lengths = each_alone(self.projector, rows, frame_lengths)
-        return Encoded(frames, frame_lengths, slots.to(self.head.weight.dtype), slot_lengths)
+        dtype, acoustic = self.head.weight.dtype, None
+        if self.config.projector.acoustic:
+            acoustic = self.projector.prompted(frames, frame_lengths, slots).to(dtype)
+        return Encoded(frames, frame_lengths, slots.to(dtype), slot_lengths, acoustic)
 
     def read_slots(self, slots: Tensor, slot_lengths: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The audio tokens that a prompt holds: all, or those that are not blanks (`ProjectorConfig.skip_blanks`).
+        """The audio tokens that a prompt holds: all, or those that are not blanks (`ProjectorConfig.skip_blanks`). Acoustic
+        ones are all there.
 
         Most audio tokens of a projector that CTC trained are blanks. Without them a prompt is half as long, and its audio
         tokens follow each other nearly as the tokens of the transcript do.
@@ -114,13 +118,13 @@ class DiffusionGemmaASR(nn.Module):
         Returns:
             slots (B, S', H), zeros behind each end, and their number (B,).
         """
-        if self.config.projector.skip_blanks is None:
+        if self.config.projector.skip_blanks is None or self.config.projector.acoustic:
             return slots, slot_lengths
         return only(slots, self.read_mask(slots, slot_lengths) if kept is None else kept)
 
     def read_mask(self, slots: Tensor, slot_lengths: Tensor, heard: Heard | None = None) -> Tensor:
-        """Which audio tokens (B, S, H) a prompt holds, (B, S) bool, see `read_slots`; `heard`: what CTC hears in them, where
-        that is known."""
+        """Which audio tokens (B, S, H) a prompt or an aligned canvas holds, (B, S) bool, see `read_slots`; `heard`: what CTC
+        hears in them, where that is known."""
         used, limit = length_mask(slot_lengths, slots.shape[1]), self.config.projector.skip_blanks
         if limit is None:
             return used

@@ -29,7 +29,9 @@ class AudioProjector(nn.Module):
 
     conv1: nn.Conv1d
     scale: Tensor
+    acoustic_scale: Tensor
     decoder: DecoderLayers | None
+    acoustic: nn.Conv1d | None
 
     def __init__(self, config: ProjectorConfig, input_size: int, output_size: int, scale: float = 1.0):
         super().__init__()
@@ -41,6 +43,9 @@ class AudioProjector(nn.Module):
         self.linear = nn.Linear(hidden, output_size)
         layers, stride = config.decoder_layers, self.frames_per_slot
         self.decoder = DecoderLayers(hidden, input_size, output_size, layers, stride, config.dropout) if layers else None
+        self.acoustic = nn.Conv1d(input_size, output_size, stride, stride) if config.acoustic else None
+        if config.acoustic:
+            self.register_buffer("acoustic_scale", torch.tensor(scale))
         self.scaled = config.scaled
         self.register_buffer("scale", torch.tensor(scale if config.scaled else 1.0))
 
@@ -68,6 +73,38 @@ class AudioProjector(nn.Module):
         if self.scaled:
             slots = F.rms_norm(slots, slots.shape[-1:]) * self.scale.to(slots.dtype)
         return slots * length_mask(slot_lengths, slots.shape[1])[..., None].to(slots.dtype), slot_lengths
+
+    def prompted(self, frames: Tensor, lengths: Tensor, slots: Tensor) -> Tensor:
+        """The audio tokens that prompts hold: those that CTC reads, or acoustic ones.
+
+        An acoustic token is a linear map of the frames that its slot spans, normalised: what a Whisper's decoder attends to,
+        with nothing decided yet.
+
+        Args:
+            frames: (B, F, input_size), zeros behind each row's end; lengths: (B,).
+            slots: (B, S, output_size) of the same rows, see `forward`.
+
+        Returns:
+            (B, S, output_size), zeros behind each end.
+        """
+        if self.acoustic is None:
+            return slots
+        stride, count = self.frames_per_slot, slots.shape[1]
+        frames = frames[:, : count * stride]
+        frames = F.pad(frames, (0, 0, 0, count * stride - frames.shape[1]))
+        tokens = self._loud(self.acoustic(frames.transpose(1, 2)).transpose(1, 2))
+        return tokens * length_mask(self.output_length(lengths), count)[..., None].to(tokens.dtype)
+
+    def without_sound(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """(count, output_size) audio tokens of prompts that hold no sound: noise, or what frames of zeros give."""
+        if self.acoustic is None:
+            return noise(count, self.linear.out_features, float(self.scale), generator)
+        assert self.acoustic.bias is not None
+        return self._loud(self.acoustic.bias.detach())[None].repeat(count, 1).to(self.linear.weight.device)
+
+    def _loud(self, tokens: Tensor) -> Tensor:
+        """Acoustic tokens at their scale."""
+        return F.rms_norm(tokens, tokens.shape[-1:]) * self.acoustic_scale.to(tokens.dtype)
 
     def convolutions(self) -> list[nn.Conv1d]:
         """The convolutions, in their order."""

@@ -53,7 +53,7 @@ def draft_chunks(model: DiffusionGemmaASR, batch: Batch, wanted: Sequence[Task])
         if task in wanted:
             alike.setdefault((options.start, options.codes_among(model.config.languages), options.context), []).append(row)
     for (_, codes, _), rows in alike.items():
-        part = Encoded(*(values[rows] for values in batch.encoded))
+        part = batch.encoded.pick(rows)
         options = batch.tasks[rows[0]].request.options.decode
         clips = draft_clips(model, part)
         languages = codes * len(clips)

@@ -32,7 +32,7 @@ from ..model.projector import AudioProjector
 from ..model.prompt import AUTO
 from . import fingerprint
 from .compiled import compile_layers
-from .decoder_start import start_from_whisper
+from .decoder_start import read_acoustic, start_from_whisper
 from .loop import Metrics, compute_dtype, run, step_seed
 from .monitor import report, report_drafts
 from .objective import SpeechBatch, losses, text_batch
@@ -78,6 +78,8 @@ def build_model(
     projector = AudioProjector(config.projector, encoder.hidden_size, backbone.hidden_size, scale).to(device)
     if train.decoder is not None and projector.decoder is not None:
         start_from_whisper(projector.decoder, train.decoder, backbone.head.weight, tokenizer)
+    if train.acoustic is not None:
+        projector.load_state_dict(projector.state_dict() | read_acoustic(train.acoustic))
     model = DiffusionGemmaASR(config, encoder, projector, backbone, tokenizer)
     for parameter in model.trained().values():
         parameter.data = parameter.data.float()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..checkpoint.parts import load_decoder, load_tokenizer
-from ..errors import CheckpointError
+from ..errors import CheckpointError, first_line
 from ..model.config import BackboneConfig
 from ..model.decoder_layers import DecoderLayers
 
@@ -25,6 +28,7 @@ NAMES = {  # Whisper's for the parts of a layer: ours
     "out_proj": "out",
     "layer_norm": "norm",
 }
+ACOUSTIC = "acoustic.safetensors"  # of the stage `hearing`
 SPACE = "\u2581"  # stands for a space, before a word
 RIDGE = 0.01  # that keeps the map small, as a share of the mean square of the head's columns
 MAP_SIZE = 0.3  # norm of the map's rows, as root mean square
@@ -101,3 +105,17 @@ def token_map(theirs: Tensor, ours: Tensor) -> Tensor:
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     found = torch.linalg.solve(gram + ridge, ours.T @ theirs)
     return MAP_SIZE * found / found.pow(2).sum(1).mean().sqrt()
+
+
+def read_acoustic(folder: str | Path) -> dict[str, Tensor]:
+    """What a projector takes from this stage: the map of frames to audio tokens, and their scale, by the projector's names.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    path = Path(folder) / ACOUSTIC
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: no acoustic tokens there ({first_line(error)}); run the stage 'hearing'") from None
+    return {"acoustic.weight": found["weight"], "acoustic.bias": found["bias"], "acoustic_scale": found["scale"]}

@@ -34,6 +34,7 @@ LATER = {
     "known_start",
     "canvas",
     "decoder_layers",
+    "acoustic",
     "decoder",
     "lr_shares",
     "unheard",

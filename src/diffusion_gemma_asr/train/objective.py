@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,14 +18,12 @@ from ..denoise.clip import kept_spans
 from ..model.backbone import Backbone
 from ..model.ctc import ctc_loss, only
 from ..model.drafts import Heard
-from ..model.head import Head
 from ..model.lengths import length_mask
 from ..model.model import DiffusionGemmaASR
 from ..model.prefill import Prefill
-from ..model.projector import noise
 from ..model.prompt import AUTO, PromptBuilder, fill_slots, pad_prompts
 from .corruption import draw_temperature, noisy_canvases, one_step
-from .expected import Under, batch_expectation
+from .expected import Under, batch_expectation, conditions
 from .losses import autoregressive_loss, diffusion_loss
 from .recipe import LossRecipe
 from .shard import skip_pass
@@ -183,7 +182,8 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
         options: weights, and how canvases are corrupted.
     """
     slots, slot_lengths = model.projector(batch.frames, batch.frame_lengths)
-    return losses_of_slots(model, slots, slot_lengths, batch.text, options)
+    prompted = model.projector.prompted(batch.frames, batch.frame_lengths, slots)
+    return losses_of_slots(model, slots, slot_lengths, batch.text, options, prompted)
 
 
 def losses_of_slots(
@@ -192,12 +192,13 @@ def losses_of_slots(
     slot_lengths: Tensor,
     text: TextBatch,
     options: LossRecipe,
+    prompted: Tensor | None = None,
     silent: bool = False,
 ) -> Losses:
     """As `losses`, from audio tokens (B, S, H) with slot_lengths (B,); `text` has a placeholder for each.
 
-    Where it is `silent`, prompts hold one audio token of noise each: the others are known to aligned canvases alone, by
-    their drafts and what CTC finds likely.
+    Prompts hold `prompted` (B, S, H), where that is given, in their place. Where it is `silent`, prompts hold one audio
+    token without sound each: the others are known to aligned canvases alone, by their drafts and what CTC finds likely.
     """
     ctc = None
     if options.ctc > 0:
@@ -209,28 +210,35 @@ def losses_of_slots(
         return Losses(ctc=ctc)
     aligned, drafts = model.config.canvas == "aligned" and options.diffusion > 0, None
     silence = slots.new_empty(0)
-    if silent or model.config.causal_share:
-        silence = noise(len(slots), slots.shape[2], float(model.projector.scale))[:, None].to(slots)  # (B, 1, H)
+    quiet = model.config.causal_share > 0 and model.config.silent_drafts
+    if silent or quiet:
+        silence = model.projector.without_sound(len(slots))[:, None].to(slots)  # (B, 1, H)
     heard = model.greedy.of_slots(slots.detach(), slot_lengths) if aligned else None
     kept = model.read_mask(slots.detach(), slot_lengths, heard)
     if heard is not None:
         drafts = aligned_edits(model, slots.detach(), heard, kept, text)
     elif options.draft_share > 0:
         drafts = draft_edits(model, slots.detach(), slot_lengths, text)
+    whole = slots if prompted is None else prompted, slot_lengths
     slots, slot_lengths = only(slots, kept)
     conditioned, share = aligned and model.config.draft_conditioning, model.config.canvas_share
     under = Under(slots.detach(), slot_lengths, share) if conditioned else None
     if silent:
         slots, slot_lengths = silence, slot_lengths.clamp(max=1)
+    elif model.config.projector.acoustic:
+        slots, slot_lengths = whole
     text = text.with_slots(slot_lengths)
     if options.autoregressive == 0:
         text = text.without_transcripts()
     embeds = fill_slots(model.backbone.embed(text.ids), text.slot_mask, slots, slot_lengths)
-    if under is not None and model.config.causal_share:
+    if under is not None and quiet:
         one = slot_lengths.clamp(max=1)
-        quiet = text.with_slots(one).without_transcripts()
-        prompts = fill_slots(model.backbone.embed(quiet.ids), quiet.slot_mask, silence, one)
-        under = under._replace(expected=batch_expectation(model, prompts, quiet.lengths))
+        alone = text.with_slots(one).without_transcripts()
+        prompts = fill_slots(model.backbone.embed(alone.ids), alone.slot_mask, silence, one)
+        read = model.backbone.prefill(prompts, alone.mask, alone.lengths)
+        under = under._replace(expected=lambda *_: batch_expectation(model, *read))
+    elif under is not None and model.config.causal_share:
+        under = under._replace(expected=partial(batch_expectation, model))
     of_backbone = backbone_losses(model.backbone, embeds, text, options, drafts, None, aligned, under)
     return Losses(**of_backbone.__dict__ | {"ctc": ctc})
 
@@ -317,7 +325,8 @@ def backbone_losses(
         noisy, clean, drafted = noisy_canvases(canvas, backbone.vocab_size, options, drafts, generator)
         soft = heard = added = share = expected = None
         if under is not None:
-            size, expected = under.slots.shape[1], under.expected
+            size = under.slots.shape[1]
+            expected = None if under.expected is None else under.expected(prefill, hidden)
             spoken = length_mask(under.counts, noisy.shape[1])  # (B, C), places of audio tokens
             used = spoken & drafted[:, None]
             share = torch.where(used, under.share, 1.0)
@@ -331,26 +340,6 @@ def backbone_losses(
         hidden = backbone.denoise_hidden(noisy, prefill, signal, soft, added, share)
         diffusion, accuracy = diffusion_loss(backbone.head, hidden, clean, counted[:, None].expand(noisy.shape))
     return Losses(diffusion, ar, canvas_accuracy=accuracy, next_token_accuracy=ar_accuracy)
-
-
-@torch.no_grad()
-def conditions(head: Head, slots: Tensor, used: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """What CTC hears at the places of aligned canvases, as the denoiser takes it.
-
-    Args:
-        head: of the backbone.
-        slots: (B, S, H) audio tokens, in the order of the canvas.
-        used: (B, S) bool, those that count.
-        length: positions of a canvas, C >= S.
-
-    Returns:
-        (B, C, H) mean rows of the head, and (B, C, H) the audio tokens themselves; zeros elsewhere.
-    """
-    heard = slots[used]  # (N, H)
-    soft, under = (slots.new_zeros(len(slots), length, slots.shape[2]) for _ in range(2))
-    soft[:, : slots.shape[1]][used] = head.mean_rows(heard).to(soft.dtype)
-    under[:, : slots.shape[1]][used] = heard
-    return soft, under
 
 
 @torch.no_grad()

@@ -55,6 +55,7 @@ class TrainRecipe(LoopOptions):
     batch_frames: int | None = None  # encoder frames (20 ms) in one forward pass at most, with padding; None is no limit
     start_from: Path | None = None  # checkpoint folder with the initial adapter; None is a newly initialised one
     decoder: str | None = field(default=None, metadata=PART)  # Whisper whose decoder the projector's decoder layers begin as
+    acoustic: Path | None = None  # folder of the stage `hearing`, whose acoustic tokens the projector begins with
     spec_augment: Masking = field(default_factory=Masking)  # masks on the encoder's frames (20 ms) while training
     warp: tuple[float, float] = (1.0, 1.0)  # range of the factor on an utterance's frequencies; stage `ears` alone
     others: tuple[float, float] = (0.0, 0.0)  # range of the share of another utterance's frames in each utterance's
@@ -140,6 +141,8 @@ class Recipe:
         _agree(model.finds_language, "model.finds_language", train.unnamed, "train.unnamed")
         _agree(model.reads_context, "model.reads_context", train.context, "train.context")
         _agree(model.ctc, "model.ctc", losses.ctc, "losses.ctc")
+        if train.acoustic is not None and not model.projector.acoustic:
+            raise RecipeError("'train.acoustic' is set, but 'model.projector.acoustic' is not: no prompt would hold them")
         if train.decoder is not None and not model.projector.decoder_layers:
             raise RecipeError("'train.decoder' is set, but 'model.projector.decoder_layers' is 0: nothing would begin as it")
         _agree(model.start == "draft", "model.start: draft", losses.draft_share, "losses.draft_share")

@@ -71,7 +71,7 @@ def load_recipe_as(cls: type[_T], path_or_name: str | Path) -> _T:
     path = find_recipe(path_or_name)
     content = read_mapping(path)
     try:
-        if isinstance(content.get("encoder"), dict) and "model" not in content:
+        if {"encoder", "backbone"} <= content.keys() and "model" not in content:
             raise RecipeError(
                 "name, encoder, backbone, projector and lora stand in a section 'model' since version 0.2.0, with the "
                 "languages, and all paths start from the recipe's folder; recipes/small.yaml shows every key"

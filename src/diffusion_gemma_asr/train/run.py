@@ -15,6 +15,7 @@ from .adapter import train_adapter
 from .mini.bundle import BundleRecipe, bundle
 from .mini.decoder_text import DecoderRecipe, train_decoder
 from .mini.ears import EarsRecipe, train_ears
+from .mini.hearing import HearingRecipe, train_hearing
 from .mini.reading import ReadingRecipe, train_reading
 from .mini.text import BackboneRecipe, train_backbone
 from .mini.tokenizer import TokenizerRecipe, train_tokenizer_stage
@@ -30,6 +31,7 @@ STAGES: dict[str, Stage] = {
     "tokenizer": (TokenizerRecipe, train_tokenizer_stage),
     "decoder": (DecoderRecipe, train_decoder),
     "backbone": (BackboneRecipe, train_backbone),
+    "hearing": (HearingRecipe, train_hearing),
     "reading": (ReadingRecipe, train_reading),
     "ears": (EarsRecipe, train_ears),
     "bundle": (BundleRecipe, bundle),

@@ -54,7 +54,7 @@ def greedy(model: DiffusionGemmaASR, encoded: Encoded, languages: Sequence[str])
         token ids of each row, without the end token.
     """
     backbone, ends = model.backbone, set(model.prompts.end_ids)
-    prefill, hidden = model.read_prompts(encoded.slots, encoded.slot_lengths, languages)
+    prefill, hidden = model.read_prompts(encoded.prompted, encoded.slot_lengths, languages)
     last = (prefill.lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
     hidden = hidden.gather(1, last)  # (B, 1, H), at each prompt's last token
     rows: list[list[int]] = [[] for _ in languages]

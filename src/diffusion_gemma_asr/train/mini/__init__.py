@@ -10,4 +10,7 @@ Each stage is a recipe with the key `stage`, run by `diffusion-gemma-asr train`;
 6. ears       ears.py       trains encoder and projector on together, by CTC
 7. adapter    ../adapter.py trains projector and LoRA on those ears: the model `mini`
 8. bundle     bundle.py     packs all parts into one folder, to ship with the package
+
+On trial in place of the second and third is the stage hearing (hearing.py): a Whisper's decoder that reads audio tokens
+(listener.py) is carried over into DiffusionGemma's layers (carry_over.py, text_layers.py, join_audio.py).
 """

@@ -19,6 +19,7 @@ class BackboneShape:
     experts: int
     top_k: int  # experts per token
     expert_intermediate: int  # width of an expert
+    turning: float = 1.0  # share of a head's components in sliding layers that turn with the position
     kv_heads: int | None = None  # key/value heads; None is half of the query heads in sliding layers, a quarter in full ones
 
 
@@ -55,6 +56,15 @@ def small_config(tokenizer: PreTrainedTokenizerBase, shape: BackboneShape) -> Di
         "eos_token_id": [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<turn|>")],
         "bos_token_id": tokenizer.bos_token_id,
     }
+    if shape.turning < 1:
+        text["rope_parameters"] = {
+            "sliding_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": shape.turning,
+                "rope_theta": 10_000.0,
+            },
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+        }
     vision = {
         "model_type": "gemma4_vision",
         "hidden_size": 8,

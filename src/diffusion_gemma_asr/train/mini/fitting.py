@@ -56,6 +56,17 @@ def few_products(queries: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Ten
     return weights * (left[:, :count].T @ query_inverse), weights * (right[:count] @ key_inverse)
 
 
+def few_values(values: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """A map (d - 1, d) of values (N, d) to one component less, and what writes of these (H, d - 1) nearly what `out` (H, d)
+    writes of the values. Components that write more are larger, but only by the fourth root."""
+    squares, axes = torch.linalg.eigh(values.T @ values / len(values))
+    root = axes * squares.clamp_min(1e-9 * float(squares.max())).sqrt()
+    turned, sizes, _ = torch.linalg.svd(root.T @ (out.T @ out) @ root)
+    turned, sizes = turned[:, :-1], sizes[:-1].clamp_min(1e-9) ** 0.25
+    sizes = sizes / sizes.square().mean().sqrt()
+    return sizes[:, None] * (turned.T @ torch.linalg.inv(root)), out @ root @ turned / sizes
+
+
 def least_squares(inputs: Tensor, outputs: Tensor, ridge: float, near: Tensor | None = None) -> Tensor:
     """The map W (B, A) for which inputs (N, A) @ W.T comes closest to outputs (N, B), and which stays close to `near`."""
     gram = inputs.T @ inputs

@@ -72,8 +72,8 @@ class UnspokenData(SentenceData):
         require(0 < self.share < 1, "unspoken.share", self.share, "above 0 and below 1")
         require(self.batch_tokens >= self.max_tokens, "unspoken.batch_tokens", self.batch_tokens, "at least max_tokens")
         require(self.bank >= 1, "unspoken.bank", self.bank, "at least 1")
-        for key in ("silent", "drowned"):
-            require(0 <= getattr(self, key) < 1, f"unspoken.{key}", getattr(self, key), "at least 0 and below 1")
+        require(0 <= self.silent <= 1, "unspoken.silent", self.silent, "from 0 to 1")
+        require(0 <= self.drowned < 1, "unspoken.drowned", self.drowned, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class ReadingRecipe(Recipe):
             raise RecipeError("'unspoken' wants 'frozen_projector': what is cut out of utterances must stay what it was")
         if self.unspoken is not None and self.unspoken.silent and not self.losses.autoregressive:
             raise RecipeError("'unspoken.silent' wants 'losses.autoregressive': without sound there is no canvas to denoise")
+        if self.unspoken is not None and self.model.projector.acoustic and self.unspoken.silent < 1:
+            raise RecipeError("'projector.acoustic' wants 'unspoken.silent: 1': nothing is cut out of acoustic tokens")
         require(0 <= self.overheard <= 1, "overheard", self.overheard, "from 0 to 1")
         if self.overheard and not (self.losses.diffusion and self.frozen_projector):
             raise RecipeError("'overheard' wants 'losses.diffusion' and 'frozen_projector': it teaches canvases alone")
@@ -174,9 +176,10 @@ class ReadingTrainer(AdapterTrainer):
             self.texts = self.sentences.mixture(self.unspoken, *sizes)
             self.settings |= {"unspoken": fingerprint.of_lines(map(str, self.sentences.targets))}
             self.bank = SlotBank(token_rows(model), seed)
-            self.console.print("cutting audio tokens out of utterances")
-            for utterance in self._spoken():
-                self.bank.add(*utterance)
+            if self.unspoken.silent < 1:
+                self.console.print("cutting audio tokens out of utterances")
+                for utterance in self._spoken():
+                    self.bank.add(*utterance)
 
     @torch.no_grad()
     def _spoken(self) -> Iterator[tuple[str, list[int], Tensor, list[int]]]:
@@ -232,17 +235,21 @@ class ReadingTrainer(AdapterTrainer):
         batch = self.spoken(step, micro, augment=projector is own, named=overheard)
         with computing_in(self.dtype, self.model.device):
             slots, lengths = projector(batch.frames, batch.frame_lengths)
+            prompted = own.prompted(batch.frames, batch.frame_lengths, slots)
             if overheard:
-                return self._overheard_loss(slots.float(), lengths, batch.text, "overheard")
-            parts = losses_of_slots(self.model, slots, lengths, batch.text, self.weights)
+                return self._overheard_loss(slots.float(), lengths, batch.text, "overheard", prompted)
+            parts = losses_of_slots(self.model, slots, lengths, batch.text, self.weights, prompted)
             return parts.total(self.weights), parts.figures()
 
-    def _overheard_loss(self, slots: Tensor, lengths: Tensor, text: TextBatch, kind: str) -> tuple[Tensor, Metrics]:
-        """The loss of correcting drafts: prompts hold an audio token of noise each, and nothing but the canvas is learnt."""
+    def _overheard_loss(
+        self, slots: Tensor, lengths: Tensor, text: TextBatch, kind: str, prompted: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """The loss of correcting drafts, where canvases alone are learnt: prompts hold acoustic tokens, or no sound."""
         alone = replace(
             self.weights, autoregressive=0.0, ctc=0.0, draft_share=OVERHEARD_DRAFTS, full_noise=0.0, known_start=0.0
         )
-        parts = losses_of_slots(self.model, slots, lengths, text, alone, silent=True)
+        silent = not self.model.config.projector.acoustic
+        parts = losses_of_slots(self.model, slots, lengths, text, alone, prompted, silent=silent)
         return parts.total(alone), {f"{name}_{kind}": value for name, value in parts.figures().items()}
 
     def _unspoken_loss(
@@ -256,7 +263,7 @@ class ReadingTrainer(AdapterTrainer):
         model, device, weights = self.model.train(), self.model.device, self.weights
         scale = float(self.model.projector.scale)
         if kind == "silent":
-            rows = [noise(1, self.model.backbone.hidden_size, scale) for _ in targets]
+            rows = [*model.projector.without_sound(len(targets)).cpu().split(1)]
             weights = replace(weights, diffusion=0.0, ctc=0.0)
         else:
             rows = [self.bank.draw(code, target[:-1], rng) for code, target in zip(languages, targets, strict=True)]

@@ -15,17 +15,13 @@ from typing import Literal
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaGenerationConfig, PreTrainedTokenizerBase
 
 from ...checkpoint.parts import load_backbone, load_tokenizer
 from ...denoise.steps import DenoiseOptions
-from ...errors import CheckpointError, first_line
 from ...model.backbone import Backbone
 from ...model.config import BackboneConfig
-from ...model.packing import unpack
 from ...model.projector import noise
 from ...model.prompt import PromptBuilder, fill_slots
 from ...strict import require
@@ -39,6 +35,7 @@ from ..workers import rank
 from .backbone_config import BackboneShape, small_config
 from .decoder_backbone import begin_as_decoder
 from .sentences import TextData, TextTrain, read_targets
+from .whisper_tokens import read_rows
 
 # A small denoiser has high entropy, so samples at DiffusionGemma's temperatures are mostly wrong: 8 steps from the draft of
 # 80 dev sentences give 51 % WER with these options, 62 % with t_max 0.8, t_min 0.4 and a bound of 0.1.
@@ -129,14 +126,8 @@ def keep_rows(backbone: Backbone, path: Path) -> None:
     Raises:
         CheckpointError: there is no such file, or its rows are of other tokens or of another width.
     """
-    try:
-        rows = unpack(load_file(path))["rows"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: no rows of tokens there ({first_line(error)}); run the stage 'tokenizer'") from None
     weight = backbone.lm_head_weight
-    if rows.shape != weight.shape:
-        raise CheckpointError(f"{path}: {tuple(rows.shape)} rows and columns, where the recipe has {tuple(weight.shape)}")
-    weight.data.copy_(rows)
+    weight.data.copy_(read_rows(path, weight.shape))
     weight.requires_grad_(False)
 
 

@@ -12,13 +12,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from ...checkpoint.parts import load_decoder, load_tokenizer
+from ...errors import CheckpointError, first_line
 from ...model.config import BackboneConfig
+from ...model.packing import unpack
 from ...model.prompt import LANGUAGES, instruction
 from ..decoder_start import SPACE, readable
 
@@ -143,3 +148,22 @@ def rows_for(tokens: Mapping[str, int], whisper: WhisperTokens, seed: int = 0) -
         if token in whisper.numbers:
             found[number] = whisper.rows[whisper.numbers[token]] - mean
     return found * (ROW_RMS / found.square().mean().sqrt())
+
+
+def read_rows(path: Path, shape: Sequence[int]) -> Tensor:
+    """The rows (V, H) that the stage `tokenizer` wrote.
+
+    Args:
+        path: of the file.
+        shape: that the recipe's backbone wants.
+
+    Raises:
+        CheckpointError: there is no such file, or its rows are of other tokens or of another width.
+    """
+    try:
+        rows = unpack(load_file(path))["rows"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: no rows of tokens there ({first_line(error)}); run the stage 'tokenizer'") from None
+    if rows.shape != tuple(shape):
+        raise CheckpointError(f"{path}: {tuple(rows.shape)} rows and columns, where the recipe has {tuple(shape)}")
+    return rows.float()
