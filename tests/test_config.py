@@ -52,7 +52,7 @@ def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
     configs = [
         ModelConfig("plain", ENCODER, BACKBONE),
         ModelConfig("other", replace(ENCODER, revision="v1", silence_s=0.5), BACKBONE,
-                    ProjectorConfig(8, (8,), False, (16,), 0.9, 2, 0.1), LoraConfig(2, 3, 0.5, True),
+                    ProjectorConfig(8, (8,), False, (16,), 0.9, 2, 0.1, True), LoraConfig(2, 3, 0.5, True),
                      ("hi", "zh"), True, True, True, "aligned", True, True, 0.5, 0.2, "draft", 8, "bfloat16"),
     ]  # fmt: skip
     for config in configs:

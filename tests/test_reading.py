@@ -355,3 +355,22 @@ def test_what_does_not_fit_together_is_refused(
     with pytest.raises(RecipeError, match=expected):
         train_from_recipe(written(tmp_path, content | change), tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_acoustic_tokens_are_read_in_every_pass_but_silent_ones(
+    tmp_path: Path, content: dict[str, Any], whisper_folder: Path, backbone_folder: Path
+) -> None:
+    settings = ProjectorConfig(hidden_size=24, skip_blanks=0.9, acoustic=True)
+    model = tiny_model(whisper_folder, backbone_folder, lora=False, projector=settings)
+    save_projector(model.projector, tmp_path / "acoustic")
+    content["model"]["projector"] = {"hidden_size": 24, "skip_blanks": 0.9, "acoustic": True}
+    content["train"] |= {"start_from": "acoustic", "steps": 12}
+    content |= {"overheard": 0.5}
+    content["unspoken"] |= {"share": 0.3}
+    with pytest.raises(RecipeError, match=r"'unspoken\.silent' must be 1, since nothing is cut out of acoustic tokens"):
+        train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
+    content["unspoken"] |= {"silent": 1.0}
+    train_from_recipe(written(tmp_path, content), tmp_path / "run", "cpu")
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    kinds = {name for record in records for name in record if name.startswith(("diffusion", "autoregressive"))}
+    assert kinds == {"diffusion", "autoregressive", "diffusion_overheard", "autoregressive_silent"}

@@ -57,7 +57,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_recipe(folder: Path, name: str, **changes: Any) -> Path:
     """A recipe of the repository with some sections changed, three steps long, in `folder`."""
     content = yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))
-    content["train"] |= {"steps": 3, "warmup_steps": 1, "save_every": 2, "eval_every": 3, "accumulation": 1}
+    content["train"] |= {"minutes": None, "steps": 3, "warmup_steps": 1, "save_every": 2, "eval_every": 3, "accumulation": 1}
     for section, values in changes.items():
         content[section] = content[section] | values if isinstance(values, dict) and section in content else values
     path = folder / Path(name).name

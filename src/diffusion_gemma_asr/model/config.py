@@ -49,9 +49,9 @@ class ProjectorConfig:
     scaled: bool = True  # bring the output to the scale of the backbone's token embeddings
     kernels: tuple[int, ...] = (7, 5)  # frames that each convolution sees, with half of them as padding on either side
     skip_blanks: float | None = None  # audio tokens that are CTC's blank with this probability stay out of the prompt
-    acoustic: bool = False  # prompts hold tokens straight from the frames; CTC alone reads those of the layers above
     decoder_layers: int = 0  # of a Whisper decoder, beside the linear layer (decoder_layers.py)
     dropout: float = 0.0  # while training: of what enters those layers, and of what each of their parts adds
+    acoustic: bool = False  # prompts hold tokens straight from the frames; CTC alone reads those of the layers above
 
     @property
     def described(self) -> str:

@@ -182,7 +182,9 @@ def losses(model: DiffusionGemmaASR, batch: SpeechBatch, options: LossRecipe) ->
         options: weights, and how canvases are corrupted.
     """
     slots, slot_lengths = model.projector(batch.frames, batch.frame_lengths)
-    prompted = model.projector.prompted(batch.frames, batch.frame_lengths, slots)
+    prompted = None
+    if model.config.projector.acoustic and options.uses_backbone:
+        prompted = model.projector.prompted(batch.frames, batch.frame_lengths, slots)
     return losses_of_slots(model, slots, slot_lengths, batch.text, options, prompted)
 
 

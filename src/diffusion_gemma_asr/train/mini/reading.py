@@ -98,8 +98,9 @@ class ReadingRecipe(Recipe):
             raise RecipeError("'unspoken' wants 'frozen_projector': what is cut out of utterances must stay what it was")
         if self.unspoken is not None and self.unspoken.silent and not self.losses.autoregressive:
             raise RecipeError("'unspoken.silent' wants 'losses.autoregressive': without sound there is no canvas to denoise")
-        if self.unspoken is not None and self.model.projector.acoustic and self.unspoken.silent < 1:
-            raise RecipeError("'projector.acoustic' wants 'unspoken.silent: 1': nothing is cut out of acoustic tokens")
+        if self.unspoken is not None and self.model.projector.acoustic != (self.unspoken.silent == 1):
+            wanted = "1, since nothing is cut out of acoustic tokens" if self.model.projector.acoustic else "below 1"
+            raise RecipeError(f"'unspoken.silent' must be {wanted}")
         require(0 <= self.overheard <= 1, "overheard", self.overheard, "from 0 to 1")
         if self.overheard and not (self.losses.diffusion and self.frozen_projector):
             raise RecipeError("'overheard' wants 'losses.diffusion' and 'frozen_projector': it teaches canvases alone")
