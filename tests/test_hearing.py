@@ -72,7 +72,7 @@ def new_layers(stage: Path, tokenizer: PreTrainedTokenizerBase, **shape: int) ->
 def new_listener(stage: Path, whisper: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[Listener, float]:
     rows = read_rows(stage / "rows.safetensors", (len(tokenizer), WIDTH))
     speeds = 10_000.0 ** (-torch.arange(4) / 16)
-    listener, _, factor = load_listener(str(whisper), tokenizer, rows, LANGUAGES, STRIDE, speeds)
+    listener, factor = load_listener(str(whisper), tokenizer, rows, LANGUAGES, STRIDE, speeds)
     torch.manual_seed(3)
     for layer in listener.layers:
         layer.self_attn.waves.data.normal_(std=0.3)

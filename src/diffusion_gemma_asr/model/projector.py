@@ -89,11 +89,8 @@ class AudioProjector(nn.Module):
         """
         if self.acoustic is None:
             return slots
-        stride, count = self.frames_per_slot, slots.shape[1]
-        frames = frames[:, : count * stride]
-        frames = F.pad(frames, (0, 0, 0, count * stride - frames.shape[1]))
-        tokens = self._loud(self.acoustic(frames.transpose(1, 2)).transpose(1, 2))
-        return tokens * length_mask(self.output_length(lengths), count)[..., None].to(tokens.dtype)
+        tokens = self._loud(of_slots(self.acoustic, frames, slots.shape[1]))
+        return tokens * length_mask(self.output_length(lengths), slots.shape[1])[..., None].to(tokens.dtype)
 
     def without_sound(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """(count, output_size) audio tokens of prompts that hold no sound: noise, or what frames of zeros give."""
@@ -118,6 +115,13 @@ class AudioProjector(nn.Module):
     def frames_per_slot(self) -> int:
         """Encoder frames that make one slot."""
         return math.prod(self.strides)
+
+
+def of_slots(acoustic: nn.Conv1d, frames: Tensor, count: int) -> Tensor:
+    """What a map of each slot's frames makes of frames (B, F, D) of `count` slots: (B, count, H). Missing ones are zeros."""
+    size = count * acoustic.stride[0]
+    frames = F.pad(frames[:, :size], (0, 0, 0, max(0, size - frames.shape[1])))
+    return acoustic(frames.transpose(1, 2)).transpose(1, 2)
 
 
 def noise(count: int, width: int, scale: float, generator: torch.Generator | None = None) -> Tensor:

@@ -29,8 +29,8 @@ from ...model.backbone import Backbone
 from ...model.lengths import length_mask
 from ...model.prompt import PromptBuilder
 from .acoustic_tokens import AcousticTokens, HeardUtterance
-from .fitting import centred, channel_scales, kept_variance, least_squares, unit
-from .half_heads import HalfOfHeads, HeadPlaces, carried, reading
+from .fitting import carried, centred, channel_scales, kept_variance, least_squares, reading, unit
+from .half_heads import HalfOfHeads, HeadPlaces
 from .listener import Listener, ListenerLayer
 from .text_layers import TextLayers, text_rows
 
@@ -83,7 +83,7 @@ def listener_states(listener: Listener, utterances: Sequence[HeardUtterance]) ->
                 "keys": layer.encoder_attn.k_proj(tokens),
                 "values": layer.encoder_attn.v_proj(tokens),
             }
-            states = layer(states, tokens[None], heard)
+            states = layer.feed(between)
             for key, value in (made | {"end": states[0, begun:]}).items():
                 found.setdefault(key, []).append(value)
         last.append(listener.layer_norm(states)[0, begun:])

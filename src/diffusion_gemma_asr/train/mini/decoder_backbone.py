@@ -34,11 +34,10 @@ from ...model.config import BackboneConfig
 from ...model.projector import noise
 from ...model.prompt import PromptBuilder, pad_prompts
 from .decoder_text import Spelling, silence_of
-from .fitting import Places, centred, channel_scales, few_products, kept_variance, least_squares, unit
+from .fitting import Places, carried, centred, channel_scales, few_products, kept_variance, least_squares, reading, unit
 
 SENTENCES = 800  # that the maps are fitted to
 TOKENS = 70  # of a sentence at most
-READ_RIDGE = 1e-3  # of maps that read hidden states, as a share of each input's square
 WRITE_RIDGE = 1e-2  # of maps that write to them, which stay near the decoder's own
 QUIET = 1e-3  # size of what the decoder has no counterpart for: experts, attention of the first layer
 LEAST_GAIN = 0.01  # of a channel in a norm, the mean being 1
@@ -340,14 +339,3 @@ class Fit:
         linear.weight.zero_()
         linear.weight[:, : found.shape[1]] = found
         norm.weight.copy_(channel_scales(unit(inputs @ found.T), target))
-
-
-def reading(inputs: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps that make of our normed hidden states (N, H) the decoder's (D, H), and 1 (1, H)."""
-    found = least_squares(inputs, torch.cat([theirs, theirs.new_ones(len(theirs), 1)], 1), READ_RIDGE)
-    return found[:-1], found[-1:]
-
-
-def carried(linear: nn.Linear, states: Tensor, one: Tensor) -> Tensor:
-    """The map (out, H) that makes of our hidden states what `linear` makes of the decoder's; see `reading`."""
-    return linear.weight @ states if linear.bias is None else linear.weight @ states + linear.bias[:, None] * one

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+READ_RIDGE = 1e-3  # of maps that read hidden states, as a share of each input's square
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,14 @@ def kept_variance(found: Tensor, target: Tensor) -> float:
     """The share of the target's (N, H) variance over tokens that is found."""
     missed = found - target
     return 1 - float((missed - missed.mean(0)).square().sum() / (target - target.mean(0)).square().sum())
+
+
+def reading(inputs: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps that make of our normed hidden states (N, H) the decoder's (D, H), and 1 (1, H)."""
+    found = least_squares(inputs, torch.cat([theirs, theirs.new_ones(len(theirs), 1)], 1), READ_RIDGE)
+    return found[:-1], found[-1:]
+
+
+def carried(linear: nn.Linear, states: Tensor, one: Tensor) -> Tensor:
+    """The map (out, H) that makes of our hidden states what `linear` makes of the decoder's; see `reading`."""
+    return linear.weight @ states if linear.bias is None else linear.weight @ states + linear.bias[:, None] * one

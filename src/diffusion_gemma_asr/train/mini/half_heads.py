@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .fitting import few_products, few_values, least_squares
+from .fitting import READ_RIDGE, carried, few_products, few_values, least_squares, reading
 from .listener import Attention
-
-READ_RIDGE = 1e-3  # of maps that read hidden states, as a share of each input's square
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,3 @@ class HalfOfHeads:
         norm = ((few.square().sum(1).mean() + constant**2) / size).sqrt()
         found = torch.cat([least_squares(self.read, few, READ_RIDGE), constant * self.key_one]) / norm
         return found, torch.cat([written * norm, written.new_zeros(len(written), 1)], 1)
-
-
-def reading(inputs: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps that make of our normed hidden states (N, H) the listener's (D, H), and 1 (1, H)."""
-    found = least_squares(inputs, torch.cat([theirs, theirs.new_ones(len(theirs), 1)], 1), READ_RIDGE)
-    return found[:-1], found[-1:]
-
-
-def carried(linear: nn.Linear, states: Tensor, one: Tensor) -> Tensor:
-    """The map (out, H) that makes of our hidden states what `linear` makes of the listener's; see `reading`."""
-    return linear.weight @ states if linear.bias is None else linear.weight @ states + linear.bias[:, None] * one

@@ -27,6 +27,7 @@ from ...data.augment import mask_bands
 from ...data.text import plain_text
 from ...model.config import BackboneConfig, EncoderConfig
 from ...model.encoder import AcousticEncoder
+from ...model.projector import of_slots
 from ...model.prompt import PromptBuilder
 from ...strict import require
 from .. import fingerprint
@@ -100,7 +101,7 @@ class HearingTrainer:
         self.layers = TextLayers(backbone)
         kind = backbone.config.layer_types[0]
         speeds = getattr(self.layers.encoder.rotary_emb, f"{kind}_inv_freq")
-        self.listener, _, self.factor = load_listener(
+        self.listener, self.factor = load_listener(
             recipe.whisper, tokenizer, rows, recipe.languages, recipe.stride, speeds[speeds > 0].clone()
         )
         turned, self.turn = with_constant(rows)
@@ -135,11 +136,8 @@ class HearingTrainer:
 
     def heard_by_layers(self, frames: Tensor, lengths: Tensor, targets: list[list[int]], languages: list[str]) -> Tensor:
         """The same by the backbone's layers."""
-        stride = self.recipe.stride
-        counts = (lengths + stride - 1) // stride
-        size = int(counts.max()) * stride
-        padded = F.pad(frames[:, :size], (0, 0, 0, max(0, size - frames.shape[1])))
-        tokens = self.acoustic(padded.transpose(1, 2)).transpose(1, 2)
+        counts = (lengths + self.recipe.stride - 1) // self.recipe.stride
+        tokens = of_slots(self.acoustic, frames, int(counts.max()))
         rows = text_rows(self.prompts, counts.tolist(), languages, targets)
         rows = rows._replace(**{name: value.to(self.device) for name, value in rows._asdict().items()})
         return self.layers.backbone.head.logits(self.layers(rows, tokens, counts)[rows.spoken])
@@ -211,8 +209,8 @@ class HearingTrainer:
         for i in self.utterances():
             utterance = self.data.utterances[i]
             frames, _ = self.data.cache.batch([utterance])
-            padded = F.pad(frames.float(), (0, 0, 0, -frames.shape[1] % self.recipe.stride)).to(self.device)
-            tokens = self.acoustic(padded.transpose(1, 2))[0].T
+            count = -(-frames.shape[1] // self.recipe.stride)
+            tokens = of_slots(self.acoustic, frames.float().to(self.device), count)[0]
             heard.append((tokens.cpu(), utterance.language, self.targets[i][:-1]))
         self.layers.cpu()
         return join_audio(self.layers, self.prompts, heard)

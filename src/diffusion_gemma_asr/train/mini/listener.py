@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
+from transformers.models.whisper.modeling_whisper import WhisperModel
 
 from ...checkpoint.parts import load_pretrained, load_tokenizer
 from ...errors import CheckpointError
 from ...model.config import BackboneConfig
 from ...model.lengths import length_mask
+from ...model.projector import of_slots
 from ..decoder_start import readable
 
 IGNORED = -100  # places behind the end of a row, in targets
@@ -80,7 +82,10 @@ class ListenerLayer(nn.Module):
 
     def forward(self, states: Tensor, tokens: Tensor, heard: Tensor) -> Tensor:
         """As `attend`, behind the feed-forward block."""
-        states = self.attend(states, tokens, heard)
+        return self.feed(self.attend(states, tokens, heard))
+
+    def feed(self, states: Tensor) -> Tensor:
+        """(B, T, D) → behind the feed-forward block."""
         return states + self.fc2(F.gelu(self.fc1(self.final_layer_norm(states))))
 
 
@@ -121,9 +126,7 @@ class Listener(nn.Module):
     def hear(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (B, F, D), zeros behind each end, with lengths (B,) → acoustic tokens (B, S, D), and how many (B,)."""
         counts = (lengths + self.stride - 1) // self.stride
-        size = int(counts.max()) * self.stride
-        padded = F.pad(frames[:, :size], (0, 0, 0, max(0, size - frames.shape[1])))
-        return self.acoustic(padded.transpose(1, 2)).transpose(1, 2), counts
+        return of_slots(self.acoustic, frames, int(counts.max())), counts
 
     def embed(self, ids: Tensor, languages: Tensor) -> Tensor:
         """Tokens (B, T) behind the start in a language (B,) → (B, n + T, D)."""
@@ -159,7 +162,7 @@ def rows_of(targets: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 def load_listener(
     name: str, tokenizer: PreTrainedTokenizerBase, rows: Tensor, languages: Sequence[str], stride: int, speeds: Tensor
-) -> tuple[Listener, Tensor, float]:
+) -> tuple[Listener, float]:
     """A new listener.
 
     Args:
@@ -169,13 +172,11 @@ def load_listener(
         stride, speeds: see `Listener`.
 
     Returns:
-        it, the mean (D,) that `rows_for` took off Whisper's rows, and the factor that it multiplied them with.
+        it, and the factor that `rows_for` multiplied Whisper's rows with.
 
     Raises:
         CheckpointError: there is no such Whisper, or none of its tokens is one of the backbone's.
     """
-    from transformers.models.whisper.modeling_whisper import WhisperModel
-
     whisper: Any = load_pretrained(WhisperModel, name, "decoder", dtype=torch.float32)
     decoder = whisper.decoder
     theirs = load_tokenizer(BackboneConfig(name))
@@ -188,7 +189,7 @@ def load_listener(
     own, other = rows[[*known]].float(), embeddings[[*known.values()]] - mean
     factor = float((own * other).sum() / other.square().sum())
     starts = torch.stack([embeddings[start_of(vocabulary, code, decoder.config)] for code in languages])
-    return Listener(decoder, rows.float() / factor + mean, starts, stride, speeds), mean, factor
+    return Listener(decoder, rows.float() / factor + mean, starts, stride, speeds), factor
 
 
 def start_of(vocabulary: Mapping[str, int], language: str, config: Any) -> list[int]:
